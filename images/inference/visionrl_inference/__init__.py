@@ -1,0 +1,1 @@
+"""The inference server: vLLM started from the job, adapters fetched by name."""

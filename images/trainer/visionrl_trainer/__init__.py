@@ -1,0 +1,1 @@
+"""The trainer: samples rollouts, updates the LoRA policy, publishes its versions."""

@@ -1,0 +1,1 @@
+"""Reconciles VisionRLJobs: what should exist, and making it so, in Kubernetes or on this machine."""

@@ -1,0 +1,1 @@
+"""What every part of VisionRL shares: the job, its status, the rollout contract, the command line."""
