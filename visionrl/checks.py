@@ -1,0 +1,207 @@
+"""Rules of a job that span several fields: what contradicts itself, and what is likely not meant.
+
+The operator runs the same checks on every object that it sees, so an API server without CEL validation loses
+nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from visionrl.job import FIRST_TRAINING_SEED, JobSpec
+
+# Names of models that take images, as published on the hubs and by API providers.
+VISION_MODELS = re.compile(
+    r"gpt-4o|gpt-4\.1|gpt-4-turbo|gpt-5|claude-3|claude-(sonnet|opus|haiku)|gemini|qwen[\d.]*-?vl|pixtral|llava"
+    r"|internvl|phi-[34][\w.]*-(vision|multimodal)|molmo|smolvlm|gemma-?3|llama-3\.2.*vision|llama-4|glm-4[\w.]*v",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a job, at a dotted path such as ``spec.training.groupSize``."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def takes_images(model: str) -> bool:
+    """Whether a model of this name is known to take images."""
+    return model == "tiny" or VISION_MODELS.search(model) is not None
+
+
+def uses_vision(spec: JobSpec) -> bool:
+    """Whether episodes send frames: the explicit setting wins, then the model's."""
+    explicit = spec.rollout.policy_config.use_vision
+    if explicit is not None:
+        return explicit
+    supported = spec.model.supports_vision
+    return takes_images(spec.model.base) if supported is None else supported
+
+
+def evaluation_seeds(spec: JobSpec) -> range:
+    """The held-out seeds."""
+    first = spec.evaluation.first_seed
+    return range(first, first + spec.evaluation.episodes)
+
+
+def contradictions(spec: JobSpec) -> list[Problem]:
+    """Every contradiction in the specification, in the order of its fields; empty means valid."""
+    return [problem for check in CHECKS for problem in check(spec)]
+
+
+def warnings(spec: JobSpec) -> list[Problem]:
+    """What is allowed and probably not meant."""
+    found = []
+    if spec.rollout.policy_config.top_p < 1:
+        found.append(
+            Problem(
+                "spec.rollout.policyConfig.topP",
+                "applies to evaluation only: training samples the whole distribution, a nucleus biases the ratios",
+            )
+        )
+    if spec.storage.run_claim is None and spec.storage.run_size is None and spec.training.iterations > 20:
+        found.append(
+            Problem(
+                "spec.storage",
+                "no claim for the run folder: in a cluster, checkpoints are lost with the trainer's pod; "
+                "set runSize or runClaim",
+            )
+        )
+    return found
+
+
+def _algorithm(spec: JobSpec) -> Iterator[Problem]:
+    if spec.algorithm.type == "sft" and spec.training.warm_start is None:
+        yield Problem("spec.training.warmStart", "required with algorithm.type sft")
+    if spec.algorithm.type == "rl" and spec.training.group_size < 2:
+        yield Problem(
+            "spec.training.groupSize",
+            "must be at least 2: advantages compare the episodes of a group, one episode has nothing to learn from",
+        )
+    if spec.algorithm.advantage == "outcome" and spec.algorithm.gamma != 1:
+        yield Problem("spec.algorithm.gamma", "has no effect with advantage outcome; remove it or use advantage turn")
+    low, high = spec.algorithm.clip_low, spec.algorithm.clip_high
+    if low is not None and high is not None and high < low:
+        yield Problem("spec.algorithm.clipHigh", f"must not be below clipLow ({low})")
+
+
+def _model(spec: JobSpec) -> Iterator[Problem]:
+    model = spec.model
+    if model.tiny is not None and model.base != "tiny":
+        yield Problem("spec.model.tiny", f"only with base tiny, but base is {model.base!r}")
+    if model.base == "tiny" and model.revision is not None:
+        yield Problem("spec.model.revision", "has no meaning with base tiny")
+    if model.tiny and model.tiny.hidden_size % (2 * model.tiny.heads):
+        yield Problem("spec.model.tiny.hiddenSize", f"must be a multiple of 2 × heads ({2 * model.tiny.heads})")
+    if model.tiny and model.tiny.vision_hidden_size % 32:
+        yield Problem("spec.model.tiny.visionHiddenSize", "must be a multiple of 32 (the width of a head)")
+    if spec.training.warm_start is not None and model.base != "tiny":
+        yield Problem(
+            "spec.training.warmStart",
+            "trains all weights and is offered for base tiny; remove it, or set model.base to tiny",
+        )
+
+
+def _vision(spec: JobSpec) -> Iterator[Problem]:
+    policy, images = spec.rollout.policy_config, spec.inference.vllm.limit_mm_per_prompt.image
+    if policy.image_only_mode and not uses_vision(spec):
+        yield Problem(
+            "spec.rollout.policyConfig.imageOnlyMode",
+            f"needs a vision model, but {spec.model.base!r} is not known as one; choose another model.base, set "
+            "model.supportsVision to true, or set imageOnlyMode to false",
+        )
+    if policy.use_vision and spec.model.supports_vision is False:
+        yield Problem("spec.rollout.policyConfig.useVision", "is true, but model.supportsVision is false")
+    if uses_vision(spec) and images < 1:
+        yield Problem(
+            "spec.inference.vllm.limitMmPerPrompt.image",
+            "must be at least 1: the policy sends one frame a prompt",
+        )
+    if spec.model.base == "tiny":
+        merge = spec.model.tiny.spatial_merge_size if spec.model.tiny else 1
+        if spec.rollout.env_config.image_size % (16 * merge):
+            yield Problem(
+                "spec.rollout.envConfig.imageSize",
+                f"must be a multiple of {16 * merge} for the tiny model (16 px patches, merged {merge} × {merge})",
+            )
+
+
+def _gpus(spec: JobSpec) -> Iterator[Problem]:
+    gpu, tensor_parallel = spec.inference.gpu, spec.inference.vllm.tensor_parallel_size
+    if gpu is not None and gpu.count != tensor_parallel:
+        yield Problem(
+            "spec.inference.gpu.count",
+            f"is {gpu.count}, but vllm.tensorParallelSize is {tensor_parallel}: one server uses exactly its GPUs",
+        )
+    if gpu is None and tensor_parallel > 1:
+        yield Problem("spec.inference.vllm.tensorParallelSize", "above 1 needs inference.gpu")
+    if spec.trainer.gpu is not None and spec.trainer.gpu.count > 1:
+        yield Problem("spec.trainer.gpu.count", "must be 1: the trainer does not split a model over GPUs yet")
+
+
+def _lengths(spec: JobSpec) -> Iterator[Problem]:
+    policy, vllm = spec.rollout.policy_config, spec.inference.vllm
+    if policy.max_tokens >= vllm.max_model_len:
+        yield Problem(
+            "spec.rollout.policyConfig.maxTokens",
+            f"leaves no room for the prompt: vllm.maxModelLen is {vllm.max_model_len}",
+        )
+    turn_ops = 1 + policy.max_actions
+    if spec.rollout.max_ops < turn_ops:
+        yield Problem("spec.rollout.maxOps", f"must be at least {turn_ops}: one turn with its actions")
+    if policy.turn_timeout_s > spec.rollout.max_time_s:
+        yield Problem("spec.rollout.policyConfig.turnTimeoutS", "must not exceed rollout.maxTimeS")
+
+
+def _training(spec: JobSpec) -> Iterator[Problem]:
+    rewards, training = spec.training.rewards, spec.training
+    if rewards.weights and rewards.step_rewards != "per_achievement":
+        yield Problem("spec.training.rewards.weights", "only with stepRewards per_achievement")
+    episodes = training.groups_per_iteration * training.group_size
+    if training.updates_per_iteration > episodes * spec.rollout.policy_config.max_llm_calls:
+        yield Problem("spec.training.updatesPerIteration", "exceeds the decisions of an iteration")
+    if evaluation_seeds(spec).stop > FIRST_TRAINING_SEED:
+        yield Problem(
+            "spec.evaluation.episodes", f"seeds must stay below {FIRST_TRAINING_SEED}: training's begin there"
+        )
+
+
+def _storage(spec: JobSpec) -> Iterator[Problem]:
+    storage = spec.storage
+    if storage.run_claim and storage.run_size:
+        yield Problem("spec.storage.runSize", "contradicts runClaim: name an existing claim or have one made")
+    if storage.storage_class_name and not storage.run_size:
+        yield Problem("spec.storage.storageClassName", "needs runSize")
+
+
+def _operations(spec: JobSpec) -> Iterator[Problem]:
+    for index, rule in enumerate(spec.failure_policy.rules):
+        if not (rule.component or rule.exit_codes or rule.reasons):
+            yield Problem(
+                f"spec.failurePolicy.rules[{index}]",
+                "matches everything: name a component, exitCodes or reasons",
+            )
+    before, active = spec.lifecycle.pre_running_deadline_seconds, spec.lifecycle.active_deadline_seconds
+    if before is not None and active is not None and before > active:
+        yield Problem("spec.lifecycle.preRunningDeadlineSeconds", f"exceeds activeDeadlineSeconds ({active})")
+    if spec.placement.topology == "SameNode" and (spec.inference.gpu is None) != (spec.trainer.gpu is None):
+        yield Problem("spec.placement.topology", "SameNode needs gpu on both inference and trainer, or on neither")
+
+
+CHECKS: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
+    _algorithm,
+    _model,
+    _vision,
+    _gpus,
+    _lengths,
+    _training,
+    _storage,
+    _operations,
+)

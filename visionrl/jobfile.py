@@ -1,0 +1,136 @@
+"""Reading job files: YAML 1.2 with duplicate keys refused, every error with its line, path and fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from visionrl.checks import Problem, contradictions
+from visionrl.job import Job
+
+Location = tuple[str | int, ...]
+
+
+class JobFileError(ValueError):
+    """A job file that cannot be used; ``problems`` lists everything that is wrong with it."""
+
+    def __init__(self, source: str, problems: list[Problem], lines: Mapping[str, int] | None = None) -> None:
+        self.source, self.problems, self.lines = source, problems, dict(lines or {})
+        super().__init__("\n".join(self._line(problem) for problem in problems))
+
+    def _line(self, problem: Problem) -> str:
+        line = self.lines.get(problem.path)
+        where = f"{self.source}:{line}" if line else self.source
+        return f"{where}: {problem}" if problem.path else f"{where}: {problem.message}"
+
+
+def load_job(path: Path) -> Job:
+    """Read and check a job file. Raises :class:`JobFileError`, or ``OSError`` where it cannot be read."""
+    return parse_job(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_job(text: str, source: str = "job") -> Job:
+    """Parse and check one YAML document."""
+    data, lines = _parse_yaml(text, source)
+    if not isinstance(data, dict):
+        raise JobFileError(source, [Problem("", f"expected a mapping, found {_kind(data)}")])
+    try:
+        job = Job.model_validate(data, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise JobFileError(source, list(problems(error, Job)), lines) from None
+    if wrong := contradictions(job.spec):
+        raise JobFileError(source, wrong, lines)
+    return job
+
+
+def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterable[Problem]:
+    """pydantic's errors as problems, with the nearest known name for an unknown key."""
+    for item in error.errors():
+        location: Location = item["loc"]
+        path = ".".join(filter(None, (prefix, dotted(location))))
+        if item["type"] == "extra_forbidden":
+            yield Problem(path, _unknown_key(str(location[-1]), _fields_at(model, location[:-1])))
+        elif item["type"] == "missing":
+            yield Problem(path, "required")
+        else:
+            found = item["input"]
+            shown = "" if isinstance(found, dict | list) else f", found {found!r}"
+            yield Problem(path, item["msg"][0].lower() + item["msg"][1:] + shown)
+
+
+def dotted(location: Location) -> str:
+    """("spec", "rules", 0, "action") → "spec.rules[0].action"."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _unknown_key(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key; {hint}"
+
+
+def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
+    """Keys that the model at this place of the document knows."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        for name, field in model.model_fields.items():
+            if part in (field.alias, name):
+                nested = _nested_model(field.annotation)
+                if nested is None:
+                    return []
+                model = nested
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _nested_model(argument):
+            return found
+    return None
+
+
+def _parse_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        documents = [node for node in yaml.compose_all(text) if node is not None]
+        if len(documents) != 1:
+            raise JobFileError(source, [Problem("", f"expected one document, found {len(documents)}")])
+        return YAML(typ="safe", pure=True).load(text), _line_numbers(documents[0])
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise JobFileError(source, [Problem("", f"{line}{(error.problem or str(error)).strip()}")]) from None
+
+
+def _line_numbers(node: Node, path: str = "") -> dict[str, int]:
+    """Line (from 1) of every key and list item by its dotted path."""
+    lines: dict[str, int] = {}
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            child = f"{path}.{key.value}" if path else str(key.value)
+            lines[child] = key.start_mark.line + 1
+            lines |= _line_numbers(value, child)
+    elif isinstance(node, SequenceNode):
+        for index, value in enumerate(node.value):
+            child = f"{path}[{index}]"
+            lines[child] = value.start_mark.line + 1
+            lines |= _line_numbers(value, child)
+    return lines
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__

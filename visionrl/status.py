@@ -1,0 +1,154 @@
+"""What a job reports: the status subresource, and the trainer's own report that feeds it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from visionrl.job import Component, Model, NonNegativeInt
+
+ConditionType = Literal[
+    "Accepted",
+    "Admitted",
+    "TaskAppReady",
+    "InferenceReady",
+    "TrainerRunning",
+    "Suspended",
+    "Complete",
+    "Failed",
+]
+Phase = Literal["Pending", "Starting", "WarmStart", "Running", "Restarting", "Suspended", "Complete", "Failed"]
+
+
+class Condition(Model):
+    """`metav1.Condition`."""
+
+    type: ConditionType
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    """CamelCase word."""
+    message: str = ""
+    last_transition_time: str
+    """RFC 3339, UTC; changes with `status` only."""
+    observed_generation: int = 0
+
+
+class Score(Model):
+    """A mean over episodes with its bootstrap interval."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    episodes: int
+
+
+class EvaluationProgress(Model):
+    """Unique achievements an episode on the held-out seeds."""
+
+    before: Score | None = None
+    latest: Score | None = None
+    latest_iteration: int | None = None
+
+
+class Progress(Model):
+    """How far training is."""
+
+    iteration: NonNegativeInt = 0
+    """Iterations completed."""
+    total: NonNegativeInt = 0
+    episodes: NonNegativeInt = 0
+    """Training episodes completed."""
+    episodes_per_minute: float | None = None
+    reward: float | None = None
+    """Mean return of the last iteration's episodes."""
+    evaluation: EvaluationProgress = EvaluationProgress()
+    mismatch_kl: float | None = Field(default=None, alias="mismatchKL")
+    """KL divergence between serving and training logprobs of the last batch."""
+    staleness: int | None = None
+    """Versions that the last batch lagged behind."""
+    sync_seconds: float | None = None
+    """Publishing and first serving of the last adapter."""
+    eta: str | None = None
+    """Expected completion, RFC 3339."""
+
+
+class PolicyVersions(Model):
+    """Adapter names."""
+
+    trained: str | None = None
+    """Last version that training produced."""
+    serving: str | None = None
+    """Version that passed the canary and serves rollouts."""
+
+
+TrainerPhase = Literal["Starting", "WarmStart", "WaitingForInference", "Evaluating", "Training", "Complete", "Failed"]
+
+
+class TrainerReport(Model):
+    """The answer of the trainer's `GET /status`."""
+
+    phase: TrainerPhase
+    message: str = ""
+    """One line for people: what it does or waits for."""
+    base_ready: bool = False
+    """The base model can be fetched (`GET /base/manifest.json`); always true without a warm start."""
+    progress: Progress = Progress()
+    policy: PolicyVersions = PolicyVersions()
+
+
+class Attempt(Model):
+    """One run of the trainer."""
+
+    number: NonNegativeInt
+    started: str
+    ended: str | None = None
+    cause: str | None = None
+    """Why it ended, e.g. "trainer: exit code 137 (OOMKilled)"; empty while it runs or when it completed."""
+    counted: bool = True
+    """Whether its failure counts against `maxRestarts`."""
+
+
+class ComponentStatus(Model):
+    """One part."""
+
+    name: Component
+    ready: bool
+    restarts: NonNegativeInt = 0
+    node: str | None = None
+    message: str = ""
+
+
+class JobStatus(Model):
+    """The status subresource."""
+
+    observed_generation: int = 0
+    phase: Phase = "Pending"
+    """Derived from the conditions; nothing is driven by it."""
+    reason: str = ""
+    """Why the job is where it is, in one line."""
+    conditions: list[Condition] = Field(default_factory=list)
+    attempt: NonNegativeInt = 0
+    """Current attempt; children of older ones are deleted before it starts."""
+    restarts: NonNegativeInt = 0
+    """Failures that counted against `maxRestarts`."""
+    attempts: list[Attempt] = Field(default_factory=list)
+    """The last ten."""
+    start_time: str | None = None
+    completion_time: str | None = None
+    active_seconds: NonNegativeInt = 0
+    """Time not suspended, up to `active_since`."""
+    active_since: str | None = None
+    """Start of the current unsuspended stretch."""
+    components: list[ComponentStatus] = Field(default_factory=list)
+    progress: Progress = Progress()
+    policy: PolicyVersions = PolicyVersions()
+
+    def condition(self, type_: ConditionType) -> Condition | None:
+        return next((condition for condition in self.conditions if condition.type == type_), None)
+
+    @property
+    def finished(self) -> bool:
+        return any(c.type in ("Complete", "Failed") and c.status == "True" for c in self.conditions)
