@@ -1,0 +1,67 @@
+"""The compiled world generator makes stock Crafter's worlds."""
+
+import numpy as np
+import pytest
+from stock_crafter import Unrendered, assert_same_state
+
+from visionrl_taskapp.env import CrafterEnv, warm_up
+from visionrl_taskapp.render import _draw_night
+from visionrl_taskapp.worldgen import _place_creatures, _place_materials, _terrain_noise
+
+
+def check_seeds(seeds: range | list[int]) -> None:
+    env = CrafterEnv(image_size=18)
+    for seed in seeds:
+        env.reset(seed)
+        assert_same_state(env, Unrendered(seed))
+
+
+def test_worlds_equal_stock_creature_by_creature() -> None:
+    check_seeds([*range(30), 2**31 - 1, 2**31, 2**64 + 17, 10**30])
+
+
+@pytest.mark.slow
+def test_a_thousand_worlds_equal_stock() -> None:
+    check_seeds(range(1000, 2000))
+
+
+def test_a_seed_gives_its_world_whatever_was_played_before() -> None:
+    env, fresh = CrafterEnv(image_size=18), CrafterEnv(image_size=18)
+    env.reset(5)
+    for _ in range(20):
+        env.step("move_left")
+    env.reset(7)
+    fresh.reset(7)
+    assert env.state_hash() == fresh.state_hash()
+    assert env.step_count == 0
+    assert not env.unlocked
+
+
+def test_global_random_state_is_neither_used_nor_changed() -> None:
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    env = CrafterEnv(image_size=18)
+    env.reset(11)
+    env.step("do")
+    env.render()
+    first = env.state_hash()
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.random.seed(4)
+    env.reset(11)
+    env.step("do")
+    assert env.state_hash() == first
+
+
+def test_after_warm_up_nothing_is_left_to_compile() -> None:
+    warm_up()
+    compiled = [_terrain_noise, _place_materials, _place_creatures, _draw_night]
+    before = [len(f.signatures) for f in compiled]
+    assert all(before)
+    env = CrafterEnv(image_size=64)
+    env.reset(3)
+    world = env._world
+    world.daylight = 0.1
+    env.render()
+    env._player.sleeping = True
+    env.render()
+    assert [len(f.signatures) for f in compiled] == before
