@@ -160,7 +160,8 @@ class World(engine.World):
         self._objects = [None] * state.slots
         player = None
         for slot, kind, fields in state.objects:
-            obj = self._objects[slot] = object.__new__(kind)
+            obj: Any = object.__new__(kind)
+            self._objects[slot] = obj
             vars(obj).update(_copy_fields(fields), world=self, random=self.random)
             if kind is objects.Player:
                 player = obj
@@ -168,7 +169,7 @@ class World(engine.World):
                 obj.player = player  # the player is the first object that a world gets
         self._chunks = collections.defaultdict(_OrderedSet)
         for key, slots in state.chunks:
-            self._chunks[key] = _OrderedSet.fromkeys(self._objects[slot] for slot in slots)
+            self._chunks[key] = _OrderedSet((self._objects[slot], None) for slot in slots)
         return player
 
     def state_hash(self, step: int) -> str:

@@ -111,8 +111,9 @@ def test_rules_say_what_actions_cost() -> None:
     for item, recipe in make.items():
         env = started()
         env._player.inventory.update(recipe.uses)
+        px, py = env._player.pos
         for index, material in enumerate(recipe.nearby):
-            env._world[env._player.pos + (1, index)] = material
+            env._world[px + 1, py + index] = material
         assert env.step(f"make_{item}").unlocked == (f"make_{item}",)
         assert env.inventory[item] == recipe.gives
         assert all(env.inventory[used] == 0 for used in recipe.uses)
@@ -311,7 +312,8 @@ def test_difficulty_decides_what_a_hit_costs(difficulty: str, hits: tuple[int, i
     for sleeping, damage in zip((False, True), hits, strict=True):
         env = started(difficulty=difficulty)
         env._player.sleeping = sleeping
-        zombie = Zombie(env._world, env._player.pos + (1, 0), env._player)
+        px, py = env._player.pos
+        zombie = Zombie(env._world, (px + 1, py), env._player)
         env._world.add(zombie)
         while not zombie.cooldown:
             zombie.update()
@@ -346,9 +348,10 @@ def test_the_local_view_names_what_stock_draws() -> None:
         env.step(action)
         stock.step(ACTIONS.index(action))
         view, player = env.local_view(), stock._player
+        px, py = player.pos
         for x in range(9):
             for y in range(7):
-                material, obj = stock._world[player.pos + (x - 4, y - 3)]
+                material, obj = stock._world[px + x - 4, py + y - 3]
                 assert view.materials[x, y] == (material or "")
                 assert view.objects[x, y] == (obj.texture if obj else "")
         assert view.facing == tuple(player.facing)

@@ -84,10 +84,9 @@ def test_a_changed_byte_is_refused_or_harmless(at: int, flip: int) -> None:
     data[at] ^= flip
     try:
         decoded = decode_png(bytes(data))
-    except ValueError as error:
-        assert "PNG" in str(error)
-    else:
-        np.testing.assert_array_equal(decoded, NOISE)
+    except ValueError:
+        return
+    np.testing.assert_array_equal(decoded, NOISE)
 
 
 @pytest.mark.parametrize(

@@ -137,5 +137,5 @@ def test_night_noise_changes_from_step_to_step_and_from_world_to_world() -> None
 
 
 def test_an_image_too_small_for_the_view_is_refused_with_the_least_size() -> None:
-    with pytest.raises(ValueError, match="image_size is 17.*at least 18"):
+    with pytest.raises(ValueError, match=r"image_size is 17.*at least 18"):
         CrafterEnv(image_size=17)
