@@ -1,0 +1,99 @@
+"""What a part of a job is told by its environment variables (docs/architecture.md, *What a container gets*)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from visionrl.job import Job
+from visionrl.jobfile import problems
+
+EXIT_CONFIGURATION = 2
+"""The configuration cannot work: a retry would fail alike."""
+
+
+class ConfigurationError(Exception):
+    """The environment or the job cannot work; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One running part and where the others are."""
+
+    variables: Mapping[str, str]
+
+    @classmethod
+    def from_environment(cls) -> Part:
+        return cls(os.environ)
+
+    def _required(self, name: str) -> str:
+        value = self.variables.get(name)
+        if not value:
+            raise ConfigurationError(f"environment variable {name} is not set")
+        return value
+
+    @property
+    def job_file(self) -> Path:
+        return Path(self._required("VISIONRL_JOB"))
+
+    def job(self) -> Job:
+        """The job as it is now: fields that may change while it runs are read again."""
+        return read_job(self.job_file)
+
+    @property
+    def key(self) -> str:
+        """The job's key. Raises :class:`ConfigurationError` where the file is missing or empty."""
+        path = Path(self._required("VISIONRL_KEY_FILE"))
+        try:
+            key = path.read_text().strip()
+        except OSError as error:
+            raise ConfigurationError(f"VISIONRL_KEY_FILE: cannot read {path}: {error.strerror}") from None
+        if not key:
+            raise ConfigurationError(f"VISIONRL_KEY_FILE: {path} is empty")
+        return key
+
+    @property
+    def host(self) -> str:
+        return self.variables.get("VISIONRL_HOST", "127.0.0.1")
+
+    @property
+    def port(self) -> int:
+        value = self.variables.get("VISIONRL_PORT", "8000")
+        if not value.isdecimal() or not 0 < int(value) < 65536:
+            raise ConfigurationError(f"VISIONRL_PORT: {value!r} is not a port")
+        return int(value)
+
+    @property
+    def taskapp_url(self) -> str:
+        return self._required("VISIONRL_TASKAPP_URL")
+
+    @property
+    def inference_url(self) -> str:
+        return self._required("VISIONRL_INFERENCE_URL")
+
+    @property
+    def trainer_url(self) -> str:
+        return self._required("VISIONRL_TRAINER_URL")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self._required("VISIONRL_RUN_DIR"))
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self._required("VISIONRL_CACHE_DIR"))
+
+
+def read_job(path: Path) -> Job:
+    """The resolved job (JSON). Raises :class:`ConfigurationError`."""
+    try:
+        return Job.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"VISIONRL_JOB: cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        listed = "; ".join(str(problem) for problem in problems(error, Job))
+        raise ConfigurationError(f"VISIONRL_JOB: {path}: {listed}") from None
