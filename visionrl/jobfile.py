@@ -50,13 +50,18 @@ def parse_job(text: str, source: str = "job") -> Job:
     return job
 
 
-def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterable[Problem]:
-    """pydantic's errors as problems, with the nearest known name for an unknown key."""
+def problems(
+    error: ValidationError, model: type[BaseModel], prefix: str = "", by_alias: bool = True
+) -> Iterable[Problem]:
+    """pydantic's errors as problems, with the nearest known name for an unknown key.
+
+    `by_alias` suggests the names of files (camelCase), otherwise those of Python and of the HTTP messages.
+    """
     for item in error.errors():
         location: Location = item["loc"]
         path = ".".join(filter(None, (prefix, dotted(location))))
         if item["type"] == "extra_forbidden":
-            yield Problem(path, _unknown_key(str(location[-1]), _fields_at(model, location[:-1])))
+            yield Problem(path, _unknown_key(str(location[-1]), _fields_at(model, location[:-1], by_alias)))
         elif item["type"] == "missing":
             yield Problem(path, "required")
         else:
@@ -80,7 +85,7 @@ def _unknown_key(name: str, known: Iterable[str]) -> str:
     return f"unknown key; {hint}"
 
 
-def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
+def _fields_at(model: type[BaseModel], location: Location, by_alias: bool) -> list[str]:
     """Keys that the model at this place of the document knows."""
     for part in location:
         if isinstance(part, int):
@@ -91,7 +96,7 @@ def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
                 if nested is None:
                     return []
                 model = nested
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [(by_alias and field.alias) or name for name, field in model.model_fields.items()]
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:

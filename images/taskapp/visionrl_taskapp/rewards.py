@@ -1,0 +1,33 @@
+"""The reward of one decision, as pure functions of what it unlocked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from visionrl.job import Rewards
+from visionrl.rollout import RewardSplit
+
+
+def decision_reward(unlocked: Sequence[str], valid: bool, env_reward: float, rewards: Rewards) -> RewardSplit:
+    """Split a decision's reward.
+
+    `unlocked` are the achievements that the decision reached for the first time in its episode, `valid` says whether
+    the answer was a usable tool call, `env_reward` is Crafter's own reward summed over the actions.
+    """
+    return RewardSplit(
+        event=float(len(unlocked)),
+        step=step_reward(unlocked, rewards),
+        penalty=0.0 if valid else rewards.invalid_penalty,
+        env=env_reward,
+    )
+
+
+def step_reward(unlocked: Sequence[str], rewards: Rewards) -> float:
+    """The job's additional reward for a decision that unlocked something."""
+    match rewards.step_rewards:
+        case "off":
+            return 0.0
+        case "consistent":
+            return rewards.step_lambda if unlocked else 0.0
+        case "per_achievement":
+            return float(sum(rewards.weights.get(name, 1.0) for name in unlocked))

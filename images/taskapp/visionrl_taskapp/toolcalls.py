@@ -1,0 +1,198 @@
+"""Reading a model's answer: the tool's name and format, and strict parsing that never raises.
+
+A server with a tool parser puts calls into the message's `tool_calls`; others leave them in the text, as
+`<tool_call>{json}</tool_call>` (Qwen's and Hermes's format), as fenced or as bare JSON. All are understood, and
+either way the call must name the tool and known actions, and not too many of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from visionrl.rollout import ToolCall
+from visionrl_taskapp.rules import ACTIONS
+
+TOOL_NAME = "interact_many"
+
+ErrorKind = Literal["no_call", "many_calls", "bad_json", "unknown_tool", "bad_arguments"]
+
+_BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+# Objects that are tried in a text without tags: enough for any sane answer, and bounds the work on others.
+_MAX_CANDIDATES = 32
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Actions:
+    """A usable answer."""
+
+    actions: tuple[str, ...]
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True)
+class InvalidAnswer:
+    """An answer that cannot be executed: what is wrong with it, and the calls as far as they could be read."""
+
+    kind: ErrorKind
+    message: str
+    calls: tuple[ToolCall, ...] = ()
+
+
+class _AnswerError(Exception):
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+
+
+def tool(max_actions: int) -> dict[str, Any]:
+    """The one tool, in OpenAI's form."""
+    return {
+        "type": "function",
+        "function": {
+            "name": TOOL_NAME,
+            "description": f"Do 1 to {max_actions} actions in the given order.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "actions": {
+                        "type": "array",
+                        "items": {"type": "string", "enum": list(ACTIONS)},
+                        "minItems": 1,
+                        "maxItems": max_actions,
+                    }
+                },
+                "required": ["actions"],
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+def call(actions: Sequence[str]) -> ToolCall:
+    return ToolCall(tool_name=TOOL_NAME, arguments={"actions": list(actions)})
+
+
+def call_text(tool_call: ToolCall) -> str:
+    """A call as a Qwen model writes it."""
+    body = json.dumps({"name": tool_call.tool_name, "arguments": tool_call.arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """An assistant message as one text: its content, and calls that the server's parser has taken out of it.
+
+    The parser re-serialises arguments, so the text may differ in white space from what was sampled; training
+    reads token ids, never this text.
+    """
+    content = message.get("content")
+    parts = [content.strip()] if isinstance(content, str) and content.strip() else []
+    for item in _tool_calls(message):
+        function = item.get("function") if isinstance(item, Mapping) else None
+        name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, Mapping) else (0, 0)
+        body = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        parts.append(f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {body}}}\n</tool_call>')
+    return "\n".join(parts)
+
+
+def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidAnswer:
+    """Read an assistant message of a chat completion. Whatever it holds, this returns."""
+    found: list[ToolCall] = []
+    try:
+        found.extend(_read_field(_tool_calls(message)) or _read_text(message.get("content")))
+        return Actions(_check(found, max_actions), tuple(found))
+    except _AnswerError as wrong:
+        return InvalidAnswer(wrong.kind, str(wrong), tuple(found))
+
+
+def _tool_calls(message: Mapping[str, Any]) -> Sequence[Any]:
+    calls = message.get("tool_calls")
+    return calls if isinstance(calls, list) else ()
+
+
+def _check(calls: Sequence[ToolCall], max_actions: int) -> tuple[str, ...]:
+    if not calls:
+        raise _AnswerError("no_call", f"no tool call in the answer; call {TOOL_NAME} once")
+    if len(calls) > 1:
+        raise _AnswerError("many_calls", f"{len(calls)} tool calls in one answer; call {TOOL_NAME} once")
+    name, arguments = calls[0].tool_name, calls[0].arguments
+    if name != TOOL_NAME:
+        raise _AnswerError("unknown_tool", f"unknown tool {_shown(name)}; the tool is {TOOL_NAME}")
+    if unknown := sorted(arguments.keys() - {"actions"}):
+        raise _AnswerError("bad_arguments", f"unknown argument {_shown(unknown[0])}; the argument is actions")
+    actions = arguments.get("actions")
+    if not isinstance(actions, list):
+        raise _AnswerError("bad_arguments", f"actions must be a list, not {type(actions).__name__}")
+    if not 1 <= len(actions) <= max_actions:
+        raise _AnswerError("bad_arguments", f"{len(actions)} actions; give 1 to {max_actions}")
+    for index, action in enumerate(actions):
+        if not isinstance(action, str) or action not in ACTIONS:
+            raise _AnswerError("bad_arguments", f"actions[{index}] is {_shown(action)}, which is no action")
+    return tuple(actions)
+
+
+def _read_field(items: Sequence[Any]) -> list[ToolCall]:
+    """Calls of the completion's `tool_calls`, whose arguments are JSON in a string."""
+    calls = []
+    for item in items:
+        function = item.get("function") if isinstance(item, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise _AnswerError("bad_json", "a tool call without a function")
+        calls.append(_tool_call(function))
+    return calls
+
+
+def _read_text(text: Any) -> list[ToolCall]:
+    if not isinstance(text, str):
+        return []
+    if blocks := _BLOCK.findall(text):
+        return [_tool_call(_decode(block.strip(), "the tool call")) for block in blocks]
+    for candidate in _objects(text):
+        if "name" in candidate and "arguments" in candidate:
+            return [_tool_call(candidate)]
+    return []
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """JSON objects in a text, outermost ones, fenced or bare."""
+    found: list[dict[str, Any]] = []
+    position = text.find("{")
+    for _ in range(_MAX_CANDIDATES):
+        if position < 0:
+            break
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+            found.append(value)
+        except (ValueError, RecursionError):
+            end = position + 1
+        position = text.find("{", end)
+    return found
+
+
+def _tool_call(value: Any) -> ToolCall:
+    if not isinstance(value, Mapping):
+        raise _AnswerError("bad_json", f"the tool call is a {type(value).__name__}, not an object")
+    name, arguments = value.get("name"), value.get("arguments")
+    if not isinstance(name, str):
+        raise _AnswerError("unknown_tool", f"the tool call has no name; the tool is {TOOL_NAME}")
+    if isinstance(arguments, str):
+        arguments = _decode(arguments, "the arguments")
+    if not isinstance(arguments, dict):
+        raise _AnswerError("bad_arguments", f"arguments must be an object, not {type(arguments).__name__}")
+    return ToolCall(tool_name=name, arguments=arguments)
+
+
+def _decode(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _AnswerError("bad_json", f"{what} cannot be read as JSON: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
