@@ -1,0 +1,61 @@
+"""buildah's image storage in the cache: what is in it, and the exact bytes of its layers."""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .host import KubeError, cache, run
+
+
+@dataclass(frozen=True)
+class Image:
+    """manifest: the OCI manifest's bytes; config: the image config's; layer_ids: storage id by layer digest."""
+
+    tag: str
+    manifest: bytes
+    config: bytes
+    layer_ids: dict[str, str]
+
+    @property
+    def parsed(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.manifest)
+        return found
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{hashlib.sha256(self.manifest).hexdigest()}"
+
+
+class Storage:
+    """Apart from the machine's own images, and removed by removing the cache."""
+
+    def __init__(self) -> None:
+        self._places = (cache("buildah"), cache("buildah-run"))
+        # Not mounting its own folder leaves no mount behind.
+        self._driver = ["--storage-driver", "overlay", "--storage-opt", "overlay.skip_mount_home=true"]
+
+    def buildah(self, *arguments: str | Path) -> str:
+        root, run_root = self._places
+        return run(["buildah", "--root", root, "--runroot", run_root, *self._driver, *arguments])
+
+    def _containers_storage(self, *arguments: str) -> list[str]:
+        root, run_root = self._places
+        return ["containers-storage", "--graph", str(root), "--run", str(run_root), *self._driver, *arguments]
+
+    def has(self, tag: str) -> bool:
+        return bool(self.buildah("images", "--quiet", "--filter", f"reference={tag}").strip())
+
+    def image(self, tag: str) -> Image:
+        if not self.has(tag):
+            raise KubeError(f"no image {tag}: build it first (python -m tests.cluster.kube build --help)")
+        manifest = run(self._containers_storage("get-image-data", tag, "manifest")).encode()
+        config = run(self._containers_storage("get-image-data", tag, json.loads(manifest)["config"]["digest"])).encode()
+        layers = json.loads(run(self._containers_storage("layers", "--json")))
+        return Image(tag, manifest, config, {layer["diff-digest"]: layer["id"] for layer in layers})
+
+    def open_layer(self, layer_id: str) -> "subprocess.Popen[bytes]":
+        """Starts writing a layer's tar, byte for byte as its digest says, to the process's stdout."""
+        return subprocess.Popen(self._containers_storage("diff", layer_id), stdout=subprocess.PIPE)
