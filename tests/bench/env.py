@@ -1,0 +1,162 @@
+"""What the environment costs: process CPU time against stock Crafter with Pillow's PNG encoder.
+
+    python tests/bench/env.py [--repeats 5] [--json FILE]
+
+Both sides play the same worlds with the same actions; stock has numba as well, which jits its noise. Every
+figure is the median over `--repeats` runs in CPU milliseconds a call, so other load on the machine matters
+little. Steps, frames and files are averages over the first 300 steps of worlds whose player is kept alive:
+half of a day's cycle is night here (daylight below 0.5), which is when frames are dear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import crafter
+import numpy as np
+from PIL import Image
+
+from visionrl_taskapp.env import ACTIONS, CrafterEnv, warm_up
+from visionrl_taskapp.png import encode_png
+
+SIZES = (64, 144, 256, 288, 512)
+STEPS = 300
+SEED = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: CPU milliseconds a call."""
+
+    what: str
+    size: int | None
+    stock_ms: float | None
+    ours_ms: float
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.stock_ms is None else self.stock_ms / self.ours_ms
+
+
+class Unrendered(crafter.Env):
+    """Stock Crafter that renders only when asked to."""
+
+    def _obs(self) -> None:
+        return None
+
+
+def cpu_ms(call: Callable[[], Any], calls: int, repeats: int) -> float:
+    """Median CPU milliseconds of one of the `calls` calls that `call()` stands for, after one unmeasured run."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(1000 * (time.process_time() - start) / calls)
+    return statistics.median(times)
+
+
+def keep_alive(player: Any) -> None:
+    player.inventory.update(health=9, food=9, drink=9, energy=9)
+
+
+def actions() -> list[int]:
+    return np.random.default_rng(SEED).integers(len(ACTIONS), size=STEPS).tolist()
+
+
+def pillow_png(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return file.getvalue()
+
+
+def play_stock(env: crafter.Env, each: Callable[[], Any] | None = None) -> None:
+    env._episode = 0
+    env.reset()
+    for action in actions():
+        keep_alive(env._player)
+        env.step(action)
+        if each:
+            each()
+
+
+def play_ours(env: CrafterEnv, each: Callable[[], Any] | None = None) -> None:
+    env.reset(SEED)
+    for action in actions():
+        keep_alive(env._player)
+        env.step(action)
+        if each:
+            each()
+
+
+def measure(repeats: int) -> Iterator[Row]:
+    warm_up()
+    stock, ours = Unrendered(seed=SEED), CrafterEnv(image_size=64)
+    stock_reset = cpu_ms(stock.reset, 1, max(repeats, 5))
+    ours.reset(SEED)
+    snapshot = ours.snapshot()
+
+    def many(call: Callable[[], Any]) -> Callable[[], None]:
+        return lambda: [call() for _ in range(100)] and None
+
+    yield Row("reset", None, stock_reset, cpu_ms(lambda: ours.reset(SEED), 1, max(repeats, 20)))
+    yield Row("restore (against reset)", None, stock_reset, cpu_ms(many(lambda: ours.restore(snapshot)), 100, repeats))
+    yield Row("snapshot", None, None, cpu_ms(many(ours.snapshot), 100, repeats))
+    yield Row("state_hash", None, None, cpu_ms(many(ours.state_hash), 100, repeats))
+    yield Row(
+        "step",
+        None,
+        cpu_ms(lambda: play_stock(stock), STEPS, repeats),
+        cpu_ms(lambda: play_ours(ours), STEPS, repeats),
+    )
+    for size in SIZES:
+        rendered = crafter.Env(seed=SEED, size=(size, size))
+        ours = CrafterEnv(image_size=size)
+        stock_step = cpu_ms(lambda env=rendered: play_stock(env), STEPS, repeats)
+        ours_step = cpu_ms(lambda env=ours: play_ours(env, env.render), STEPS, repeats)
+        yield Row("step + render", size, stock_step, ours_step)
+        # Encoding apart, on every fifth frame of the episode: Pillow takes long.
+        frames: list[np.ndarray] = []
+        play_ours(ours, lambda env=ours, out=frames: out.append(env.render()))
+        frames = frames[::5]
+        stock_png = cpu_ms(lambda fs=frames: [pillow_png(f) for f in fs], len(frames), repeats)
+        ours_png = cpu_ms(lambda fs=frames: [encode_png(f) for f in fs], len(frames), repeats)
+        yield Row("PNG", size, stock_png, ours_png)
+        yield Row("step + render + PNG", size, stock_step + stock_png, ours_step + ours_png)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    arguments = parser.parse_args()
+    rows = []
+    print(f"{'CPU ms':<24}{'px':>5}{'stock':>10}{'here':>9}{'ratio':>8}")
+    for row in measure(arguments.repeats):
+        rows.append(row)
+        stock = "" if row.stock_ms is None else f"{row.stock_ms:.3f}"
+        ratio = "" if row.ratio is None else f"{row.ratio:.1f}×"
+        print(f"{row.what:<24}{row.size or '':>5}{stock:>10}{row.ours_ms:>9.3f}{ratio:>8}", flush=True)
+    if arguments.json:
+        document = {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        }
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
