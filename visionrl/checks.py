@@ -51,6 +51,11 @@ def evaluation_seeds(spec: JobSpec) -> range:
     return range(first, first + spec.evaluation.episodes)
 
 
+def policy_iterations(spec: JobSpec) -> int:
+    """Iterations of policy updates; none for supervised training alone."""
+    return spec.training.iterations if spec.algorithm.type == "rl" else 0
+
+
 def contradictions(spec: JobSpec) -> list[Problem]:
     """Every contradiction in the specification, in the order of its fields; empty means valid."""
     return [problem for check in CHECKS for problem in check(spec)]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visionrl.job import EnvSettings, NonNegativeInt, PolicySettings, PositiveFloat, PositiveInt, Rewards
 
-SCRIPTED_POLICY = "crafter-scripted"
+SCRIPTED_POLICY: Literal["crafter-scripted"] = "crafter-scripted"
 """The teacher: reads the simulator's visible window, never offered to a model."""
 
 Seed = Annotated[int, Field(ge=0, le=2**53)]

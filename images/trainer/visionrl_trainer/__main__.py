@@ -1,0 +1,92 @@
+"""``python -m visionrl_trainer``: train the job that the environment names."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+
+from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl.status import TrainerReport
+from visionrl_trainer.service import Bulletin, application, serve
+
+EXIT_FAILED = 1
+LINGER_SECONDS = 5.0
+"""How long the report stays up after the end, so that whoever polls it sees the last state."""
+
+logger = logging.getLogger("visionrl_trainer")
+
+DESCRIPTION = """Train a job: sample rollouts from the task app, update the policy, publish its versions.
+
+Configured by environment variables, which the operator and `visionrl run` set: VISIONRL_JOB, VISIONRL_KEY_FILE,
+VISIONRL_HOST, VISIONRL_PORT, VISIONRL_TASKAPP_URL, VISIONRL_INFERENCE_URL, VISIONRL_RUN_DIR, VISIONRL_CACHE_DIR.
+Exit codes: 0 complete, 1 failed and worth another attempt, 2 the configuration cannot work, 143 on SIGTERM.
+"""
+
+
+def main() -> int:
+    """Run to the end and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="visionrl_trainer", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"], help="default: INFO")
+    logging.basicConfig(level=parser.parse_args().log_level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return asyncio.run(_main())
+    except ConfigurationError as error:
+        logger.error("%s", error)
+        return EXIT_CONFIGURATION
+
+
+async def _main() -> int:
+    part = Part.from_environment()
+    job = part.job()
+    bulletin = Bulletin(TrainerReport(phase="Starting", message="loading"))
+    bulletin.has_warm_start = job.spec.training.warm_start is not None
+    try:
+        async with serve(application(bulletin, part.key), part.host, part.port):
+            return await _train(part, bulletin)
+    except OSError as error:
+        logger.error("cannot listen on %s:%d: %s", part.host, part.port, error.strerror or error)
+        return EXIT_FAILED
+
+
+async def _train(part: Part, bulletin: Bulletin) -> int:
+    """Run until the end, an error or SIGTERM; the report tells which."""
+    from visionrl_trainer.loop import run  # torch and transformers: seconds; the service answers meanwhile
+
+    task = asyncio.ensure_future(run(part, part.job(), bulletin))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+        code = 0
+    except asyncio.CancelledError:
+        logger.info("stopped; the run goes on from its last checkpoint")
+        return 128 + signal.SIGTERM
+    except Exception as error:
+        causes = list(_leaves(error))
+        for cause in causes:
+            logger.error("%s", cause, exc_info=cause)
+        bulletin.update(phase="Failed", message=str(causes[0]) or type(causes[0]).__name__)
+        code = EXIT_CONFIGURATION if any(isinstance(cause, ConfigurationError) for cause in causes) else EXIT_FAILED
+    await asyncio.sleep(LINGER_SECONDS)
+    return code
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors inside a group, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The training run, from the base model to the summary: read it from top to bottom.
+
+Everything that happens between two checkpoints can be done again: a killed run goes on from the last one with the
+same adapter, optimizer state and random state, and asks for the same start states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from visionrl.checks import evaluation_seeds, policy_iterations
+from visionrl.job import Job
+from visionrl.part import Part
+from visionrl.status import PolicyVersions, Score
+from visionrl_trainer import canary, evaluate, report
+from visionrl_trainer.base import prepare
+from visionrl_trainer.batch import with_advantages
+from visionrl_trainer.checkpoint import Checkpoints, RunState
+from visionrl_trainer.model import Policy
+from visionrl_trainer.optim import adapter_optimizer
+from visionrl_trainer.progress import Meter
+from visionrl_trainer.publish import AdapterStore, version_name
+from visionrl_trainer.runfolder import RunFolder
+from visionrl_trainer.sampler import PATIENCE_SECONDS, Batch, Sampler, policy_spec, training_seeds
+from visionrl_trainer.service import Bulletin
+from visionrl_trainer.summary import summarise
+from visionrl_trainer.taskapp import TaskApp
+from visionrl_trainer.update import TrainingDiverged, encode, mismatch, trained_logprobs, update
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+
+
+async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
+    """Train to the end. Raises :class:`visionrl.part.ConfigurationError` for what no retry mends, anything else
+    for what one may."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = RunFolder(part.run_dir)
+    folder.write_config(job.model_dump_json(by_alias=True, indent=2))
+    meter = Meter(bulletin, total=policy_iterations(job.spec))
+    headers = {"Authorization": f"Bearer {part.key}"}
+    async with (
+        TaskApp(part.taskapp_url, part.key, job.spec.rollout.max_concurrent) as taskapp,
+        httpx.AsyncClient(base_url=part.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
+    ):
+        base = await prepare(job, folder, part.cache_dir, device, taskapp, bulletin, meter)
+        policy = await asyncio.to_thread(Policy.load, base, job.spec.model.dtype, device)
+        policy.add_adapter(job.spec.model.lora, job.spec.training.seed)
+        await _Run(part, job, bulletin, folder, meter, policy, taskapp, inference).train()
+
+
+@dataclass
+class _Run:
+    """The run's fixtures; ``state`` is where it is."""
+
+    part: Part
+    job: Job
+    bulletin: Bulletin
+    folder: RunFolder
+    meter: Meter
+    policy: Policy
+    taskapp: TaskApp
+    inference: httpx.AsyncClient
+    state: RunState = field(default_factory=RunState)
+
+    def __post_init__(self) -> None:
+        training = self.job.spec.training
+        self.adapters = AdapterStore(self.folder.adapters, self.job.name)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, training.keep_checkpoints)
+        self.optimizer = adapter_optimizer(self.policy.trainable(), training.learning_rate, training.weight_decay)
+        self.shuffle = torch.Generator().manual_seed(training.seed)
+        self.expect = self.policy.image_tokens(self.job.spec.rollout.env_config.image_size)
+        self.sampler = Sampler(
+            self.taskapp, self.job.spec, self.job.name, self.part.inference_url, self.expect, self.meter.episode
+        )
+
+    async def train(self) -> None:
+        """From the last checkpoint, or from the start, to the summary."""
+        self.state = self.checkpoints.load(self.policy, self.optimizer, self.shuffle) or self.state
+        self.folder.rewind_metrics(self.state.iteration)
+        self._report_state()
+        await self._serve(await self._publish())
+        if not self.state.evaluations:
+            await self._evaluate()
+            self._checkpoint()
+        while self.state.iteration < self._refresh():
+            await self._iterate()
+        if self.state.evaluations and self.state.evaluations[-1]["iteration"] < self.state.iteration:
+            await self._evaluate()
+            self._checkpoint()
+        self._finish()
+
+    async def _iterate(self) -> None:
+        """Sample, learn, checkpoint, publish: in this order, so that a version's name never gets other weights."""
+        started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
+        version = version_name(self.job.name, self.state.version)
+        seeds = training_seeds(spec.training.seed, iteration, spec.training.groups_per_iteration)
+        self.bulletin.update(phase="Training")
+        with self.meter.phase("rollout", f"iteration {iteration + 1}: playing {len(seeds)} groups"):
+            batch = await self.sampler.collect(iteration, version, seeds)
+        with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
+            learned = await asyncio.to_thread(self._learn, batch)
+        self.state = self.state.model_copy(
+            update={
+                "iteration": iteration + 1,
+                "version": max([self.state.version, *self.adapters.numbers()]) + 1,
+                "episodes": self.state.episodes + len(batch.episodes),
+                "turns": self.state.turns + learned["turns"],
+                "tokens": self.state.tokens + learned["tokens"],
+                "worst_mismatch": max(self.state.worst_mismatch, learned["mismatch_max"] or 0.0),
+                "mean_mismatch": learned["mismatch_mean"] or self.state.mean_mismatch,
+            }
+        )
+        if self.state.iteration % spec.training.checkpoint_every == 0:
+            self._checkpoint()
+        with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
+            sync_started = time.monotonic()
+            await self._serve(await self._publish())
+            sync_seconds = time.monotonic() - sync_started
+        seconds = time.monotonic() - started
+        record = {"iteration": iteration + 1, "version": version, "seconds": seconds, "sync_seconds": sync_seconds}
+        self.folder.append_metrics(record | learned)
+        self.meter.iteration(self.state.iteration, policy_iterations(spec), seconds)
+        self.meter.set(reward=learned["reward"], mismatch_kl=learned["mismatch_kl"], staleness=0)
+        self.meter.set(sync_seconds=round(sync_seconds, 3))
+        logger.info(
+            "iteration %d/%d: %.2f achievements, %.0f %% invalid, mismatch %s, entropy %.2f, clipped %.1f %%, %.1f s",
+            *(self.state.iteration, spec.training.iterations, learned["reward"], 100 * learned["invalid_rate"]),
+            f"{learned['mismatch_max']:.1e}" if learned["mismatch_max"] is not None else "unknown",
+            *(learned["entropy"], 100 * learned["clip_fraction"], seconds),
+        )
+        every = spec.evaluation.every_iterations
+        if every and self.state.iteration % every == 0 and self.state.iteration < spec.training.iterations:
+            await self._evaluate()
+
+    def _learn(self, batch: Batch) -> dict[str, Any]:
+        """Measure the mismatch, then update; returns the iteration's metrics. Runs in a thread."""
+        spec = self.job.spec
+        samples = with_advantages(batch.groups, spec.algorithm)
+        vision = encode(self.policy, samples, batch.frames)
+        temperature, micro_batch = spec.rollout.policy_config.temperature, spec.training.micro_batch_size
+        old = trained_logprobs(self.policy, samples, vision, temperature, micro_batch)
+        gap = mismatch(samples, old, batch.version)
+        if gap and gap.kl > spec.training.max_mismatch_kl and spec.training.stop_on_mismatch:
+            raise TrainingDiverged(
+                f"serving and training disagree: KL {gap.kl:.3g} per token exceeds training.maxMismatchKl "
+                f"({spec.training.max_mismatch_kl:g}); largest logprob difference {gap.max_abs:.3g}"
+            )
+        stats = update(self.policy, self.optimizer, samples, old, vision, spec, self.shuffle)
+        episodes = batch.episodes
+        returns = [episode.achievements for episode in episodes]
+        return {
+            "episodes": len(episodes),
+            "turns": len(samples),
+            "reward": float(np.mean(returns)),
+            "reward_std": float(np.std(returns)),
+            "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
+            "aborted": batch.aborted,
+            "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
+            "mismatch_max": gap.max_abs if gap else None,
+            "mismatch_mean": gap.mean_abs if gap else None,
+            "mismatch_kl": gap.kl if gap else None,
+            **asdict(stats),
+        }
+
+    async def _publish(self) -> str:
+        """Make sure that the state's version is published; returns its name."""
+        if self.state.version not in self.adapters.numbers():
+            await asyncio.to_thread(self.adapters.publish, self.policy, self.state.version)
+        self.adapters.prune(keep=2 + self.job.spec.training.max_staleness)
+        self.bulletin.adapters = self.adapters
+        name = version_name(self.job.name, self.state.version)
+        self.bulletin.update(policy=self.bulletin.report.policy.model_copy(update={"trained": name}))
+        return name
+
+    async def _serve(self, name: str) -> None:
+        """Wait until the server answers as this version: the canary. A server that is away is waited for."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        settings = self.job.spec.rollout
+        while True:
+            try:
+                found = await canary.check(
+                    self.inference,
+                    self.policy,
+                    name,
+                    self.job.spec.model.dtype,
+                    settings.env_config.image_size,
+                    settings.policy_config.temperature,
+                )
+                break
+            except httpx.HTTPError as error:
+                if time.monotonic() > deadline:
+                    raise ConnectionError(f"the inference server did not serve {name}: {error}") from error
+                self.bulletin.update(phase="WaitingForInference", message=f"waiting for inference: {error}")
+                await asyncio.sleep(POLL_SECONDS)
+        logger.info("%s serves: differs by %.1e, moves the base by %.1e", name, found.max_difference, found.moved)
+        self.bulletin.update(policy=PolicyVersions(trained=name, serving=name))
+
+    async def _evaluate(self) -> None:
+        """Play the held-out seeds with the current version and keep the result."""
+        seeds = evaluation_seeds(self.job.spec)
+        if not seeds:
+            return
+        spec, name, iteration = self.job.spec, version_name(self.job.name, self.state.version), self.state.iteration
+        policy = policy_spec(spec, name, self.part.inference_url, self.expect.banned_ids)
+        temperature = spec.evaluation.temperature
+        settings = {"top_p": spec.rollout.policy_config.top_p}
+        if temperature is not None:
+            settings["temperature"] = temperature
+        policy = policy.model_copy(update={"config": policy.config.model_copy(update=settings)})
+        self.bulletin.update(phase="Evaluating")
+        with self.meter.phase("evaluation", f"playing {len(seeds)} held-out seeds"):
+            found = await evaluate.evaluate(
+                self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
+            )
+        self.state = self.state.model_copy(
+            update={"evaluations": [*self.state.evaluations, {"iteration": iteration, **found.summary()}]}
+        )
+        self.meter.evaluation(iteration, found.score)
+        score = found.score
+        logger.info(
+            "evaluation at iteration %d: %.2f achievements [%.2f, %.2f] on %d seeds, %.1f %% invalid",
+            *(iteration, score.mean, score.low, score.high, score.episodes, 100 * found.invalid_rate),
+        )
+
+    def _checkpoint(self) -> None:
+        seconds = {name: self.state.seconds.get(name, 0.0) + s for name, s in self.meter.seconds.items()}
+        self.state = self.state.model_copy(update={"seconds": {**self.state.seconds, **seconds}})
+        self.meter.seconds.clear()
+        self.checkpoints.save(self.state, self.policy, self.optimizer, self.shuffle)
+
+    def _refresh(self) -> int:
+        """Take over what may change while the job runs, iterations and evaluation; returns the iterations to do."""
+        now = self.part.job().spec
+        training = self.job.spec.training.model_copy(update={"iterations": now.training.iterations})
+        spec = self.job.spec.model_copy(update={"training": training, "evaluation": now.evaluation})
+        self.job = self.job.model_copy(update={"spec": spec})
+        return policy_iterations(spec)
+
+    def _report_state(self) -> None:
+        """Tell the world where the run is; after a restart the report starts empty."""
+        self.meter.set(iteration=self.state.iteration, episodes=self.state.episodes)
+        for result in self.state.evaluations:
+            score = Score(**{name: result[name] for name in Score.model_fields})
+            self.meter.evaluation(result["iteration"], score)
+
+    def _finish(self) -> None:
+        """Write the summary and the picture."""
+        metrics = self.folder.metrics()
+        self.folder.write_summary(summarise(self.job, self.state, metrics))
+        report.reward_curve(metrics, self.state.evaluations, self.job.name, self.folder.curve_file)
+        self.bulletin.update(phase="Complete", message="")

@@ -1,0 +1,232 @@
+"""The policy: Qwen3-VL with a LoRA adapter, evaluated on exactly the tokens that were sampled.
+
+The forward pass is Hugging Face's own, taken apart where rows share work: the vision tower runs once per distinct
+frame, positions once per layout of a prompt, the LM head on completion tokens only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
+
+from visionrl.job import Lora
+from visionrl_trainer.batch import Frame, ImageTokens, Sample
+
+# Linear layers of the language model that vLLM serves adapters on.
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Placeholders that the policy could sample by accident and that no server can serve afterwards.
+VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+BANNED_BIAS = -100.0
+
+
+class MatmulPatchEmbed(Qwen3VLVisionPatchEmbed):
+    """The stock patch embedding as one matrix product: its Conv3d has stride = kernel, and costs a quarter of a
+    training step on a CPU."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = self.proj.weight.flatten(1)
+        return F.linear(hidden_states.to(weight.dtype).view(-1, weight.shape[1]), weight, self.proj.bias)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Features of one frame: what replaces its placeholders, and what deepstack adds to the first layers."""
+
+    embeds: Tensor
+    """[visual tokens, hidden]."""
+    deepstack: tuple[Tensor, ...]
+    """Per layer, [visual tokens, hidden]."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples collated into right-padded rows; causal attention never looks at the padding."""
+
+    ids_NL: Tensor
+    positions_3NL: Tensor
+    visual_NL: Tensor
+    """Where the placeholders are."""
+    row_T: Tensor
+    """Row of every completion token."""
+    predicts_T: Tensor
+    """Column whose hidden state predicts that token."""
+    targets_T: Tensor
+
+
+class Policy:
+    """A base model and, unless only the base is trained, one adapter on it."""
+
+    def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
+        self.model, self.processor, self.device = model, processor, device
+        self.peft: PeftModel | None = None
+        tokenizer = processor.tokenizer
+        known = tokenizer.get_vocab()
+        self.banned_ids = frozenset(known[token] for token in VISION_TOKENS if token in known)
+        bias = torch.zeros(model.config.text_config.vocab_size, device=device)
+        bias[list(self.banned_ids)] = BANNED_BIAS
+        self._bias = bias
+        self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
+
+    @classmethod
+    def load(cls, directory: Path, dtype: str, device: torch.device) -> Policy:
+        """Load a base model. Raises ``OSError`` where the directory holds none."""
+        model = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=directory.exists()
+        )
+        model.model.visual.patch_embed.__class__ = MatmulPatchEmbed
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
+        return cls(model.eval(), AutoProcessor.from_pretrained(directory), device)
+
+    # --- the adapter
+
+    def add_adapter(self, lora: Lora, seed: int) -> None:
+        """Freeze the base and put a fresh adapter on it (B = 0: it changes nothing yet)."""
+        names = ALL_LINEAR if lora.target_modules == "all-linear" else tuple(lora.target_modules)
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})",
+        )
+        self.model.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft = get_peft_model(self.model, config)
+        self.peft.eval()  # dropout would make the ratios of one version differ from 1
+
+    def load_adapter(self, directory: Path) -> None:
+        """Replace the adapter's weights by saved ones."""
+        from safetensors.torch import load_file
+
+        assert self.peft is not None
+        result: Any = set_peft_model_state_dict(self.peft, load_file(directory / "adapter_model.safetensors"))
+        if result.unexpected_keys:
+            raise ValueError(f"{directory}: adapter has unknown weights, first {result.unexpected_keys[0]}")
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``. Raises ``ValueError`` where a weight is
+        not finite: a server that loads such an adapter spoils other requests too."""
+        assert self.peft is not None
+        for name, parameter in self.trainable():
+            if not torch.isfinite(parameter).all():
+                raise ValueError(f"adapter weight {name} is not finite")
+        self.peft.peft_config["default"].base_model_name_or_path = "base"  # not a path of this machine
+        self.peft.save_pretrained(str(directory))
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Parameters that are trained, by name."""
+        owner = self.peft or self.model
+        return [(name, parameter) for name, parameter in owner.named_parameters() if parameter.requires_grad]
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model, for the KL term and the canary."""
+        assert self.peft is not None
+        with self.peft.disable_adapter():
+            yield
+
+    # --- the forward pass
+
+    def image_tokens(self, image_size: int) -> ImageTokens:
+        """What a frame of this size becomes in a prompt."""
+        inputs = self.processor.image_processor(images=[torch.zeros(3, image_size, image_size)], return_tensors="pt")
+        merge = self.model.config.vision_config.spatial_merge_size
+        per_image = int(inputs["image_grid_thw"][0].prod()) // merge**2
+        return ImageTokens(self.model.config.image_token_id, per_image, self.banned_ids)
+
+    def see(self, frames: Sequence[Frame]) -> list[Vision]:
+        """Run the vision tower on frames of one size."""
+        inputs = self.processor.image_processor(images=list(frames), return_tensors="pt").to(self.device)
+        grid = inputs["image_grid_thw"]
+        output = self.model.model.get_image_features(inputs["pixel_values"], grid, return_dict=True)
+        sizes = [len(embeds) for embeds in output.pooler_output]
+        deepstack = [features.split(sizes) for features in output.deepstack_features]
+        return [
+            Vision(embeds, tuple(layer[index] for layer in deepstack))
+            for index, embeds in enumerate(output.pooler_output)
+        ]
+
+    def logprobs(
+        self, samples: Sequence[Sample], vision: Mapping[str, Vision], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of every sampled token and the entropy there, both [T], under ``temperature`` and the
+        banned tokens, exactly as the server processes its logits. ``vision`` has the features by hash."""
+        rows = self.collate(samples)
+        features = [vision[digest] for sample in samples for digest in sample.images]
+        hidden_NLH = self._hidden(rows, features)
+        logits_TV = self.model.lm_head(hidden_NLH[rows.row_T, rows.predicts_T]).float()
+        logprobs_TV = ((logits_TV + self._bias) / (temperature or 1.0)).log_softmax(dim=-1)
+        entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
+        return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
+
+    def collate(self, samples: Sequence[Sample]) -> Rows:
+        """Right-padded rows of the samples."""
+        lengths = [len(sample.prompt_ids) + len(sample.completion_ids) for sample in samples]
+        pad = self.model.config.text_config.pad_token_id or 0
+        ids_NL = torch.full((len(samples), max(lengths)), pad)
+        positions_3NL = torch.zeros(3, len(samples), max(lengths), dtype=torch.long)
+        row: list[int] = []
+        predicts: list[int] = []
+        targets: list[int] = []
+        for n, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+            ids = torch.tensor(sample.prompt_ids + sample.completion_ids)
+            ids_NL[n, :length] = ids
+            positions_3NL[:, n, :length] = self._positions_of(ids)
+            start = len(sample.prompt_ids) - 1
+            row += [n] * len(sample.completion_ids)
+            predicts += range(start, start + len(sample.completion_ids))
+            targets += sample.completion_ids
+        ids_NL = ids_NL.to(self.device)
+        # Padding may share the placeholder's id only by a broken tokenizer; samples never hold it in completions.
+        return Rows(
+            ids_NL,
+            positions_3NL.to(self.device),
+            ids_NL == self.model.config.image_token_id,
+            *(torch.tensor(values, device=self.device) for values in (row, predicts, targets)),
+        )
+
+    def _hidden(self, rows: Rows, features: Sequence[Vision]) -> Tensor:
+        """Last hidden states [N, L, H]."""
+        language_model = self.model.model.language_model
+        embeds_NLH = language_model.embed_tokens(rows.ids_NL)
+        deepstack: list[Tensor] | None = None
+        if features:
+            seen = torch.cat([vision.embeds for vision in features]).to(embeds_NLH.dtype)
+            embeds_NLH = embeds_NLH.masked_scatter(rows.visual_NL[..., None], seen)
+            deepstack = [torch.cat(layer) for layer in zip(*(vision.deepstack for vision in features), strict=True)]
+        output = language_model(
+            inputs_embeds=embeds_NLH,
+            position_ids=rows.positions_3NL,
+            visual_pos_masks=rows.visual_NL,
+            deepstack_visual_embeds=deepstack or None,
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    def _positions_of(self, ids_L: Tensor) -> Tensor:
+        """Interleaved-mRoPE positions [3, L] of one row, by the model's own rule, once per layout."""
+        visual = ids_L == self.model.config.image_token_id
+        edges = torch.nonzero(visual[1:] != visual[:-1])[:, 0].tolist()
+        layout = (tuple(edges), len(ids_L))
+        if layout not in self._positions:
+            runs = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+            self._positions[layout] = self.model.model.get_rope_index(
+                ids_L[None], visual[None].int(), image_grid_thw=self._square_grids(runs)
+            )[0][:, 0]
+        return self._positions[layout]
+
+    def _square_grids(self, tokens: Sequence[int]) -> Tensor | None:
+        """Patch grids (t, h, w) of square frames with these numbers of visual tokens."""
+        merge = self.model.config.vision_config.spatial_merge_size
+        sides = [round(count**0.5) * merge for count in tokens]
+        return torch.tensor([[1, side, side] for side in sides]) if sides else None

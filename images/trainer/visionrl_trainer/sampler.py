@@ -1,0 +1,136 @@
+"""Collecting episodes: groups on one start state, bounded concurrency, and what to do with those that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from visionrl.job import FIRST_TRAINING_SEED, JobSpec
+from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
+from visionrl_trainer.batch import Episode, Frame, Group, ImageTokens, SampleRejected, read_episode
+from visionrl_trainer.taskapp import TaskApp
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""Times that an aborted or rejected episode is played before its group goes on without it."""
+PATIENCE_SECONDS = 900.0
+"""How long a dead task app or inference server may take to come back; a model load is the longest part."""
+
+
+class SamplingFailed(RuntimeError):
+    """Too few episodes could be played; the message has the last reason."""
+
+
+@dataclass
+class Batch:
+    """An iteration's groups and their frames by hash."""
+
+    version: str
+    """Adapter that was asked to play."""
+    groups: list[Group] = field(default_factory=list)
+    frames: dict[str, Frame] = field(default_factory=dict)
+    aborted: int = 0
+    """Episodes that were aborted or rejected, retries included."""
+
+    @property
+    def episodes(self) -> list[Episode]:
+        return [episode for group in self.groups for episode in group.episodes]
+
+
+def training_seeds(job_seed: int, iteration: int, groups: int) -> list[int]:
+    """Start states of an iteration: a function of the job's seed alone, so a resumed run draws the same."""
+    generator = np.random.default_rng([job_seed, iteration])
+    return [int(seed) for seed in generator.integers(FIRST_TRAINING_SEED, 2**31, size=groups)]
+
+
+def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[int]) -> PolicySpec:
+    """The job's policy, talking to one adapter. Training samples the whole distribution (top_p 1)."""
+    settings = spec.rollout.policy_config
+    return PolicySpec(
+        policy_name=spec.rollout.policy_name,
+        config=PolicyConfig(
+            **{**settings.model_dump(), "top_p": 1.0},
+            model=model,
+            inference_url=inference_url,
+            supports_vision=spec.model.supports_vision,
+            banned_token_ids=sorted(banned),
+        ),
+    )
+
+
+class Sampler:
+    """Plays training episodes. ``on_episode`` is called as each one ends."""
+
+    def __init__(
+        self,
+        taskapp: TaskApp,
+        spec: JobSpec,
+        job_name: str,
+        inference_url: str,
+        expect: ImageTokens,
+        on_episode: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.taskapp, self.spec, self.job_name = taskapp, spec, job_name
+        self.inference_url, self.expect, self.on_episode = inference_url, expect, on_episode
+        self._slots = asyncio.Semaphore(spec.rollout.max_concurrent)
+
+    async def collect(self, iteration: int, version: str, seeds: Sequence[int]) -> Batch:
+        """Play ``groupSize`` episodes from every seed.
+
+        A group that keeps fewer than two episodes is dropped. Raises :class:`SamplingFailed` when none is left.
+        """
+        batch = Batch(version)
+        size = self.spec.training.group_size
+        async with asyncio.TaskGroup() as tasks:
+            played = [
+                [tasks.create_task(self._episode(batch, iteration, g, e, seed)) for e in range(size)]
+                for g, seed in enumerate(seeds)
+            ]
+        for seed, group in zip(seeds, played, strict=True):
+            episodes = tuple(task.result() for task in group)
+            kept = tuple(episode for episode in episodes if episode is not None)
+            if len(kept) >= 2:
+                batch.groups.append(Group(seed, kept))
+        if not batch.groups:
+            raise SamplingFailed(f"iteration {iteration}: no group kept two episodes; see the warnings above")
+        return batch
+
+    async def _episode(self, batch: Batch, iteration: int, group: int, member: int, seed: int) -> Episode | None:
+        """One member of a group; ``None`` after ``TRIES`` aborts."""
+        for attempt in range(TRIES):
+            run_id = f"{self.job_name}/{batch.version}/i{iteration}/g{group}/e{member}/r{attempt}"
+            async with self._slots:
+                response = await self.taskapp.rollout(self._request(run_id, batch.version, seed), PATIENCE_SECONDS)
+            try:
+                episode = self._read(response, seed, batch)
+            except SampleRejected as error:
+                batch.aborted += 1
+                logger.warning("%s rejected: %s", run_id, error)
+                continue
+            self.on_episode()
+            return episode
+        return None
+
+    def _read(self, response: RolloutResponse, seed: int, batch: Batch) -> Episode:
+        if response.aborted:
+            raise SampleRejected(f"aborted, {response.abort_reason}: {response.abort_message}")
+        return read_episode(response, seed, self.expect, batch.frames)
+
+    def _request(self, run_id: str, version: str, seed: int) -> RolloutRequest:
+        rollout = self.spec.rollout
+        return RolloutRequest(
+            run_id=run_id,
+            mode="rl",
+            env=EnvSpec(env_name=rollout.env_name, config=rollout.env_config, seed=seed),
+            policy=policy_spec(self.spec, version, self.inference_url, self.expect.banned_ids),
+            record=Record(trajectories=False, logprobs=True, images=True),
+            on_done="terminate",
+            safety=Safety(max_ops=rollout.max_ops, max_time_s=rollout.max_time_s),
+            rewards=self.spec.training.rewards,
+            training_session_id=self.job_name,
+        )
