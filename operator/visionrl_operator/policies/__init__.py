@@ -1,0 +1,1 @@
+"""Policies: small checks over typed values; the first that fails says why."""

@@ -1,0 +1,42 @@
+"""What may start: each function names the first thing that a part waits for, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from visionrl.job import JobSpec
+from visionrl_operator.observed import Observed
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a part does not start yet: condition reason and message."""
+
+    reason: str
+    message: str
+
+
+def runs_inference(spec: JobSpec) -> bool:
+    """Supervised training alone needs a server only to be evaluated."""
+    return spec.algorithm.type == "rl" or spec.evaluation.episodes > 0
+
+
+def inference_waits_for(spec: JobSpec, observed: Observed, exists: bool) -> Waiting | None:
+    """``exists``: inference was started before; it stays then, whatever the trainer does."""
+    if not runs_inference(spec):
+        return Waiting("NotNeeded", "no rollouts and no evaluation")
+    if exists or spec.queue_name is not None:  # a queue admits all pods together: parts wait inside
+        return None
+    if spec.training.warm_start is not None and not (observed.report and observed.report.base_ready):
+        return Waiting("WaitingForBase", "waits for the trainer's warm start")
+    return None
+
+
+def trainer_waits_for(spec: JobSpec, observed: Observed) -> Waiting | None:
+    if spec.queue_name is not None:
+        return None
+    if not observed.task_app.ready:
+        return Waiting("WaitingForTaskApp", "waits for the task app")
+    if spec.training.warm_start is None and runs_inference(spec) and not observed.inference.ready:
+        return Waiting("WaitingForInference", "waits for inference")
+    return None
