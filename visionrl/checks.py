@@ -10,7 +10,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from visionrl.job import FIRST_TRAINING_SEED, JobSpec
+from pydantic.alias_generators import to_camel
+
+from visionrl.job import API_GROUP, FIRST_TRAINING_SEED, JobSpec
+
+# What a pod patch may not touch: the parts are found and configured by these.
+RESERVED_ENV = "VISIONRL_"
+RESERVED_DOMAINS = (API_GROUP, "app.kubernetes.io", "kueue.x-k8s.io")
 
 # Names of models that take images, as published on the hubs and by API providers.
 VISION_MODELS = re.compile(
@@ -200,6 +206,18 @@ def _operations(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.placement.topology", "SameNode needs gpu on both inference and trainer, or on neither")
 
 
+def _overrides(spec: JobSpec) -> Iterator[Problem]:
+    for part in ("task_app", "inference", "trainer"):
+        patch, path = getattr(spec.overrides, part), f"spec.overrides.{to_camel(part)}"
+        for index, variable in enumerate(patch.env):
+            if variable.name.startswith(RESERVED_ENV):
+                yield Problem(f"{path}.env[{index}].name", f"{variable.name} is set by the operator")
+        for kind in ("labels", "annotations"):
+            for key in getattr(patch, kind):
+                if key.split("/")[0] in RESERVED_DOMAINS:
+                    yield Problem(f"{path}.{kind}", f"{key} is set by the operator")
+
+
 CHECKS: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _algorithm,
     _model,
@@ -209,4 +227,5 @@ CHECKS: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _training,
     _storage,
     _operations,
+    _overrides,
 )
