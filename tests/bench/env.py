@@ -4,8 +4,8 @@
 
 Both sides play the same worlds with the same actions; stock has numba as well, which jits its noise. Every
 figure is the median over `--repeats` runs in CPU milliseconds a call, so other load on the machine matters
-little. Steps, frames and files are averages over the first 300 steps of worlds whose player is kept alive:
-half of a day's cycle is night here (daylight below 0.5), which is when frames are dear.
+little. Steps, frames and files are averages over one cycle of day and night with the player kept alive;
+frames are dear by night.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from visionrl_taskapp.env import ACTIONS, CrafterEnv, warm_up
 from visionrl_taskapp.png import encode_png
 
 SIZES = (64, 144, 256, 288, 512)
-STEPS = 300
 SEED = 3
+STEPS = 300  # one cycle of day and night
+ACTION_SEQUENCE = np.random.default_rng(SEED).integers(len(ACTIONS), size=STEPS).tolist()
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,22 @@ class Unrendered(crafter.Env):
         return None
 
 
-def cpu_ms(call: Callable[[], Any], calls: int, repeats: int) -> float:
-    """Median CPU milliseconds of one of the `calls` calls that `call()` stands for, after one unmeasured run."""
-    call()
+def cpu_ms(call: Callable[[], Any], calls: int, repeats: int, prepare: Callable[[], Any] = int) -> float:
+    """Median CPU milliseconds of one of the `calls` calls that `call()` stands for.
+
+    `prepare()` runs before each run and is not measured; neither is a first run of both.
+    """
     times = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
+        prepare()
         start = time.process_time()
         call()
         times.append(1000 * (time.process_time() - start) / calls)
-    return statistics.median(times)
+    return statistics.median(times[1:])
 
 
 def keep_alive(player: Any) -> None:
     player.inventory.update(health=9, food=9, drink=9, energy=9)
-
-
-def actions() -> list[int]:
-    return np.random.default_rng(SEED).integers(len(ACTIONS), size=STEPS).tolist()
 
 
 def pillow_png(frame: np.ndarray) -> bytes:
@@ -82,23 +82,25 @@ def pillow_png(frame: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def play_stock(env: crafter.Env, each: Callable[[], Any] | None = None) -> None:
-    env._episode = 0
-    env.reset()
-    for action in actions():
+def play(env: crafter.Env | CrafterEnv, each: Callable[[], Any] = int) -> None:
+    """Play the episode from a reset env on, with `each()` after each step."""
+    for action in ACTION_SEQUENCE:
         keep_alive(env._player)
         env.step(action)
-        if each:
-            each()
+        each()
 
 
-def play_ours(env: CrafterEnv, each: Callable[[], Any] | None = None) -> None:
-    env.reset(SEED)
-    for action in actions():
-        keep_alive(env._player)
-        env.step(action)
-        if each:
-            each()
+def step_ms(env: crafter.Env | CrafterEnv, repeats: int, each: Callable[[], Any] = int) -> float:
+    """CPU milliseconds of a step and of `each()` after it; the resets in between are not measured."""
+
+    def reset() -> None:
+        if isinstance(env, CrafterEnv):
+            env.reset(SEED)
+        else:
+            env._episode = 0  # the next reset makes the first world of the seed again
+            env.reset()
+
+    return cpu_ms(lambda: play(env, each), STEPS, repeats, prepare=reset)
 
 
 def measure(repeats: int) -> Iterator[Row]:
@@ -115,21 +117,16 @@ def measure(repeats: int) -> Iterator[Row]:
     yield Row("restore (against reset)", None, stock_reset, cpu_ms(many(lambda: ours.restore(snapshot)), 100, repeats))
     yield Row("snapshot", None, None, cpu_ms(many(ours.snapshot), 100, repeats))
     yield Row("state_hash", None, None, cpu_ms(many(ours.state_hash), 100, repeats))
-    yield Row(
-        "step",
-        None,
-        cpu_ms(lambda: play_stock(stock), STEPS, repeats),
-        cpu_ms(lambda: play_ours(ours), STEPS, repeats),
-    )
+    yield Row("step", None, step_ms(stock, repeats), step_ms(ours, repeats))
     for size in SIZES:
-        rendered = crafter.Env(seed=SEED, size=(size, size))
         ours = CrafterEnv(image_size=size)
-        stock_step = cpu_ms(lambda env=rendered: play_stock(env), STEPS, repeats)
-        ours_step = cpu_ms(lambda env=ours: play_ours(env, env.render), STEPS, repeats)
+        stock_step = step_ms(crafter.Env(seed=SEED, size=(size, size)), repeats)
+        ours_step = step_ms(ours, repeats, each=ours.render)
         yield Row("step + render", size, stock_step, ours_step)
         # Encoding apart, on every fifth frame of the episode: Pillow takes long.
         frames: list[np.ndarray] = []
-        play_ours(ours, lambda env=ours, out=frames: out.append(env.render()))
+        ours.reset(SEED)
+        play(ours, lambda env=ours, out=frames: out.append(env.render()))
         frames = frames[::5]
         stock_png = cpu_ms(lambda fs=frames: [pillow_png(f) for f in fs], len(frames), repeats)
         ours_png = cpu_ms(lambda fs=frames: [encode_png(f) for f in fs], len(frames), repeats)
