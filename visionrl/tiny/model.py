@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,7 +21,7 @@ from visionrl.tools import ACTIONS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 PATCH = 16
 """Side of a vision patch in pixels, as in Qwen3-VL."""
@@ -76,7 +75,7 @@ def build_tiny(shape: TinyModel, env: EnvSettings, directory: Path) -> Path:
         (draft / RECIPE_FILE).write_text(json.dumps(recipe(shape, env) | {"digest": digest}, indent=1))
         draft.chmod(0o755)
         try:
-            os.rename(draft, target)
+            draft.rename(target)
         except OSError:  # another process was first: a directory is not replaced by a rename onto it
             if not target.is_dir():
                 raise
@@ -117,7 +116,8 @@ def _config(shape: TinyModel, env: EnvSettings, tokenizer: Tokenizer) -> Qwen3VL
 
     head = shape.hidden_size // shape.heads
     spatial = head // 2 // 3  # rotary frequencies of height and of width; time takes the rest
-    turn_end, end_of_text = (tokenizer.token_to_id(t) for t in (tiny_tokenizer.TURN_END, tiny_tokenizer.END_OF_TEXT))
+    ids = tokenizer.get_vocab()
+    turn_end, end_of_text = ids[tiny_tokenizer.TURN_END], ids[tiny_tokenizer.END_OF_TEXT]
     return Qwen3VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
@@ -151,10 +151,10 @@ def _config(shape: TinyModel, env: EnvSettings, tokenizer: Tokenizer) -> Qwen3VL
             "num_position_embeddings": (env.image_size // PATCH) ** 2,
             "deepstack_visual_indexes": list(range(min(shape.vision_depth, shape.layers))),
         },
-        image_token_id=tokenizer.token_to_id(tiny_tokenizer.IMAGE_PAD),
-        video_token_id=tokenizer.token_to_id(tiny_tokenizer.VIDEO_PAD),
-        vision_start_token_id=tokenizer.token_to_id(tiny_tokenizer.VISION_START),
-        vision_end_token_id=tokenizer.token_to_id(tiny_tokenizer.VISION_END),
+        image_token_id=ids[tiny_tokenizer.IMAGE_PAD],
+        video_token_id=ids[tiny_tokenizer.VIDEO_PAD],
+        vision_start_token_id=ids[tiny_tokenizer.VISION_START],
+        vision_end_token_id=ids[tiny_tokenizer.VISION_END],
         tie_word_embeddings=True,
     )
 
@@ -163,7 +163,7 @@ def _vision_heads(shape: TinyModel) -> int:
     return max(1, shape.vision_hidden_size // 32)
 
 
-def _processor(shape: TinyModel, env: EnvSettings, tokenizer: object) -> object:
+def _processor(shape: TinyModel, env: EnvSettings, tokenizer: object) -> Qwen3VLProcessor:
     """Takes a frame of the environment's size as it is; another image is scaled to as many pixels."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 

@@ -1,0 +1,126 @@
+"""``python -m visionrl_inference``: get the base model, then become vLLM's API server."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import shlex
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from visionrl.job import Job
+from visionrl_inference.base_model import ModelError, resolve_base_model
+from visionrl_inference.fetch import trainer_client
+from visionrl_inference.vllm_args import PLUGIN, ExtraArgsError, vllm_command, vllm_environment
+
+USAGE = """\
+Serves a job's base model and its adapters with vLLM.
+
+environment:
+  VISIONRL_JOB          file with the resolved job (JSON); required
+  VISIONRL_KEY_FILE     file with the job's key, wanted on every path but /health and /metrics; required
+  VISIONRL_TRAINER_URL  trainer that adapters, and a warm-started base, come from; required
+  VISIONRL_CACHE_DIR    folder for models and fetched adapters; required
+  VISIONRL_HOST         address to listen on (default 0.0.0.0)
+  VISIONRL_PORT         port to listen on (default 8000)
+
+The base model is taken from spec.model.base: a model of the hub, a path, or "tiny", which is built on first use; with
+spec.training.warmStart it is fetched from the trainer once it is trained. A request for the model
+"<job>-v000012" loads that adapter.
+
+exit codes: 2 the configuration cannot work, 1 anything else before vLLM starts, then vLLM's own.
+"""
+
+
+class ConfigurationError(Exception):
+    """Nothing but another configuration will help."""
+
+
+def main() -> int:
+    """Run, or print what would be run. Returns an exit code only where vLLM is not started."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visionrl_inference", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--print", action="store_true", help="print vLLM's environment and command, start nothing")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return _serve(print_only=arguments.print)
+    except (ConfigurationError, ExtraArgsError, ModelError) as error:
+        return _fail(2, error)
+    except OSError as error:
+        return _fail(1, error)
+
+
+def _serve(print_only: bool) -> int:
+    job = _job()
+    key = _required_file("VISIONRL_KEY_FILE").strip()
+    trainer = functools.partial(trainer_client, _required("VISIONRL_TRAINER_URL"), key)
+    cache = Path(_required("VISIONRL_CACHE_DIR"))
+    host, port = os.environ.get("VISIONRL_HOST", "0.0.0.0"), _port()
+    if not key:
+        raise ConfigurationError("VISIONRL_KEY_FILE: the file is empty")
+    if not entry_points(group="vllm.endpoint_plugins", name=PLUGIN):
+        raise ConfigurationError(
+            "vLLM would not find the adapter plugin: install the visionrl distribution (pip install)"
+        )
+    vllm_command(job, Path("model"), port, host)  # refuse bad arguments before the model is downloaded
+    if print_only:
+        _print(vllm_command(job, Path(job.spec.model.base), port, host), vllm_environment(job))
+        return 0
+    command = vllm_command(job, resolve_base_model(job, cache, trainer), port, host)
+    logging.info("starting %s", shlex.join(command))
+    sys.stdout.flush()
+    # vLLM takes this process's place: it is the container's first process and gets its signals.
+    return os.execvpe(command[0], command, os.environ | vllm_environment(job))
+
+
+def _job() -> Job:
+    try:
+        return Job.model_validate_json(_required_file("VISIONRL_JOB"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"VISIONRL_JOB: {where}: {first['msg']}") from None
+
+
+def _required(variable: str) -> str:
+    value = os.environ.get(variable, "")
+    if not value:
+        raise ConfigurationError(f"{variable} is not set; see python -m visionrl_inference --help")
+    return value
+
+
+def _required_file(variable: str) -> str:
+    try:
+        return Path(_required(variable)).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{variable}: {error}") from None
+
+
+def _port() -> int:
+    text = os.environ.get("VISIONRL_PORT", "8000")
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ConfigurationError(f"VISIONRL_PORT: {text!r} is no port")
+    return int(text)
+
+
+def _print(command: list[str], environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        print(f"{name}={shlex.quote(value)} \\")
+    print(shlex.join(command))
+
+
+def _fail(code: int, error: Exception) -> int:
+    print(f"visionrl_inference: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

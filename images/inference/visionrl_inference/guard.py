@@ -1,0 +1,72 @@
+"""ASGI middleware in front of vLLM: the job's key on every path, no adapter administration, bounded bodies.
+
+vLLM's own ``--api-key`` leaves ``/adapters``, ``/invocations`` and ``/tokenize`` open.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPEN = frozenset({"/health", "/metrics"})
+"""Paths for probes and scrapers."""
+SHUT = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")
+"""Adapters come and go by name alone."""
+MAX_BODY_BYTES = 64 << 20
+
+
+class Guard:
+    """``--middleware visionrl_inference.guard.Guard``; the key is the content of ``VISIONRL_KEY_FILE``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        key = Path(os.environ["VISIONRL_KEY_FILE"]).read_text(encoding="utf-8").strip()
+        if not key:
+            raise ValueError("VISIONRL_KEY_FILE names an empty file")
+        self.expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN and not self._knows_the_key(headers):
+            await _refuse(401, "Authorization: Bearer <key> is missing or wrong", scope, receive, send)
+        elif scope["path"].startswith(SHUT):
+            await _refuse(404, "adapters are loaded by name, on request", scope, receive, send)
+        elif int(headers.get("content-length") or 0) > MAX_BODY_BYTES:
+            await _refuse(413, _TOO_LARGE, scope, receive, send)
+        else:
+            await self.app(scope, _bounded(receive), send)
+
+    def _knows_the_key(self, headers: Headers) -> bool:
+        return secrets.compare_digest(headers.get("authorization", "").encode(), self.expected)
+
+
+_TOO_LARGE = f"the body exceeds {MAX_BODY_BYTES >> 20} MiB"
+
+
+async def _refuse(status: int, message: str, scope: Scope, receive: Receive, send: Send) -> None:
+    error = {"message": message, "code": status}
+    await JSONResponse({"error": error}, status)(scope, receive, send)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """``receive`` that stops a body without a declared length at the limit."""
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise HTTPException(413, _TOO_LARGE)
+        return message
+
+    return counted
