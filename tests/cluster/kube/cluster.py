@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import binaries, cgroups, control_plane, images, manifests, node, pki, tools
 from .containerd import Containerd
-from .host import RUN_PACKAGES, KubeError, cache, locked, progress, require_packages, require_root, wait_until
+from .host import RUN_PACKAGES, KubeError, cache, locked, progress, require_packages, require_root
 from .kubectl import Client, Kubectl
 from .layout import Cluster
 from .sandbox import Sandbox
@@ -58,9 +58,9 @@ def up(cluster: Cluster, *, control_plane_only: bool = False) -> Running:
         cluster,
     )
     with _exclusive(cluster):
-        if Sandbox.find(cluster) and _mode(cluster) == mode:
+        if is_up(cluster) and _mode(cluster) == mode:
             return running
-        if Sandbox.find(cluster) and _mode(cluster):
+        if is_up(cluster):
             raise KubeError(f"cluster {cluster.name} is up as {_mode(cluster)}: take it down first")
         _remove(cluster)
         try:
@@ -70,6 +70,10 @@ def up(cluster: Cluster, *, control_plane_only: bool = False) -> Running:
             _remove(cluster)
             raise
     return running
+
+
+def is_up(cluster: Cluster) -> bool:
+    return Sandbox.find(cluster) is not None and _mode(cluster) is not None
 
 
 def down(cluster: Cluster) -> None:
@@ -107,8 +111,7 @@ def _start(cluster: Cluster, servers: Path, kubectl: Kubectl, mode: str) -> None
         dns_environment = {"KUBECONFIG": str(cluster.kubeconfig()), "NO_PROXY": "*", "no_proxy": "*"}
         dns = sandbox.spawn("dns", sys.executable, DNS, str(cluster.node_address), env=dns_environment)
         dns.wait_for(lambda: _listens(sandbox), "DNS", 30)
-    kubectl_account = ("get", "serviceaccount", "default", "--namespace", "default")
-    wait_until(lambda: kubectl.succeeds(*kubectl_account), "the default service account", 30)
+    kubectl.wait_for("serviceaccount", "default", "--namespace", "default")  # without it pods are refused
     (cluster.root / "mode").write_text(mode)  # last: a cluster with this file is complete
     step("cluster up")
 

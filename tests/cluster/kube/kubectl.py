@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .host import run
+from .host import run, wait_until
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,19 @@ class Client:
 
 
 class Kubectl(Client):
-    def apply(self, *manifests: dict[str, Any]) -> None:
-        """Creates or updates the objects."""
+    def apply(self, *manifests: dict[str, Any], namespace: str | None = None) -> None:
+        """Creates or updates the objects; namespace: of those that name none."""
         items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
-        self("apply", "-f", "-", stdin=json.dumps(items))
+        self("apply", *(["--namespace", namespace] if namespace else []), "-f", "-", stdin=json.dumps(items))
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """One object or a list, as it is: get("pod", "web", "-n", "default")."""
         found: dict[str, Any] = json.loads(self("get", *arguments, "-o", "json"))
         return found
+
+    def wait_for(self, *arguments: str, timeout_s: float = 60) -> None:
+        """Waits until an object exists: wait_for("pod", "web", "-n", "default")."""
+        wait_until(lambda: self.succeeds("get", *arguments), f"{' '.join(arguments)} to exist", timeout_s)
 
     def succeeds(self, *arguments: str) -> bool:
         done = subprocess.run(

@@ -1,0 +1,40 @@
+"""The cluster that the tests of this folder run against."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .kube import cluster as kube_cluster
+from .kube.layout import DEFAULT_CIDR, DEFAULT_NAME, Cluster
+
+
+@pytest.fixture(scope="session")
+def kube() -> Iterator[kube_cluster.Running]:
+    """A running cluster: kube.kubeconfig, kube.kubectl(...), kube.helm(...), kube.load(tag).
+
+    VISIONRL_E2E_KUBECONFIG names one to use instead. A cluster of ours that is up already is used and stays up.
+    """
+    named = os.environ.get("VISIONRL_E2E_KUBECONFIG")
+    if named:
+        yield kube_cluster.existing(Path(named))
+        return
+    name = os.environ.get("VISIONRL_KUBE_NAME", DEFAULT_NAME)
+    cluster = Cluster.of(name, os.environ.get("VISIONRL_KUBE_CIDR", DEFAULT_CIDR))
+    was_up = kube_cluster.is_up(cluster)
+    yield kube_cluster.up(cluster)
+    if not was_up:
+        kube_cluster.down(cluster)
+
+
+@pytest.fixture
+def namespace(kube: kube_cluster.Running) -> Iterator[str]:
+    """A namespace of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    kube.kubectl("create", "namespace", name)
+    # Pods are refused until the controller manager has made the namespace's service account.
+    kube.kubectl.wait_for("serviceaccount", "default", "-n", name)
+    yield name
+    kube.kubectl("delete", "namespace", name, "--wait=false")
