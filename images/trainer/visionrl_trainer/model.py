@@ -121,7 +121,7 @@ class Policy:
             if not torch.isfinite(parameter).all():
                 raise ValueError(f"adapter weight {name} is not finite")
         self.peft.peft_config["default"].base_model_name_or_path = "base"  # not a path of this machine
-        self.peft.save_pretrained(str(directory))
+        self.peft.save_pretrained(str(directory), save_embedding_layers=False)
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Parameters that are trained, by name."""

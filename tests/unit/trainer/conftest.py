@@ -1,0 +1,61 @@
+"""A real tiny policy, built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+IMAGE_SIZE = 144
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from visionrl.job import EnvSettings, TinyModel
+    from visionrl.tiny.model import build_tiny
+
+    return build_tiny(TinyModel(), EnvSettings(image_size=IMAGE_SIZE), tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def policy(tiny_directory: Path):
+    import torch
+
+    from visionrl.job import Lora
+    from visionrl_trainer.model import Policy
+
+    loaded = Policy.load(tiny_directory, "float32", torch.device("cpu"))
+    loaded.add_adapter(Lora(r=4, alpha=8), seed=0)
+    return loaded
+
+
+@pytest.fixture
+def frames() -> list[np.ndarray]:
+    generator = np.random.default_rng(7)
+    return [generator.integers(0, 256, size=(IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8) for _ in range(4)]
+
+
+@pytest.fixture
+def samples(policy, frames):
+    """Four decisions of different lengths on four frames."""
+    from visionrl.images import frame_hash
+    from visionrl.tools import ACTIONS, tool_call_text
+    from visionrl_trainer.batch import Sample
+
+    tokenizer = policy.processor.tokenizer
+    prompt = tokenizer.encode(
+        "<|im_start|>user\n<|vision_start|>"
+        + "<|image_pad|>" * 81
+        + "<|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+    )
+    return [
+        Sample(
+            prompt_ids=tuple(prompt),
+            completion_ids=(*tokenizer.encode(tool_call_text(ACTIONS[: n + 1])), tokenizer.eos_token_id),
+            logprobs=(),
+            images=(frame_hash(frame),),
+            model="crafter-v000000",
+        )
+        for n, frame in enumerate(frames)
+    ]

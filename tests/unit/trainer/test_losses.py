@@ -1,0 +1,157 @@
+"""Losses equal their published formulas, written out with loops in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from visionrl.job import Algorithm  # noqa: E402
+from visionrl_trainer.losses import LossBatch, kl_to_base, policy_loss  # noqa: E402
+
+LENGTHS = (3, 1, 4)
+LONGEST = 8
+
+
+def toy_batch(seed: int = 0, lengths: tuple[int, ...] = LENGTHS, spread: float = 0.3) -> LossBatch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(n: int) -> torch.Tensor:
+        return torch.randn(n, generator=generator, dtype=torch.float64)
+
+    tokens = sum(lengths)
+    old = -normal(tokens).abs()
+    return LossBatch(
+        logprobs_T=(old + spread * normal(tokens)).requires_grad_(),
+        old_logprobs_T=old,
+        serving_logprobs_T=old + 0.1 * normal(tokens),
+        advantages_N=normal(len(lengths)),
+        row_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        rows=len(lengths),
+        tokens=tokens,
+        longest=LONGEST,
+        base_logprobs_T=old + 0.2 * normal(tokens),
+    )
+
+
+def per_row(batch: LossBatch) -> list[tuple[float, list[tuple[float, float]]]]:
+    """(advantage, [(ratio, truncated importance weight)]) of each row, in plain numbers."""
+    rows = []
+    for n, advantage in enumerate(batch.advantages_N.tolist()):
+        tokens = [
+            (
+                math.exp(new - old),
+                min(math.exp(old - serving), 2.0),
+            )
+            for new, old, serving, row in zip(
+                batch.logprobs_T.tolist(),
+                batch.old_logprobs_T.tolist(),
+                batch.serving_logprobs_T.tolist(),
+                batch.row_T.tolist(),
+                strict=True,
+            )
+            if row == n
+        ]
+        rows.append((advantage, tokens))
+    return rows
+
+
+def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
+    return min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+
+
+def test_grpo_is_the_mean_over_answers_of_their_token_means() -> None:
+    batch = toy_batch()
+    expected = -sum(
+        sum(w * clipped(r, a, 0.2, 0.2) for r, w in tokens) / len(tokens) for a, tokens in per_row(batch)
+    ) / len(LENGTHS)
+    assert policy_loss(Algorithm(loss="grpo"), batch).loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_dr_grpo_divides_by_a_constant_length() -> None:
+    batch = toy_batch()
+    expected = -sum(w * clipped(r, a, 0.2, 0.2) for a, tokens in per_row(batch) for r, w in tokens)
+    expected /= len(LENGTHS) * LONGEST
+    assert policy_loss(Algorithm(loss="dr_grpo"), batch).loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_dapo_is_the_mean_over_tokens_with_a_higher_upper_clip() -> None:
+    batch = toy_batch()
+    expected = -sum(w * clipped(r, a, 0.2, 0.28) for a, tokens in per_row(batch) for r, w in tokens) / sum(LENGTHS)
+    assert policy_loss(Algorithm(loss="dapo"), batch).loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gspo_has_one_ratio_an_answer_the_geometric_mean_of_its_tokens() -> None:
+    batch = toy_batch()
+    expected = 0.0
+    for advantage, tokens in per_row(batch):
+        ratio = math.prod(r for r, _ in tokens) ** (1 / len(tokens))
+        weight = math.prod(w for _, w in tokens) ** (1 / len(tokens))
+        expected -= weight * clipped(ratio, advantage, 0.1, 0.1) / len(LENGTHS)
+    loss = policy_loss(Algorithm(loss="gspo", clip_low=0.1, clip_high=0.1), batch).loss
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    batch = toy_batch(spread=1.0)
+    expected = -sum(
+        w * min(r, 1.28) * a * logprob
+        for (a, tokens), row in zip(per_row(batch), range(len(LENGTHS)), strict=True)
+        for (r, w), logprob in zip(tokens, batch.logprobs_T[batch.row_T == row].tolist(), strict=True)
+    ) / sum(LENGTHS)
+    terms = policy_loss(Algorithm(loss="cispo"), batch)
+    assert terms.loss.item() == pytest.approx(expected, abs=1e-12)
+    terms.loss.backward()
+    assert terms.clipped.sum() > 0
+    assert (batch.logprobs_T.grad != 0).all()
+
+
+def test_grpo_gives_clipped_tokens_no_gradient() -> None:
+    batch = toy_batch(spread=1.0)
+    terms = policy_loss(Algorithm(loss="grpo"), batch)
+    terms.loss.backward()
+    assert terms.clipped.sum() > 0
+    assert ((batch.logprobs_T.grad == 0) == (terms.clipped == 1)).all()
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_splitting_a_step_into_micro_batches_leaves_the_gradient_as_it_is(loss: str) -> None:
+    whole = toy_batch()
+    algorithm = Algorithm(loss=loss, kl_coefficient=0.1)  # type: ignore[arg-type]
+    policy_loss(algorithm, whole).loss.backward()
+    split = torch.zeros_like(whole.logprobs_T)
+    for rows in ([0], [1, 2]):
+        chosen = torch.isin(whole.row_T, torch.tensor(rows))
+        part = replace(
+            whole,
+            logprobs_T=whole.logprobs_T.detach()[chosen].requires_grad_(),
+            old_logprobs_T=whole.old_logprobs_T[chosen],
+            serving_logprobs_T=whole.serving_logprobs_T[chosen],
+            base_logprobs_T=whole.base_logprobs_T[chosen],
+            advantages_N=whole.advantages_N[rows],
+            row_T=whole.row_T[chosen] - rows[0],
+        )
+        policy_loss(algorithm, part).loss.backward()
+        split[chosen] = part.logprobs_T.grad
+    torch.testing.assert_close(split, whole.logprobs_T.grad, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_the_gradient_raises_what_was_better_than_its_peers(loss: str) -> None:
+    batch = toy_batch(spread=0.0)
+    policy_loss(Algorithm(loss=loss), batch).loss.backward()  # type: ignore[arg-type]
+    direction = -batch.logprobs_T.grad.sign()
+    assert (direction == batch.advantages_N[batch.row_T].sign()).all()
+
+
+@given(st.integers(0, 1000))
+def test_the_kl_estimate_is_never_negative_and_zero_at_the_base(seed: int) -> None:
+    batch = toy_batch(seed)
+    assert (kl_to_base(batch.logprobs_T, batch.base_logprobs_T) >= 0).all()
+    assert (kl_to_base(batch.logprobs_T, batch.logprobs_T) == 0).all()

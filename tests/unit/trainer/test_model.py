@@ -1,0 +1,120 @@
+"""The policy's forward pass is Hugging Face's, on exactly the sampled tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from visionrl.images import frame_hash
+from visionrl_trainer.batch import Sample
+from visionrl_trainer.model import BANNED_BIAS, Policy
+
+pytestmark = pytest.mark.vision
+
+
+def see(policy: Policy, frames: list[np.ndarray]):
+    with torch.no_grad():
+        return {frame_hash(frame): vision for frame, vision in zip(frames, policy.see(frames), strict=True)}
+
+
+def reference_logprobs(policy: Policy, sample: Sample, frame: np.ndarray, temperature: float) -> torch.Tensor:
+    """One row through the stock forward of the whole model."""
+    ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+    image = policy.processor.image_processor(images=[frame], return_tensors="pt")
+    output = policy.peft(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=image["pixel_values"],
+        image_grid_thw=image["image_grid_thw"],
+        mm_token_type_ids=(ids == policy.model.config.image_token_id).int(),
+    )
+    logits = output.logits[0, len(sample.prompt_ids) - 1 : -1].float()
+    logits[:, list(policy.banned_ids)] += BANNED_BIAS
+    chosen = torch.tensor(sample.completion_ids)[:, None]
+    return (logits / temperature).log_softmax(-1).gather(1, chosen)[:, 0]
+
+
+def disturb(policy: Policy) -> None:
+    """Give the adapter an effect."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, parameter in policy.trainable():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_batched_logprobs_equal_the_stock_forward_row_by_row(policy, samples, frames, temperature) -> None:
+    disturb(policy)
+    with torch.no_grad():
+        found, _ = policy.logprobs(samples, see(policy, frames), temperature)
+        parts = found.split([len(sample.completion_ids) for sample in samples])
+        for sample, frame, part in zip(samples, frames, parts, strict=True):
+            torch.testing.assert_close(part, reference_logprobs(policy, sample, frame, temperature), rtol=0, atol=2e-6)
+
+
+def test_what_else_is_in_the_batch_changes_nothing(policy, samples, frames) -> None:
+    vision = see(policy, frames)
+    with torch.no_grad():
+        together, _ = policy.logprobs(samples, vision, 1.0)
+        alone = torch.cat([policy.logprobs([sample], vision, 1.0)[0] for sample in reversed(samples)])
+    backwards = torch.cat(together.split([len(sample.completion_ids) for sample in samples])[::-1])
+    torch.testing.assert_close(backwards, alone, rtol=0, atol=2e-6)
+
+
+def test_the_image_matters(policy, samples, frames) -> None:
+    vision = see(policy, frames)
+    wrong = dict(zip(vision, reversed(list(vision.values())), strict=True))
+    with torch.no_grad():
+        assert not torch.allclose(policy.logprobs(samples, vision, 1.0)[0], policy.logprobs(samples, wrong, 1.0)[0])
+
+
+def test_vision_tokens_are_as_good_as_impossible(policy, samples, frames) -> None:
+    video = policy.processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    sample = Sample(samples[0].prompt_ids, (video,), (), samples[0].images, "m")
+    with torch.no_grad():
+        assert policy.logprobs([sample], see(policy, frames), 1.0)[0].item() < -50
+
+
+def test_a_frame_becomes_one_token_a_cell(policy) -> None:
+    assert policy.image_tokens(144).per_image == 81
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_disturbed_one_does(policy, samples, frames) -> None:
+    vision = see(policy, frames)
+    with torch.no_grad():
+        fresh, _ = policy.logprobs(samples, vision, 1.0)
+        with policy.without_adapter():
+            base, _ = policy.logprobs(samples, vision, 1.0)
+        disturb(policy)
+        disturbed, _ = policy.logprobs(samples, vision, 1.0)
+    torch.testing.assert_close(fresh, base, rtol=0, atol=0)
+    assert (disturbed - base).abs().max() > 1e-3
+
+
+def test_a_saved_adapter_gives_the_same_logprobs_elsewhere(policy, samples, frames, tiny_directory, tmp_path) -> None:
+    from visionrl.job import Lora
+
+    disturb(policy)
+    policy.save_adapter(tmp_path)
+    other = Policy.load(tiny_directory, "float32", torch.device("cpu"))
+    other.add_adapter(Lora(r=4, alpha=8), seed=99)
+    other.load_adapter(tmp_path)
+    vision = see(policy, frames)
+    with torch.no_grad():
+        assert torch.equal(policy.logprobs(samples, vision, 1.0)[0], other.logprobs(samples, vision, 1.0)[0])
+
+
+def test_an_adapter_with_a_weight_that_is_not_finite_is_not_saved(policy, tmp_path: Path) -> None:
+    with torch.no_grad():
+        policy.trainable()[0][1][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        policy.save_adapter(tmp_path)
+
+
+def test_only_the_language_models_linears_are_trained(policy) -> None:
+    names = [name for name, _ in policy.trainable()]
+    assert names
+    assert all("language_model.layers" in name and "lora_" in name for name in names)

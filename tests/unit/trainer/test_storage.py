@@ -1,0 +1,110 @@
+"""Versions, checkpoints and the run folder: whole or absent, and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from visionrl_trainer.checkpoint import Checkpoints, RunState
+from visionrl_trainer.optim import adapter_optimizer
+from visionrl_trainer.publish import AdapterStore, version_name, version_number
+from visionrl_trainer.runfolder import RunFolder
+
+pytestmark = pytest.mark.vision
+
+
+def step(policy, optimizer) -> None:
+    """An optimizer step with a gradient that depends on the weights."""
+    optimizer.zero_grad()
+    sum((parameter - 1).square().sum() for _, parameter in policy.trainable()).backward()
+    optimizer.step()
+
+
+def weights(policy) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for _, parameter in policy.trainable()]).clone()
+
+
+def test_a_manifest_names_size_and_digest_of_each_file(policy, tmp_path) -> None:
+    store = AdapterStore(tmp_path, "crafter")
+    name = store.publish(policy, 3)
+    assert name == "crafter-v000003"
+    manifest = json.loads(store.path(name, "manifest.json").read_text())
+    assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    for file, entry in manifest["files"].items():
+        data = store.path(name, file).read_bytes()
+        assert entry == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_only_published_files_of_this_job_can_be_asked_for(policy, tmp_path) -> None:
+    store = AdapterStore(tmp_path, "crafter")
+    name = store.publish(policy, 1)
+    (tmp_path / name / "secret").write_text("x")
+    for asked in ((name, "secret"), ("..", "manifest.json"), ("other-v000001", "manifest.json"), (name, "../x")):
+        assert store.path(*asked) is None
+
+
+def test_what_a_killed_process_left_is_swept_away(policy, tmp_path) -> None:
+    (tmp_path / ".crafter-v000004").mkdir()
+    store = AdapterStore(tmp_path, "crafter")
+    assert store.numbers() == []
+    store.publish(policy, 4)
+    assert store.numbers() == [4]
+
+
+def test_pruning_keeps_the_newest(policy, tmp_path) -> None:
+    store = AdapterStore(tmp_path, "crafter")
+    for number in range(4):
+        store.publish(policy, number)
+    store.prune(keep=2)
+    assert store.numbers() == [2, 3]
+
+
+def test_version_names_round_trip() -> None:
+    assert version_number(version_name("a-v000001", 12)) == 12
+    with pytest.raises(ValueError, match="not the name of a version"):
+        version_number("base")
+
+
+def test_a_resumed_run_takes_the_same_steps(policy, tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
+    shuffle = torch.Generator().manual_seed(5)
+    step(policy, optimizer)
+    torch.randperm(10, generator=shuffle)
+    checkpoints.save(RunState(iteration=1, version=7), policy, optimizer, shuffle)
+    step(policy, optimizer)
+    expected, order = weights(policy), torch.randperm(10, generator=shuffle)
+
+    resumed_optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
+    resumed_shuffle = torch.Generator()
+    state = Checkpoints(tmp_path, keep=2).load(policy, resumed_optimizer, resumed_shuffle)
+    assert state == RunState(iteration=1, version=7)
+    step(policy, resumed_optimizer)
+    assert torch.equal(weights(policy), expected)
+    assert torch.equal(torch.randperm(10, generator=resumed_shuffle), order)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(policy, tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
+    for iteration in (1, 2, 3):
+        checkpoints.save(RunState(iteration=iteration), policy, optimizer, torch.Generator())
+    (tmp_path / ".draft").mkdir()
+    again = Checkpoints(tmp_path, keep=2)
+    assert [path.name for path in again.paths()] == ["000002", "000003"]
+    assert again.load(policy, optimizer, torch.Generator()).iteration == 3
+
+
+def test_metrics_of_lost_iterations_are_dropped_and_cut_off_lines_ignored(tmp_path) -> None:
+    folder = RunFolder(tmp_path)
+    for iteration in (1, 2, 3):
+        folder.append_metrics({"iteration": iteration})
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"iteration": 4, "rew')
+    assert [record["iteration"] for record in folder.metrics()] == [1, 2, 3]
+    folder.rewind_metrics(2)
+    folder.append_metrics({"iteration": 3, "again": True})
+    assert folder.metrics() == [{"iteration": 1}, {"iteration": 2}, {"iteration": 3, "again": True}]
