@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PATCH = 16
 """Side of a vision patch in pixels, as in Qwen3-VL."""
+HEAD_DIM = 32
+"""Width of an attention head, whatever the hidden size: the smallest that vLLM's CPU attention computes."""
 MAX_POSITIONS = 8192
 WEIGHT_STD = 0.02
 # With the usual 0.02 a patch's position would drown in its content (rms about 0.8), and navigation is not learned.
@@ -46,6 +48,7 @@ def recipe(shape: TinyModel, env: EnvSettings) -> dict[str, object]:
         "shape": shape.model_dump(),
         "imageSize": env.image_size,
         "patch": PATCH,
+        "headDim": HEAD_DIM,
         "actions": list(ACTIONS),
         "addedTokens": list(tiny_tokenizer.added_tokens()),
         "chatTemplate": tiny_tokenizer.CHAT_TEMPLATE,
@@ -85,10 +88,6 @@ def build_tiny(shape: TinyModel, env: EnvSettings, directory: Path) -> Path:
 
 
 def _check(shape: TinyModel, env: EnvSettings) -> None:
-    if shape.hidden_size % shape.heads or (shape.hidden_size // shape.heads) % 2:
-        raise ValueError(f"model.tiny.hiddenSize {shape.hidden_size} must be an even multiple of heads {shape.heads}")
-    if shape.hidden_size // shape.heads < 8:
-        raise ValueError(f"model.tiny.heads {shape.heads} leaves less than 8 dimensions a head")
     if shape.vision_hidden_size % (4 * _vision_heads(shape)):
         raise ValueError(
             f"model.tiny.visionHiddenSize {shape.vision_hidden_size} must be a multiple of 32 (or 4, below 64)"
@@ -114,8 +113,8 @@ def _write(shape: TinyModel, env: EnvSettings, directory: Path) -> None:
 def _config(shape: TinyModel, env: EnvSettings, tokenizer: Tokenizer) -> Qwen3VLConfig:
     from transformers import Qwen3VLConfig
 
-    head = shape.hidden_size // shape.heads
-    spatial = head // 2 // 3  # rotary frequencies of height and of width; time takes the rest
+    frequencies = HEAD_DIM // 2
+    spatial = frequencies // 3  # of them for height and for width; time takes the rest
     ids = tokenizer.get_vocab()
     turn_end, end_of_text = ids[tiny_tokenizer.TURN_END], ids[tiny_tokenizer.END_OF_TEXT]
     return Qwen3VLConfig(
@@ -126,13 +125,13 @@ def _config(shape: TinyModel, env: EnvSettings, tokenizer: Tokenizer) -> Qwen3VL
             "num_hidden_layers": shape.layers,
             "num_attention_heads": shape.heads,
             "num_key_value_heads": shape.heads,
-            "head_dim": head,
+            "head_dim": HEAD_DIM,
             "max_position_embeddings": MAX_POSITIONS,
             "tie_word_embeddings": True,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10_000.0,
-                "mrope_section": [head // 2 - 2 * spatial, spatial, spatial],
+                "mrope_section": [frequencies - 2 * spatial, spatial, spatial],
                 "mrope_interleaved": True,
             },
             "eos_token_id": turn_end,
