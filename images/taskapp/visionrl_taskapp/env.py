@@ -55,7 +55,7 @@ _DIFFICULTIES: dict[Difficulty, _DifficultyRules] = {
 }
 
 
-class EpisodeOver(RuntimeError):  # noqa: N818 - reads as what happened
+class EpisodeOver(RuntimeError):
     """An action was asked for after the player died or the episode reached its length."""
 
 

@@ -1,8 +1,8 @@
 """Crafter's world generation compiled with numba: same maps, same creatures, same random stream.
 
-`crafter.worldgen.generate_world` asks for up to seven noise values and three random numbers a cell, one
-Python call each. Here one compiled pass decides all materials and a second one all creatures. What makes
-the result equal bit for bit:
+`crafter.worldgen.generate_world` asks for up to a dozen noise values and four random numbers a cell, one
+Python call each. Here noise is computed as whole fields, one compiled pass decides all materials and a second
+one all creatures. What makes the result equal bit for bit:
 
 * the float expressions keep the stock order of operations, and `exp` and `sqrt` stay numpy's;
 * the stock code draws a random number only where its noise condition holds, in map order. The passes read
@@ -10,7 +10,8 @@ the result equal bit for bit:
   moved on by exactly that many.
 
 The compiled code is cached on disk: in a container with a read-only file system set `NUMBA_CACHE_DIR` to a
-writable folder, or numba refuses to import this module.
+writable folder, or numba refuses to import this module. A cache that is filled while an image is built serves
+other processors only with `NUMBA_CPU_NAME=generic`; the worlds are the same.
 """
 
 from __future__ import annotations
@@ -34,24 +35,36 @@ _DRAWS_PER_CELL = 6
 
 
 @njit(cache=True)
-def _terrain_noise(perm: Any, grad: Any, width: int, height: int) -> Any:
-    """The three noise fields that every cell needs: around the start, of water, of mountains; each [W, H]."""
-    start = np.empty((width, height))
-    water = np.empty((width, height))
-    mountain = np.empty((width, height))
+def _noise_field(perm: Any, grad: Any, xs: Any, ys: Any, z: int, where: Any) -> Any:
+    """OpenSimplex noise at xs [W] × ys [H], float64 [W, H]; evaluated only `where`, bool [W, H]."""
+    # The one place that calls `noise3`: numba compiles its five hundred lines anew for every call site.
+    width, height = where.shape
+    field = np.zeros((width, height))
     for x in range(width):
         for y in range(height):
-            start[x, y] = noise3(x / 3, y / 3, 8, perm, grad)
-            water[x, y] = noise3(x / 15, y / 15, 3, perm, grad) + 0.15 * noise3(x / 5, y / 5, 3, perm, grad)
-            mountain[x, y] = (noise3(x / 15, y / 15, 0, perm, grad) + 0.3 * noise3(x / 5, y / 5, 0, perm, grad)) / 1.3
-    return start, water, mountain
+            if where[x, y]:
+                field[x, y] = noise3(xs[x], ys[y], z, perm, grad)
+    return field
 
 
 @njit(cache=True)
 def _place_materials(
-    perm: Any, grad: Any, start: Any, water: Any, mountain: Any, draws: Any, materials: Any, tunnels: Any
+    start: Any,
+    water: Any,
+    mountain: Any,
+    caves: Any,
+    tunnels_across: Any,
+    tunnels_down: Any,
+    coal: Any,
+    iron: Any,
+    lava: Any,
+    sand: Any,
+    trees: Any,
+    draws: Any,
+    materials: Any,
+    tunnels: Any,
 ) -> int:
-    """Fill `materials` and `tunnels` [W, H]; return how many of `draws` were used."""
+    """Fill `materials` and `tunnels` [W, H] from the fields [W, H]; return how many of `draws` were used."""
     width, height = materials.shape
     used = 0
     for x in range(width):
@@ -61,19 +74,16 @@ def _place_materials(
                 material = _GRASS
             elif high > 0.15:
                 material = 0
-                if noise3(x / 7, y / 7, 6, perm, grad) > 0.15 and high > 0.3:
+                if caves[x, y] > 0.15 and high > 0.3:
                     material = _PATH
-                elif (
-                    noise3(2 * x / 3, y / 5 / 3, 7, perm, grad) > 0.4
-                    or noise3(x / 5 / 3, 2 * y / 3, 7, perm, grad) > 0.4
-                ):
+                elif tunnels_across[x, y] > 0.4 or tunnels_down[x, y] > 0.4:
                     material = _PATH
                     tunnels[x, y] = True
-                if material == 0 and noise3(x / 8, y / 8, 1, perm, grad) > 0:
+                if material == 0 and coal[x, y] > 0:
                     if draws[used] > 0.85:
                         material = _COAL
                     used += 1
-                if material == 0 and noise3(x / 6, y / 6, 2, perm, grad) > 0.4:
+                if material == 0 and iron[x, y] > 0.4:
                     if draws[used] > 0.75:
                         material = _IRON
                     used += 1
@@ -82,15 +92,14 @@ def _place_materials(
                         material = _DIAMOND
                     used += 1
                 if material == 0:
-                    molten = high > 0.3 and noise3(x / 5, y / 5, 6, perm, grad) > 0.35
-                    material = _LAVA if molten else _STONE
-            elif 0.25 < wet <= 0.35 and noise3(x / 9, y / 9, 4, perm, grad) > -0.2:
+                    material = _LAVA if high > 0.3 and lava[x, y] > 0.35 else _STONE
+            elif 0.25 < wet <= 0.35 and sand[x, y] > -0.2:
                 material = _SAND
             elif wet > 0.3:
                 material = _WATER
             else:
                 material = _GRASS
-                if noise3(x / 7, y / 7, 5, perm, grad) > 0:
+                if trees[x, y] > 0:
                     if draws[used] > 0.8:
                         material = _TREE
                     used += 1
@@ -137,18 +146,40 @@ def generate_world(
     random = world.random
     perm, grad = simplex_permutation(random.randint(0, 2**31 - 1))
     width, height = world.area
-    near, wet, high = _terrain_noise(perm, grad, width, height)
+    x, y = np.arange(width), np.arange(height)
 
-    x, y = np.meshgrid(np.arange(width), np.arange(height), indexing="ij")
-    distance = np.sqrt((x - player.pos[0]) ** 2 + (y - player.pos[1]) ** 2)
-    start = 1 / (1 + np.exp(-(4 - distance + 2 * near)))
-    water = wet + 0.1 - 2 * start
-    mountain = high - (4 * start + 0.3 * water)
+    def noise(xs: np.ndarray, ys: np.ndarray, z: int, where: np.ndarray) -> np.ndarray:
+        return _noise_field(perm, grad, xs, ys, z, where)
+
+    everywhere = np.ones((width, height), np.bool_)
+    distance = np.sqrt((x[:, None] - player.pos[0]) ** 2 + (y[None, :] - player.pos[1]) ** 2)
+    start = 1 / (1 + np.exp(-(4 - distance + 2 * noise(x / 3, y / 3, 8, everywhere))))
+    water = noise(x / 15, y / 15, 3, everywhere) + 0.15 * noise(x / 5, y / 5, 3, everywhere)
+    water = water + 0.1 - 2 * start
+    mountain = noise(x / 15, y / 15, 0, everywhere) + 0.3 * noise(x / 5, y / 5, 0, everywhere)
+    mountain = mountain / 1.3 - (4 * start + 0.3 * water)
+    rock = (start <= 0.5) & (mountain > 0.15)
+    plain = (start <= 0.5) & ~rock
 
     rewind = random.get_state(legacy=False)
     draws = random.random_sample(width * height * _DRAWS_PER_CELL)
     tunnels = np.zeros((width, height), np.bool_)
-    used = _place_materials(perm, grad, start, water, mountain, draws, world._mat_map, tunnels)
+    used = _place_materials(
+        start,
+        water,
+        mountain,
+        noise(x / 7, y / 7, 6, rock),
+        noise(2 * x / 3, y / 5 / 3, 7, rock),
+        noise(x / 5 / 3, 2 * y / 3, 7, rock),
+        noise(x / 8, y / 8, 1, rock),
+        noise(x / 6, y / 6, 2, rock),
+        noise(x / 5, y / 5, 6, rock),
+        noise(x / 9, y / 9, 4, plain),
+        noise(x / 7, y / 7, 5, plain),
+        draws,
+        world._mat_map,
+        tunnels,
+    )
     creatures = np.empty((width * height, 3), np.int64)
     used, count = _place_creatures(distance, world._mat_map, tunnels, draws, used, creatures)
     random.set_state(rewind)

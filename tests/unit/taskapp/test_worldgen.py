@@ -6,7 +6,7 @@ from stock_crafter import Unrendered, assert_same_state
 
 from visionrl_taskapp.env import CrafterEnv, warm_up
 from visionrl_taskapp.render import _draw_night
-from visionrl_taskapp.worldgen import _place_creatures, _place_materials, _terrain_noise
+from visionrl_taskapp.worldgen import _noise_field, _place_creatures, _place_materials
 
 
 def check_seeds(seeds: range | list[int]) -> None:
@@ -54,7 +54,7 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
 
 def test_after_warm_up_nothing_is_left_to_compile() -> None:
     warm_up()
-    compiled = [_terrain_noise, _place_materials, _place_creatures, _draw_night]
+    compiled = [_noise_field, _place_materials, _place_creatures, _draw_night]
     before = [len(f.signatures) for f in compiled]
     assert all(before)
     env = CrafterEnv(image_size=64)
