@@ -1,6 +1,6 @@
 """Crafter's world generation compiled with numba: same maps, same creatures, same random stream.
 
-`crafter.worldgen.generate_world` asks for up to a dozen noise values and four random numbers a cell, one
+`crafter.worldgen.generate_world` asks for up to a dozen noise values and three random numbers a cell, one
 Python call each. Here noise is computed as whole fields, one compiled pass decides all materials and a second
 one all creatures. What makes the result equal bit for bit:
 
