@@ -162,12 +162,16 @@ class InferenceClient:
     async def close(self) -> None:
         await asyncio.gather(self._inside.aclose(), self._outside.aclose())
 
-    async def complete(self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float) -> Answer:
+    async def complete(
+        self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
+    ) -> Answer:
         """One completion before `deadline` (the event loop's clock).
 
         Connection errors, 429 and 5xx are retried with growing pauses. Raises :class:`InferenceError` for what
-        retrying cannot heal or did not heal in time, `TimeoutError` where the server simply does not answer.
+        retrying cannot heal or did not heal in time, :class:`UnreachableError` where no connection succeeded until
+        `connect_by`, `TimeoutError` where the server simply does not answer.
         """
+        clock = asyncio.get_running_loop().time
         content = orjson.dumps(body)
         connected, problem, pause = False, "", _FIRST_PAUSE_S
         try:
@@ -177,6 +181,8 @@ class InferenceClient:
                         response = await self._post(url, content)
                     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                         problem = f"cannot connect to {_place(url)}: {error or type(error).__name__}"
+                        if not connected and clock() >= connect_by:
+                            raise UnreachableError(problem) from None
                     except httpx.TransportError as error:
                         connected = True
                         problem = f"connection to {_place(url)} broke: {error or type(error).__name__}"

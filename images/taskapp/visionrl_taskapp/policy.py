@@ -14,9 +14,9 @@ from typing import Any
 
 from visionrl.checks import takes_images
 from visionrl.rollout import PolicyConfig
+from visionrl.tools import TOOL_NAME
 from visionrl_taskapp.env import LocalView
 from visionrl_taskapp.rules import ACHIEVEMENTS, Rules, rules
-from visionrl_taskapp.toolcalls import TOOL_NAME
 
 EARLIER_FRAME = "(an earlier frame)"
 EARLIER_STATE = "(an earlier state)"

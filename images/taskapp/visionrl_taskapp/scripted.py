@@ -79,11 +79,19 @@ class Sight:
     def can_place(self, name: str) -> bool:
         return self.material(self.front) in _PLACE[name].where and not self.object(self.front)
 
-    def open_cells(self, step: Cell) -> float:
-        """Share of the way to the view's edge in a direction that can be walked."""
-        x, y = _CENTER
-        way = [(x + n * step[0], y + n * step[1]) for n in range(1, 1 + (_CENTER[0] if step[0] else _CENTER[1]))]
+    def openness(self, step: Cell) -> float:
+        """Share of the way to the view's edge that can be walked before something is in the way."""
+        way = self._way(step)
         return sum(1 for _ in itertools.takewhile(self.is_free, way)) / len(way)
+
+    def safe_moves(self, step: Cell) -> int:
+        """Moves in a direction before the player would step into visible lava."""
+        materials = [self.material(cell) for cell in self._way(step)]
+        return materials.index("lava") if "lava" in materials else _MANY
+
+    def _way(self, step: Cell) -> list[Cell]:
+        (x, y), (dx, dy) = _CENTER, step
+        return [(x + n * dx, y + n * dy) for n in range(1, (x if dx else y) + 1)]
 
     def path(self, goal: Callable[[Cell], bool]) -> list[Cell] | None:
         """Directions to the nearest cell that `goal` accepts, the last one into that cell; ties in fixed order."""
@@ -267,13 +275,12 @@ def mine_stone(sight: Sight) -> Plan | None:
 
 
 def explore(sight: Sight) -> Plan:
-    """Straight on while the way is free, else towards the side that is open farthest."""
+    """Straight on while the way is free, else towards the side that is open farthest; never into lava."""
     ahead = sight.facing
-    if not sight.open_cells(ahead):
+    if not sight.openness(ahead):
         turn = _CLOCKWISE.index(ahead)
-        sides = [_CLOCKWISE[(turn + quarter) % 4] for quarter in (1, 3, 2)]
-        ahead = max(sides, key=sight.open_cells)
-    return [_MOVES[ahead]] * _MANY
+        ahead = max((_CLOCKWISE[(turn + quarter) % 4] for quarter in (1, 3, 2)), key=sight.openness)
+    return [_MOVES[ahead]] * sight.safe_moves(ahead) or ["noop"]
 
 
 GOALS: tuple[Callable[[Sight], Plan | None], ...] = (

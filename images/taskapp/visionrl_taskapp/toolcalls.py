@@ -1,4 +1,4 @@
-"""Reading a model's answer: the tool's name and format, and strict parsing that never raises.
+"""Reading a model's answer: strict parsing that never raises.
 
 A server with a tool parser puts calls into the message's `tool_calls`; others leave them in the text, as
 `<tool_call>{json}</tool_call>` (Qwen's and Hermes's format), as fenced or as bare JSON. All are understood, and
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionrl.rollout import ToolCall
-from visionrl_taskapp.rules import ACTIONS
-
-TOOL_NAME = "interact_many"
+from visionrl.tools import ACTIONS, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, TOOL_NAME
 
 ErrorKind = Literal["no_call", "many_calls", "bad_json", "unknown_tool", "bad_arguments"]
 
-_BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_BLOCK = re.compile(rf"{TOOL_CALL_OPEN}(.*?)(?:{TOOL_CALL_CLOSE}|\Z)", re.DOTALL)
 # Objects that are tried in a text without tags: enough for any sane answer, and bounds the work on others.
 _MAX_CANDIDATES = 32
 _DECODER = json.JSONDecoder()
@@ -49,38 +47,8 @@ class _AnswerError(Exception):
         self.kind: ErrorKind = kind
 
 
-def tool(max_actions: int) -> dict[str, Any]:
-    """The one tool, in OpenAI's form."""
-    return {
-        "type": "function",
-        "function": {
-            "name": TOOL_NAME,
-            "description": f"Do 1 to {max_actions} actions in the given order.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "actions": {
-                        "type": "array",
-                        "items": {"type": "string", "enum": list(ACTIONS)},
-                        "minItems": 1,
-                        "maxItems": max_actions,
-                    }
-                },
-                "required": ["actions"],
-                "additionalProperties": False,
-            },
-        },
-    }
-
-
 def call(actions: Sequence[str]) -> ToolCall:
     return ToolCall(tool_name=TOOL_NAME, arguments={"actions": list(actions)})
-
-
-def call_text(tool_call: ToolCall) -> str:
-    """A call as a Qwen model writes it."""
-    body = json.dumps({"name": tool_call.tool_name, "arguments": tool_call.arguments}, ensure_ascii=False)
-    return f"<tool_call>\n{body}\n</tool_call>"
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -95,7 +63,7 @@ def message_text(message: Mapping[str, Any]) -> str:
         function = item.get("function") if isinstance(item, Mapping) else None
         name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, Mapping) else (0, 0)
         body = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        parts.append(f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {body}}}\n</tool_call>')
+        parts.append(f'{TOOL_CALL_OPEN}\n{{"name": {json.dumps(name)}, "arguments": {body}}}\n{TOOL_CALL_CLOSE}')
     return "\n".join(parts)
 
 

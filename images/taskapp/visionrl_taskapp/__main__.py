@@ -1,0 +1,129 @@
+"""Start the task app: `python -m visionrl_taskapp`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import logging.config
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl_taskapp.server import Settings, TaskApp, accepted_keys, create_app, log_config
+from visionrl_taskapp.traces import DEFAULT_MAX_EPISODES
+
+log = logging.getLogger("visionrl_taskapp")
+
+# Trainers think for minutes between rollouts and find their connections open.
+KEEP_ALIVE_S = 900
+# Pods are killed 30 s after SIGTERM; episodes in flight are ended at once and answered.
+SHUTDOWN_S = 20
+
+EPILOG = """\
+environment:
+  VISIONRL_HOST, VISIONRL_PORT   address to listen on (127.0.0.1, 8000)
+  VISIONRL_KEY_FILE              file with the job's key, wanted by every path but /health
+  ENVIRONMENT_API_KEY            the key, where there is no such file
+  ENVIRONMENT_API_KEY_ALIASES    more accepted keys, comma-separated
+  VISIONRL_INFERENCE_URL         the job's inference server, the only one that is sent the job's key
+  VISIONRL_POLICY_API_KEY        key for any other inference server (such as an API provider's)
+  VISIONRL_TRACE_DIR             folder of traces.db; without it no traces are kept
+  VISIONRL_TRACE_MAX_EPISODES    episodes kept in traces.db (2000)
+
+example: one episode of the scripted player
+  ENVIRONMENT_API_KEY=secret python -m visionrl_taskapp &
+  curl -s localhost:8000/rollout -H 'X-API-Key: secret' -d '
+    {"run_id": "try-1", "mode": "eval", "env": {"seed": 7}, "policy": {"policy_name": "crafter-scripted"}}'
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m visionrl_taskapp",
+        description="Serves Crafter episodes over HTTP: POST /rollout plays one and answers with its trajectory.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", help="address to listen on; before VISIONRL_HOST")
+    parser.add_argument("--port", type=int, help="port to listen on; before VISIONRL_PORT")
+    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    arguments = parser.parse_args()
+    logging.config.dictConfig(log_config(arguments.log_level))
+    try:
+        part = Part.from_environment()
+        settings = read_settings(part)
+        host, port = arguments.host or part.host, arguments.port or part.port
+    except ConfigurationError as error:
+        log.error("%s", error)
+        return EXIT_CONFIGURATION
+    if not settings.keys:
+        log.warning("no key: set VISIONRL_KEY_FILE or ENVIRONMENT_API_KEY; until then every request is answered 503")
+    taskapp = TaskApp(settings)
+    server = Server(
+        uvicorn.Config(
+            create_app(taskapp),
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+            backlog=2048,
+        ),
+        taskapp,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when it has shut down; an orderly end is exit code 0.
+        signal.signal(number, lambda *_: None)
+    server.run()
+    return 0 if server.started else 1
+
+
+def read_settings(part: Part) -> Settings:
+    """Settings of the environment. Raises :class:`ConfigurationError`."""
+    variables = part.variables
+    key = part.key if variables.get("VISIONRL_KEY_FILE") else None
+    folder = variables.get("VISIONRL_TRACE_DIR")
+    return Settings(
+        keys=accepted_keys(
+            key or variables.get("ENVIRONMENT_API_KEY"), variables.get("ENVIRONMENT_API_KEY_ALIASES", "").split(",")
+        ),
+        job_server=variables.get("VISIONRL_INFERENCE_URL") or None,
+        job_key=key,
+        policy_key=variables.get("VISIONRL_POLICY_API_KEY") or None,
+        trace_dir=Path(folder) if folder else None,
+        trace_max_episodes=_positive(variables, "VISIONRL_TRACE_MAX_EPISODES", DEFAULT_MAX_EPISODES),
+    )
+
+
+def _positive(variables: Mapping[str, str], name: str, default: int) -> int:
+    text = variables.get(name)
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(f"{name}: {text!r} is no positive integer")
+    return int(text)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, ending the episodes in flight at the first signal so that their clients get what there is."""
+
+    def __init__(self, config: uvicorn.Config, taskapp: TaskApp) -> None:
+        super().__init__(config)
+        self._taskapp = taskapp
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._taskapp.stop_soon()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What a request must hold beyond its schema; each rule names the field and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from visionrl.checks import Problem
+from visionrl.jobfile import problems
+from visionrl.rollout import SCRIPTED_POLICY, RolloutRequest
+from visionrl_taskapp.inference_client import completion_url
+from visionrl_taskapp.policy import sends_frames
+from visionrl_taskapp.rules import ACHIEVEMENTS
+
+
+class RequestError(Exception):
+    """A request that cannot be played, with everything that is wrong with it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+def parse_request(data: Any) -> RolloutRequest:
+    """The request of a decoded JSON body. Raises :class:`RequestError`."""
+    if not isinstance(data, dict):
+        raise RequestError([Problem("", f"the body must be a JSON object, not {type(data).__name__}")])
+    try:
+        request = RolloutRequest.model_validate(data)
+    except ValidationError as error:
+        raise RequestError(list(problems(error, RolloutRequest, by_alias=False))) from None
+    if wrong := [problem for check in (_model, _vision, _sampling, _scripted, _shape) for problem in check(request)]:
+        raise RequestError(wrong)
+    return request
+
+
+def _model(request: RolloutRequest) -> Iterator[Problem]:
+    config = request.policy.config
+    if request.policy.policy_name == SCRIPTED_POLICY:
+        return
+    if not config.model:
+        yield Problem("policy.config.model", "required: the model's or adapter's name at the inference server")
+    if not config.inference_url:
+        yield Problem("policy.config.inference_url", "required: base URL of an OpenAI-compatible server")
+        return
+    try:
+        completion_url(config.inference_url)
+    except ValueError as error:
+        yield Problem("policy.config.inference_url", str(error))
+
+
+def _vision(request: RolloutRequest) -> Iterator[Problem]:
+    config = request.policy.config
+    if sends_frames(config):
+        return
+    if config.image_only_mode:
+        yield Problem(
+            "policy.config.image_only_mode",
+            f"is true, but no frames are sent to {config.model!r}: set use_vision to true if the model takes images "
+            "(adapters are not known by their names), or image_only_mode to false",
+        )
+    if config.image_control != "none":
+        yield Problem("policy.config.image_control", "needs frames: set use_vision to true")
+
+
+def _sampling(request: RolloutRequest) -> Iterator[Problem]:
+    config = request.policy.config
+    if not request.record.logprobs:
+        return
+    if config.tool_choice != "auto":
+        yield Problem("policy.config.tool_choice", "must be auto with record.logprobs: a grammar masks the logprobs")
+    if config.top_k not in (None, -1):
+        yield Problem("policy.config.top_k", "must be empty with record.logprobs: it cuts off the distribution")
+
+
+def _scripted(request: RolloutRequest) -> Iterator[Problem]:
+    config = request.policy.config
+    if request.policy.policy_name == SCRIPTED_POLICY:
+        if request.record.logprobs:
+            yield Problem("record.logprobs", f"{SCRIPTED_POLICY} samples no tokens")
+    elif config.perturbation:
+        yield Problem("policy.config.perturbation", f"only with policy_name {SCRIPTED_POLICY}")
+
+
+def _shape(request: RolloutRequest) -> Iterator[Problem]:
+    for index, op in enumerate(request.ops or ()):
+        expected = ("agent", "env")[index % 2]
+        if op != expected:
+            yield Problem(f"ops[{index}]", f"must be {expected!r}: operations alternate, beginning with 'agent'")
+            return
+    if request.safety.max_ops < 2:
+        yield Problem("safety.max_ops", "must be at least 2: a model call and an environment step")
+    for name in request.rewards.weights:
+        if name not in ACHIEVEMENTS:
+            yield Problem(f"rewards.weights.{name}", f"no achievement; known: {', '.join(ACHIEVEMENTS)}")
+    if request.rewards.weights and request.rewards.step_rewards != "per_achievement":
+        yield Problem("rewards.weights", "only with step_rewards per_achievement")
