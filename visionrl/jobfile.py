@@ -26,9 +26,26 @@ class JobFileError(ValueError):
         super().__init__("\n".join(self._line(problem) for problem in problems))
 
     def _line(self, problem: Problem) -> str:
-        line = self.lines.get(problem.path)
-        where = f"{self.source}:{line}" if line else self.source
-        return f"{where}: {problem}" if problem.path else f"{where}: {problem.message}"
+        return located(problem, self.source, self.lines)
+
+
+def located(problem: Problem, source: str, lines: Mapping[str, int]) -> str:
+    """ "job.yaml:12: spec.training.groupSize: …": with the line of the field, or of the nearest one around it."""
+    line = nearest_line(problem.path, lines)
+    where = f"{source}:{line}" if line else source
+    return f"{where}: {problem}" if problem.path else f"{where}: {problem.message}"
+
+
+def nearest_line(path: str, lines: Mapping[str, int]) -> int | None:
+    """Line of a field, or of the nearest field around it that the file has."""
+    while path and path not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get(path)
+
+
+def line_numbers(text: str) -> dict[str, int]:
+    """Line (from 1) of every key and list item of a valid document, by its dotted path."""
+    return _line_numbers(YAML(typ="safe", pure=True).compose(text))
 
 
 def load_job(path: Path) -> Job:
@@ -122,7 +139,6 @@ def _parse_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
 
 
 def _line_numbers(node: Node, path: str = "") -> dict[str, int]:
-    """Line (from 1) of every key and list item by its dotted path."""
     lines: dict[str, int] = {}
     if isinstance(node, MappingNode):
         for key, value in node.value:

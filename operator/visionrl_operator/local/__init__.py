@@ -1,0 +1,1 @@
+"""The same decisions carried out as processes on this machine."""

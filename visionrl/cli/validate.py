@@ -1,0 +1,84 @@
+"""``visionrl validate``: check job files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from visionrl.checks import Problem, warnings
+from visionrl.jobfile import JobFileError, line_numbers, located, nearest_line, parse_job
+
+HELP = "check job files"
+DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other.
+
+Every problem is printed as FILE:LINE: FIELD: MESSAGE. Exit code 0 when all files can be used, 1 otherwise.
+"""
+EXAMPLES = """examples:
+  visionrl validate job.yaml
+  visionrl validate --json configs/*.yaml | jq '.[] | select(.ok | not)'
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one file."""
+
+    file: str
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "ok": not self.errors,
+            "errors": [self._problem(problem) for problem in self.errors],
+            "warnings": [self._problem(problem) for problem in self.warnings],
+        }
+
+    def _problem(self, problem: Problem) -> dict[str, Any]:
+        line = nearest_line(problem.path, self.lines)
+        return {"path": problem.path, "line": line, "message": problem.message}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="job file (YAML)")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def command(options: argparse.Namespace) -> int:
+    reports = [examine(file) for file in options.files]
+    if options.json:
+        print(json.dumps([report.as_json() for report in reports], indent=2, ensure_ascii=False))
+    else:
+        for report in reports:
+            _print(report)
+    return 1 if any(report.errors for report in reports) else 0
+
+
+def examine(file: Path) -> Report:
+    """Read and check one file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        job = parse_job(text, str(file))
+    except JobFileError as error:
+        return Report(str(file), errors=error.problems, lines=error.lines)
+    except OSError as error:
+        return Report(str(file), errors=[Problem("", error.strerror or str(error))])
+    except UnicodeDecodeError:
+        return Report(str(file), errors=[Problem("", "is not UTF-8 text")])
+    return Report(str(file), warnings=warnings(job.spec), lines=line_numbers(text))
+
+
+def _print(report: Report) -> None:
+    for problem in report.errors:
+        print(located(problem, report.file, report.lines), file=sys.stderr)
+    for problem in report.warnings:
+        warning = Problem(problem.path, f"warning: {problem.message}")
+        print(located(warning, report.file, report.lines), file=sys.stderr)
+    if not report.errors:
+        print(f"{report.file}: ok")
