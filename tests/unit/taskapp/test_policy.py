@@ -1,0 +1,124 @@
+"""What the model is told and shown."""
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visionrl.images import decode_png, frame_hash
+from visionrl.rollout import PolicyConfig
+from visionrl_taskapp.env import CrafterEnv
+from visionrl_taskapp.png import encode_png
+from visionrl_taskapp.policy import (
+    EARLIER_FRAME,
+    Frame,
+    build_messages,
+    sends_frames,
+    state_text,
+    system_prompt,
+    without_pixels,
+)
+from visionrl_taskapp.rules import ACTIONS, rules
+
+FRAME = Frame("ab" * 32, b"\x89PNG")
+
+
+def config(**settings) -> PolicyConfig:
+    return PolicyConfig(**({"model": "Qwen/Qwen3-VL-4B-Instruct"} | settings))
+
+
+@pytest.mark.parametrize(
+    ("model", "explicit", "supported", "expected"),
+    [
+        ("Qwen/Qwen3-VL-4B-Instruct", None, None, True),
+        ("gpt-4o-mini", None, None, True),
+        ("Qwen/Qwen3-4B", None, None, False),
+        ("job-v000012", None, None, False),
+        ("job-v000012", None, True, True),
+        ("gpt-4o", None, False, False),
+        ("Qwen/Qwen3-4B", True, False, True),
+        ("gpt-4o", False, True, False),
+        ("", None, None, True),
+    ],
+)
+def test_frames_are_sent_by_explicit_wish_then_by_support_then_by_name(model, explicit, supported, expected):
+    assert sends_frames(config(model=model, use_vision=explicit, supports_vision=supported)) is expected
+
+
+def test_an_image_only_prompt_is_the_system_prompt_and_the_frame_alone():
+    system, user = build_messages(config(history_turns=0), ["an answer"], FRAME, None)
+    assert system["role"] == "system"
+    assert [part["type"] for part in user["content"]] == ["image_url"]
+    url = user["content"][0]["image_url"]["url"]
+    assert url == "data:image/png;base64," + base64.b64encode(FRAME.png).decode()
+
+
+def test_a_vision_prompt_with_state_has_text_before_the_image():
+    user = build_messages(config(image_only_mode=False), [], FRAME, "Vitals: 9")[-1]
+    assert [part["type"] for part in user["content"]] == ["text", "image_url"]
+    assert user["content"][0]["text"] == "Vitals: 9"
+
+
+def test_a_text_prompt_is_a_string():
+    messages = build_messages(config(model="gpt-3.5"), ["one"], None, "Vitals: 9")
+    assert all(isinstance(message["content"], str) for message in messages)
+    assert messages[-1] == {"role": "user", "content": "Vitals: 9"}
+
+
+def test_former_answers_stay_as_the_models_own_words_without_their_frames():
+    messages = build_messages(config(history_turns=2), ["first", "second", "third"], FRAME, None)
+    assert [(m["role"], m["content"]) for m in messages[1:-1]] == [
+        ("user", EARLIER_FRAME),
+        ("assistant", "second"),
+        ("user", EARLIER_FRAME),
+        ("assistant", "third"),
+    ]
+
+
+@given(st.lists(st.text(min_size=1), max_size=6), st.integers(0, 8), st.booleans())
+def test_roles_alternate_and_one_image_is_sent_whatever_the_history(history, turns, with_prompt):
+    prompt = None if with_prompt else ""
+    messages = build_messages(config(history_turns=turns, system_prompt=prompt), history, FRAME, None)
+    if with_prompt:
+        assert messages.pop(0)["role"] == "system"
+    assert [m["role"] for m in messages] == ["user", "assistant"] * min(turns, len(history)) + ["user"]
+    assert sum(isinstance(m["content"], list) for m in messages) == 1
+
+
+def test_the_jobs_system_prompt_replaces_the_built_in_one():
+    assert build_messages(config(system_prompt="Play."), [], FRAME, None)[0] == {"role": "system", "content": "Play."}
+
+
+def test_recorded_messages_name_the_image_by_its_hash():
+    messages = build_messages(config(image_only_mode=False), ["x"], FRAME, "state")
+    recorded = without_pixels(messages, FRAME)
+    assert recorded[:-1] == messages[:-1]
+    assert recorded[-1]["content"] == [{"type": "text", "text": "state"}, {"type": "image", "sha256": FRAME.sha256}]
+    assert "image_url" in messages[-1]["content"][1], "the messages that are sent keep their pixels"
+
+
+def test_the_frame_that_is_sent_is_lossless():
+    env = CrafterEnv(288)
+    env.reset(1)
+    pixels = env.render()
+    frame = Frame(frame_hash(pixels), encode_png(pixels))
+    url = build_messages(config(), [], frame, None)[-1]["content"][0]["image_url"]["url"]
+    assert frame_hash(decode_png(base64.b64decode(url.partition(",")[2]))) == frame.sha256
+
+
+def test_the_prompt_states_the_installed_rules():
+    prompt = system_prompt(config(max_actions=4))
+    table = next(place for place in rules().place if place.name == "table")
+    assert f"place_table costs {table.uses['wood']} wood" in prompt
+    assert "1 to 4 actions" in prompt
+    assert all(f"{action}" in prompt for action in ACTIONS if action != "noop")
+
+
+def test_the_state_as_text_tells_what_the_image_shows():
+    env = CrafterEnv(64)
+    env.reset(3)
+    text = state_text(env.local_view(), ["collect_wood"])
+    assert "health 9" in text
+    assert "Unlocked: collect_wood" in text
+    assert "tree at (" in text

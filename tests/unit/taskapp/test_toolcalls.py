@@ -1,0 +1,119 @@
+"""Which answers of a model are played, and what the others are told to be wrong."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visionrl.tools import ACTIONS, tool_call_text
+from visionrl_taskapp.toolcalls import Actions, InvalidAnswer, message_text, parse
+
+CALL = '{"name": "interact_many", "arguments": {"actions": ["move_left", "do"]}}'
+PLAN = ("move_left", "do")
+
+
+def field(arguments, name="interact_many"):
+    return {"content": None, "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        field('{"actions": ["move_left", "do"]}'),
+        field({"actions": ["move_left", "do"]}),
+        {"content": f"<tool_call>\n{CALL}\n</tool_call>"},
+        {"content": f"I see a tree {{to the left}}.\n<tool_call>{CALL}</tool_call>"},
+        {"content": f"<tool_call>\n{CALL}"},  # ended by the stop token before the closing tag
+        {"content": f"Sure:\n```json\n{CALL}\n```"},
+        {"content": CALL},
+        {"content": f'{{"thought": "wood"}} then {CALL}'},
+        {"content": json.dumps({"name": "interact_many", "arguments": json.dumps({"actions": list(PLAN)})})},
+    ],
+    ids=["field", "field-object", "tags", "after-text", "unclosed", "fenced", "bare", "second-object", "nested-string"],
+)
+def test_a_call_is_played_in_every_form_that_models_write(message):
+    parsed = parse(message, 5)
+    assert isinstance(parsed, Actions)
+    assert parsed.actions == PLAN
+    assert [call.model_dump() for call in parsed.calls] == [
+        {"tool_name": "interact_many", "arguments": {"actions": list(PLAN)}}
+    ]
+
+
+def test_calls_that_the_server_parsed_win_over_text():
+    assert parse(field('{"actions": ["noop"]}') | {"content": CALL}, 5).actions == ("noop",)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "word"),
+    [
+        ({"content": "I go left."}, "no_call", "interact_many"),
+        ({"content": ""}, "no_call", "no tool call"),
+        ({"content": None}, "no_call", "no tool call"),
+        ({}, "no_call", "no tool call"),
+        ({"content": f"<tool_call>{CALL}</tool_call>" * 2}, "many_calls", "2 tool calls"),
+        ({"content": '<tool_call>{"name": </tool_call>'}, "bad_json", "JSON"),
+        ({"content": "<tool_call>[1]</tool_call>"}, "bad_json", "list"),
+        (field('{"actions": ["do"'), "bad_json", "JSON"),
+        (field('{"actions": ["do"]}', name="act"), "unknown_tool", "'act'"),
+        (field("{}"), "bad_arguments", "actions must be a list"),
+        (field('{"actions": "do"}'), "bad_arguments", "not str"),
+        (field('{"actions": []}'), "bad_arguments", "give 1 to 3"),
+        (field('{"actions": ["do", "do", "do", "do"]}'), "bad_arguments", "4 actions; give 1 to 3"),
+        (field('{"actions": ["do", "jump"]}'), "bad_arguments", "actions[1] is 'jump'"),
+        (field('{"actions": [5]}'), "bad_arguments", "actions[0] is 5"),
+        (field('{"actions": ["do"], "times": 2}'), "bad_arguments", "'times'"),
+        (field("[]"), "bad_arguments", "not list"),
+        ({"tool_calls": [{}]}, "bad_json", "without a function"),
+        ({"tool_calls": [None]}, "bad_json", "without a function"),
+        ({"tool_calls": "x", "content": 5}, "no_call", "no tool call"),
+    ],
+)
+def test_an_invalid_answer_says_what_is_wrong(message, kind, word):
+    parsed = parse(message, 3)
+    assert isinstance(parsed, InvalidAnswer)
+    assert parsed.kind == kind
+    assert word in parsed.message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["actions", *ACTIONS]),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["name", "arguments", "actions"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.text() | st.text(alphabet='{}[]":,<tool_call/>\\ \n'))
+def test_no_text_whatever_breaks_the_parser(text):
+    for message in ({"content": text}, {"content": f"<tool_call>{text}</tool_call>"}, field(text)):
+        assert isinstance(parse(message, 5), Actions | InvalidAnswer)
+        assert isinstance(message_text(message), str)
+
+
+@given(JSON, JSON, JSON)
+def test_no_json_whatever_breaks_the_parser(content, tool_calls, arguments):
+    for message in (
+        {"content": content, "tool_calls": tool_calls},
+        {"tool_calls": [{"function": {"name": content, "arguments": arguments}}]},
+        {"content": json.dumps({"name": "interact_many", "arguments": arguments})},
+    ):
+        assert isinstance(parse(message, 5), Actions | InvalidAnswer)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 100_000 + "}", "{" * 100_000])
+def test_hostile_text_is_an_invalid_answer(text):
+    assert isinstance(parse({"content": text}, 5), InvalidAnswer)
+    assert isinstance(parse({"content": f"<tool_call>{text}"}, 5), InvalidAnswer)
+
+
+@given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=8))
+def test_what_the_teacher_writes_is_read_back(actions):
+    assert parse({"content": tool_call_text(actions)}, 8).actions == tuple(actions)
+
+
+def test_an_answers_text_has_the_call_that_the_server_took_out_of_it():
+    message = field('{"actions": ["move_left", "do"]}') | {"content": "A tree."}
+    assert message_text(message) == f"A tree.\n{tool_call_text(PLAN)}"
