@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -151,12 +152,16 @@ class InferenceServer:
     def kill(self) -> None:
         """SIGKILL to the whole process group: vLLM's engine would outlive its API server."""
         if self.process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
             self.process = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process, leader of its group."""
+        assert self.process is not None
+        return self.process.pid
 
     def client(self, key: str = KEY) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

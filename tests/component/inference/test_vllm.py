@@ -1,0 +1,240 @@
+"""One real vLLM server on the CPU, started as a container starts it, with a stand-in for the trainer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.support.inference import (
+    JOB_NAME,
+    KEY,
+    InferenceServer,
+    chat_body,
+    make_adapter,
+    random_frame,
+    sampled,
+    tiny_job,
+)
+from tests.support.trainer import StandInTrainer
+from visionrl.images import frame_hash
+from visionrl.job import TinyModel
+from visionrl.tiny.model import PATCH, build_tiny, visual_tokens
+from visionrl.tools import tool_call_text, tool_schema
+
+pytestmark = [pytest.mark.integration, pytest.mark.vision]
+
+ADAPTER, SECOND, THIRD, LATE = (f"{JOB_NAME}-v{version:06d}" for version in (1, 2, 3, 12))
+SEEN_WHOLE = 1e-4
+"""Largest difference of a logprob between vLLM and transformers, nats, in float32."""
+
+
+@dataclass(frozen=True)
+class Rig:
+    server: InferenceServer
+    trainer: StandInTrainer
+    model_dir: Path
+
+    def adapter(self, name: str) -> Path:
+        return self.trainer.root / "adapters" / name
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("inference")
+    # The render endpoint shows what the server made of a prompt.
+    job = tiny_job({"extraArgs": ["--enable-scale-out"]})
+    model_dir = build_tiny(TinyModel(), job.spec.rollout.env_config, folder / "cache")
+    adapters = folder / "trainer" / "adapters"
+    for seed, name in enumerate((ADAPTER, SECOND, THIRD), start=1):
+        make_adapter(model_dir, adapters / name, seed)
+    with StandInTrainer(folder / "trainer", KEY) as trainer:
+        server = InferenceServer(job, folder, trainer.url)
+        try:
+            server.start()
+            yield Rig(server, trainer, model_dir)
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def client(rig: Rig) -> Iterator[httpx.Client]:
+    with rig.server.client() as client:
+        yield client
+
+
+def logprobs_by_transformers(
+    model_dir: Path, adapter: Path | None, prompt_ids: list[int], token_ids: list[int], frame: np.ndarray
+) -> list[float]:
+    """Logprobs of the sampled ids, teacher-forced with transformers and peft."""
+    import torch
+    from peft import PeftModel
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model_dir)
+    model = AutoModelForImageTextToText.from_pretrained(model_dir)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    ids = torch.tensor([prompt_ids + token_ids])
+    image = processor.image_processor(images=[Image.fromarray(frame)], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == processor.image_token_id).int(),
+            pixel_values=image["pixel_values"],
+            image_grid_thw=image["image_grid_thw"],
+        ).logits[0, len(prompt_ids) - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
+
+
+def complete(client: httpx.Client, model: str, frame: np.ndarray) -> tuple[list[int], list[int], list[float]]:
+    return sampled(client.post("/v1/chat/completions", json=chat_body(model, frame)))
+
+
+def test_every_path_but_health_and_metrics_wants_the_key(rig: Rig) -> None:
+    for key in ("", "another-key"):
+        with rig.server.client(key) as client:
+            assert client.get("/health").status_code == 200
+            assert client.get("/metrics").status_code == 200
+            for path in ("/v1/models", "/tokenize", "/adapters", "/v1/load_lora_adapter", "/openapi.json", "/"):
+                assert client.get(path).status_code == 401, path
+                assert client.post(path, json={}).status_code == 401, path
+            assert client.post("/v1/chat/completions", json=chat_body("base", random_frame(0))).status_code == 401
+
+
+def test_adapters_cannot_be_loaded_or_unloaded_from_outside(rig: Rig, client: httpx.Client) -> None:
+    complete(client, ADAPTER, random_frame(0))
+    load = {"lora_name": "mine", "lora_path": str(rig.adapter(ADAPTER))}
+    assert client.post("/v1/load_lora_adapter", json=load).status_code == 404
+    assert client.post("/v1/unload_lora_adapter", json={"lora_name": ADAPTER}).status_code == 404
+    assert client.post("/adapters", json={"name": "mine", "src": load["lora_path"]}).status_code == 404
+    complete(client, ADAPTER, random_frame(0))
+
+
+def test_a_frame_is_81_tokens_and_arrives_pixel_for_pixel_with_no_state_as_text(client: httpx.Client) -> None:
+    from transformers import AutoTokenizer
+    from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import decode_mm_kwargs_item
+
+    frame = random_frame(7)
+    rendered = client.post("/v1/chat/completions/render", json=chat_body("base", frame)).json()
+    assert visual_tokens(TinyModel(), tiny_job().spec.rollout.env_config) == 81
+    (place,) = rendered["features"]["mm_placeholders"]["image"]
+    assert place["length"] == 81
+    # What the vision tower is given, patch by patch, is the environment's frame.
+    (item,) = rendered["features"]["kwargs_data"]["image"]
+    patches = decode_mm_kwargs_item(item)["pixel_values"].data.numpy().astype(np.uint8)
+    side = 144 // PATCH
+    image = patches.reshape(side, side, 3, 2, PATCH, PATCH)[:, :, :, 0]
+    assert frame_hash(image.transpose(0, 3, 1, 4, 2).reshape(144, 144, 3)) == frame_hash(frame)
+    # And nothing else is in the prompt than the system's words and the image.
+    prompt_ids, _, _ = complete(client, "base", frame)
+    assert prompt_ids == rendered["token_ids"]
+    text = AutoTokenizer.from_pretrained(_model_root(client)).decode(prompt_ids)
+    assert text == (
+        "<|im_start|>system\nPlay Crafter.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        + "<|image_pad|>" * 81
+        + "<|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def _model_root(client: httpx.Client) -> str:
+    return next(m["root"] for m in client.get("/v1/models").json()["data"] if m["id"] == "base")
+
+
+def test_the_base_answers_with_the_ids_and_logprobs_that_training_recomputes(rig: Rig, client: httpx.Client) -> None:
+    frame = random_frame(1)
+    prompt_ids, token_ids, logprobs = complete(client, "base", frame)
+    assert 1 <= len(token_ids) <= 13
+    expected = logprobs_by_transformers(rig.model_dir, None, prompt_ids, token_ids, frame)
+    np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE)
+
+
+def test_a_new_adapter_is_fetched_by_name_and_is_what_peft_computes(rig: Rig, client: httpx.Client) -> None:
+    frame = random_frame(2)
+    prompt_ids, token_ids, logprobs = complete(client, SECOND, frame)
+    with_it = logprobs_by_transformers(rig.model_dir, rig.adapter(SECOND), prompt_ids, token_ids, frame)
+    without = logprobs_by_transformers(rig.model_dir, None, prompt_ids, token_ids, frame)
+    np.testing.assert_allclose(logprobs, with_it, atol=SEEN_WHOLE)
+    assert np.abs(np.subtract(logprobs, without)).max() > 0.05
+
+
+def test_many_first_requests_share_one_download(rig: Rig) -> None:
+    weights = f"/adapters/{THIRD}/adapter_model.safetensors"
+
+    def ask(seed: int) -> None:
+        with rig.server.client() as client:
+            complete(client, THIRD, random_frame(seed))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert rig.trainer.requests[weights] == 1
+
+
+def test_names_that_are_no_version_of_this_job_are_unknown(rig: Rig, client: httpx.Client) -> None:
+    for name in (f"{JOB_NAME}-v000099", "other-v000001", f"{JOB_NAME}-v1", f"../{ADAPTER}", str(rig.adapter(ADAPTER))):
+        answer = client.post("/v1/chat/completions", json=chat_body(name, random_frame(0)))
+        assert answer.status_code == 404, (name, answer.text)
+
+
+def test_a_trainer_that_is_away_or_sends_rubbish_costs_nobody_else(rig: Rig, client: httpx.Client) -> None:
+    shutil.copytree(rig.adapter(ADAPTER), rig.adapter(LATE))
+    for fault in ("not_ready", "corrupt", "truncated"):
+        rig.trainer.fault = fault
+        answer = client.post("/v1/chat/completions", json=chat_body(LATE, random_frame(0)))
+        assert answer.status_code == 503, (fault, answer.text)
+        complete(client, ADAPTER, random_frame(0))
+    rig.trainer.fault = ""
+    complete(client, LATE, random_frame(0))
+
+
+def test_weights_that_are_not_finite_are_refused_before_the_engine_sees_them(rig: Rig, client: httpx.Client) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = f"{JOB_NAME}-v000013"
+    shutil.copytree(rig.adapter(ADAPTER), rig.adapter(name))
+    path = rig.adapter(name) / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path)
+    answer = client.post("/v1/chat/completions", json=chat_body(name, random_frame(0)))
+    assert answer.status_code == 422
+    assert "not finite" in answer.text
+
+
+def test_a_written_tool_call_is_a_dozen_tokens_and_keeps_its_text(rig: Rig, client: httpx.Client) -> None:
+    from transformers import AutoTokenizer
+
+    text = tool_call_text(["move_left", "do", "do", "place_table"])
+    ids = AutoTokenizer.from_pretrained(rig.model_dir)(text + "<|im_end|>")["input_ids"]
+    assert len(ids) == 12
+    assert client.post("/detokenize", json={"model": "base", "tokens": ids[:-1]}).json()["prompt"] == text
+    # The tools are offered to the server, and cost the prompt nothing.
+    body = chat_body("base", random_frame(0))
+    plain, _, _ = sampled(client.post("/v1/chat/completions", json=body))
+    offered = body | {"tools": [tool_schema(4)], "tool_choice": "auto"}
+    with_tools, _, _ = sampled(client.post("/v1/chat/completions", json=offered))
+    assert with_tools == plain
+
+
+def test_a_server_killed_with_its_store_gone_serves_the_same_name_again(rig: Rig) -> None:
+    frame = random_frame(3)
+    rig.server.kill()
+    shutil.rmtree(rig.server.cache / "adapters")
+    rig.server.start()
+    with rig.server.client() as client:
+        prompt_ids, token_ids, logprobs = complete(client, ADAPTER, frame)
+    expected = logprobs_by_transformers(rig.model_dir, rig.adapter(ADAPTER), prompt_ids, token_ids, frame)
+    np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE)
+
+
+def test_sigterm_ends_it_within_the_grace_and_its_log_never_held_the_key(rig: Rig) -> None:
+    rig.server.stop()
+    assert KEY not in rig.server.log.read_text(errors="replace")

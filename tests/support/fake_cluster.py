@@ -1,0 +1,174 @@
+"""A cluster in memory: takes what ``decide`` orders, and fails as clusters do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from tests.support.jobs import document
+from visionrl.job import Job
+from visionrl.status import JobStatus, TrainerReport
+from visionrl_operator.children.common import ATTEMPT_LABEL, Manifest, Owner, Ref, ref, sealed_hash
+from visionrl_operator.children.config import JOB_FILE
+from visionrl_operator.decide import Decision, decide
+from visionrl_operator.observed import JobObject, Observed, Part, TrainerRun
+
+OWNER = Owner("demo", "default", "uid-1")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class FakeCluster:
+    """Objects, pods and the job's status; the executor's writes may stop after any of them."""
+
+    spec: dict[str, Any] = field(default_factory=dict)
+    now: datetime = START
+    generation: int = 1
+    status: JobStatus = field(default_factory=JobStatus)
+    objects: dict[Ref, Manifest] = field(default_factory=dict)
+    task_app: Part = field(default_factory=Part)
+    inference: Part = field(default_factory=Part)
+    trainers: dict[int, TrainerRun] = field(default_factory=dict)
+    orphans: int = 0
+    report: TrainerReport | None = None
+    job_deleted: bool = False
+    written: list[JobStatus] = field(default_factory=list)
+    """Every status that was written, oldest first."""
+
+    # --- the executor
+
+    def observe(self) -> Observed:
+        accepted = self.objects.get(Ref("ConfigMap", "demo-config"))
+        return Observed(
+            spare_key="a-random-key",
+            accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
+            hashes={name: sealed_hash(child) for name, child in self.objects.items()},
+            task_app=self.task_app,
+            inference=self.inference,
+            trainers=tuple(self.trainers[number] for number in sorted(self.trainers)),
+            orphaned_trainer_pods=self.orphans,
+            report=self.report,
+        )
+
+    def decide(self, previous: JobStatus | None = None) -> Decision:
+        job_object = JobObject(OWNER, self.generation, START, document(self.spec))
+        return decide(job_object, self.status if previous is None else previous, self.observe(), self.now)
+
+    def reconcile(self, writes: int = 1000) -> Decision:
+        """Carry a decision out, dying after so many writes."""
+        decision = self.decide()
+        if decision.status != self.status and writes > 0:
+            self.status, writes = decision.status, writes - 1
+            self.written.append(self.status)
+        for name in decision.deletions:
+            if writes > 0:
+                self._delete(name)
+                writes -= 1
+        for child in decision.children:
+            if writes > 0:
+                self._apply(child)
+                writes -= 1
+        self.job_deleted = self.job_deleted or (decision.delete_job and writes > 0)
+        return decision
+
+    def _apply(self, child: Manifest) -> None:
+        name = ref(child)
+        self.objects[name] = child
+        if name.kind == "Job":
+            number = int(child["metadata"]["labels"][ATTEMPT_LABEL])
+            assert number not in self.trainers, "a Job's template is immutable: it must not be applied again"
+            self.trainers[number] = TrainerRun(number)
+        elif name == Ref("Deployment", "demo-taskapp"):
+            self.task_app = Part(pods=1)
+        elif name == Ref("Deployment", "demo-inference"):
+            self.inference = Part(pods=1)
+
+    def _delete(self, name: Ref) -> None:
+        if name.kind == "Job":
+            number = int(name.name.rpartition("-")[2])
+            self.trainers[number] = replace(self.trainers[number], deleting=True)
+            return
+        self.objects.pop(name, None)
+        if name == Ref("Deployment", "demo-taskapp"):
+            self.task_app = Part()
+        elif name == Ref("Deployment", "demo-inference"):
+            self.inference = Part()
+
+    # --- the world
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def change(self, spec: dict[str, Any]) -> None:
+        self.spec = {**self.spec, **spec}
+        self.generation += 1
+
+    def current(self) -> TrainerRun | None:
+        return self.trainers.get(self.status.attempt)
+
+    def parts_ready(self) -> None:
+        if self.task_app.pods:
+            self.task_app = replace(self.task_app, ready=True, reason="", started=self.now)
+        if self.inference.pods:
+            self.inference = replace(self.inference, ready=True, reason="", started=self.now)
+
+    def crash(self, part: Literal["task_app", "inference"], exit_code: int, reason: str = "Error") -> None:
+        """The container ended and the kubelet waits before it starts it again."""
+        old: Part = getattr(self, part)
+        if old.pods:
+            crashed = replace(
+                old, ready=False, restarts=old.restarts + 1, exit_code=exit_code, exit_reason=reason,
+                reason="CrashLoopBackOff",
+            )  # fmt: skip
+            setattr(self, part, crashed)
+
+    def trainer_starts(self) -> None:
+        for number, run in self.trainers.items():
+            if run.outcome == "Active" and not run.deleting and run.part.started is None:
+                self.trainers[number] = replace(run, part=Part(ready=True, pods=1, node="n1", started=self.now))
+                self.report = None
+
+    def trainer_ends(self, exit_code: int, reason: str = "Error", message: str = "") -> None:
+        for number, run in self.trainers.items():
+            if run.outcome == "Active" and run.part.started is not None:
+                part = replace(run.part, ready=False, exit_code=exit_code, exit_reason=reason, message=message)
+                self.trainers[number] = replace(run, outcome="Failed" if exit_code else "Succeeded", part=part)
+
+    def deletions_complete(self) -> None:
+        """The pods of deleted Jobs are gone."""
+        self.orphans = 0
+        for number in [number for number, run in self.trainers.items() if run.deleting]:
+            del self.trainers[number]
+            self.objects.pop(Ref("Job", f"demo-trainer-{number}"), None)
+
+    def someone_deletes_trainer(self) -> None:
+        """By hand, in the background: the Job is gone at once, its pod a little later."""
+        for number, run in list(self.trainers.items()):
+            if not run.deleting:
+                self.orphans += run.part.pods
+                del self.trainers[number]
+                self.objects.pop(Ref("Job", f"demo-trainer-{number}"), None)
+
+    def live_trainers(self) -> int:
+        """Trainer processes that may be writing to the run folder."""
+        running = [run for run in self.trainers.values() if run.outcome == "Active" and run.part.pods]
+        return len(running) + self.orphans
+
+    def settle(self, rounds: int = 8) -> None:
+        """A well-behaved world: everything starts, deletions complete, training succeeds."""
+        for _ in range(rounds):
+            self.reconcile()
+            self.deletions_complete()
+            self.reconcile()
+            self.trainer_starts()
+            if self.current() and self.current().part.ready:
+                self.report = TrainerReport(phase="Training", base_ready=True)
+            self.reconcile()
+            self.parts_ready()
+            self.reconcile()
+            if self.task_app.ready and self.inference.ready:
+                self.trainer_ends(0)
+            self.wait(301)
+        self.reconcile()
+        self.deletions_complete()
