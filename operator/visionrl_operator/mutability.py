@@ -34,6 +34,8 @@ def immutable_part(spec: JobSpec) -> dict[str, Any]:
 
 def changed_immutable_fields(accepted: JobSpec, wanted: JobSpec) -> list[str]:
     """Dotted paths, from ``spec``, of the fixed fields in which two specifications differ."""
+    if accepted == wanted:
+        return []
     return [
         path
         for path in _differences(accepted.model_dump(by_alias=True), wanted.model_dump(by_alias=True), "spec")

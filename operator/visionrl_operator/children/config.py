@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 
 from visionrl.job import Job
 from visionrl_operator.children.common import Manifest, Owner, manifest
@@ -29,7 +28,7 @@ def run_claim_name(job: Job) -> str | None:
 
 def job_json(job: Job) -> str:
     """The resolved job: camelCase, defaults filled in."""
-    return json.dumps(job.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
+    return job.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def config_map(job: Job, owner: Owner) -> Manifest:

@@ -1,0 +1,153 @@
+"""Whatever happens in whatever order, and wherever the operator dies: one trainer at most, and it converges."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.support.fake_cluster import FakeCluster
+from tests.support.jobs import WARM_START
+from visionrl.status import Condition, TrainerReport
+
+PHASES = ("Starting", "WarmStart", "WaitingForInference", "Evaluating", "Training")
+
+
+class Life(RuleBasedStateMachine):
+    """A job's life; ``hypothesis`` chooses what happens next."""
+
+    cluster: FakeCluster
+
+    @initialize(
+        warm_start=st.booleans(),
+        keep=st.sampled_from(["DeletePods", "KeepAll"]),
+        deadline=st.sampled_from([None, 600]),
+        restarts=st.integers(0, 3),
+    )
+    def begin(self, warm_start: bool, keep: str, deadline: int | None, restarts: int) -> None:
+        self.cluster = FakeCluster(
+            {
+                **(WARM_START if warm_start else {}),
+                "lifecycle.cleanupPolicy": keep,
+                "lifecycle.activeDeadlineSeconds": deadline,
+                "failurePolicy.maxRestarts": restarts,
+            }
+        )
+
+    # --- the operator
+
+    @rule(writes=st.integers(0, 12))
+    def reconcile_and_die(self, writes: int) -> None:
+        self.cluster.reconcile(writes)
+
+    @rule()
+    def reconcile(self) -> None:
+        self.cluster.reconcile()
+
+    # --- the world
+
+    @rule()
+    def parts_ready(self) -> None:
+        self.cluster.parts_ready()
+
+    @rule(part=st.sampled_from(["task_app", "inference"]), code=st.sampled_from([1, 137]))
+    def part_crashes(self, part: str, code: int) -> None:
+        self.cluster.crash(part, code)  # type: ignore[arg-type]
+
+    @rule()
+    def trainer_starts(self) -> None:
+        self.cluster.trainer_starts()
+
+    @rule(code=st.sampled_from([0, 1, 2, 137]), why=st.sampled_from(["Error", "Evicted", "OOMKilled"]))
+    def trainer_ends(self, code: int, why: str) -> None:
+        self.cluster.trainer_ends(code, why)
+
+    @rule()
+    def someone_deletes_the_trainer(self) -> None:
+        self.cluster.someone_deletes_trainer()
+
+    @rule()
+    def deletions_complete(self) -> None:
+        self.cluster.deletions_complete()
+
+    @rule(phase=st.sampled_from(PHASES), base_ready=st.booleans())
+    def report_arrives(self, phase: str, base_ready: bool) -> None:
+        if self.cluster.live_trainers():
+            self.cluster.report = TrainerReport.model_validate({"phase": phase, "base_ready": base_ready})
+
+    @rule(seconds=st.sampled_from([1, 10, 300]))
+    def time_passes(self, seconds: int) -> None:
+        self.cluster.wait(seconds)
+
+    @rule(suspend=st.booleans())
+    def someone_suspends(self, suspend: bool) -> None:
+        self.cluster.change({"suspend": suspend})
+
+    @rule(change=st.sampled_from([{"training.iterations": 5}, {"model.lora": {"r": 4}}, {"training.groupSize": 1}]))
+    def someone_edits(self, change: dict[str, object]) -> None:
+        self.cluster.change(change)
+
+    # --- what always holds
+
+    @invariant()
+    def one_trainer_at_most(self) -> None:
+        if hasattr(self, "cluster"):
+            assert self.cluster.live_trainers() <= 1
+
+    @invariant()
+    def same_input_same_decision(self) -> None:
+        if hasattr(self, "cluster"):
+            first = self.cluster.decide()
+            assert first == self.cluster.decide()
+            assert self.cluster.decide(previous=first.status).status == first.status
+
+    @invariant()
+    def status_moves_forward(self) -> None:
+        if not hasattr(self, "cluster"):
+            return
+        history = self.cluster.written
+        for before, after in pairwise(history):
+            assert after.attempt >= before.attempt
+            assert after.restarts >= before.restarts
+            assert not before.finished or after.completion_time == before.completion_time
+            for old in before.conditions:
+                new = after.condition(old.type)
+                if new is not None:
+                    assert_times(old, new)
+        del history[:-1]
+
+    @invariant()
+    def nothing_is_made_for_a_job_that_has_ended(self) -> None:
+        if hasattr(self, "cluster") and self.cluster.status.finished:
+            assert self.cluster.decide().children == ()
+
+    # --- where it ends
+
+    @precondition(lambda self: hasattr(self, "cluster"))
+    @rule()
+    def converges(self) -> None:
+        cluster = self.cluster
+        cluster.change({"training.groupSize": 8, "model.lora": {}})
+        cluster.settle()
+        decision = cluster.decide()
+        assert decision.status == cluster.status
+        assert decision.deletions == ()
+        assert cluster.live_trainers() == 0
+        if cluster.status.finished:
+            servers = cluster.task_app.pods + cluster.inference.pods
+            assert servers == 0 or cluster.spec["lifecycle.cleanupPolicy"] == "KeepAll"
+        else:
+            assert cluster.status.phase == "Suspended"
+            assert cluster.task_app.pods == cluster.inference.pods == len(cluster.trainers) == 0
+
+
+def assert_times(old: Condition, new: Condition) -> None:
+    assert new.last_transition_time >= old.last_transition_time
+    if new.status == old.status:
+        assert new.last_transition_time == old.last_transition_time
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
