@@ -78,7 +78,7 @@ def test_normal_difficulty_is_stock_crafter() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(200, 232))
+@pytest.mark.parametrize("seed", range(200, 216))
 def test_normal_difficulty_is_stock_crafter_over_long_episodes(seed: int) -> None:
     assert_same_transitions(seed, steps=1500)
 
