@@ -10,7 +10,7 @@ import pytest
 
 from .kube import cluster as kube_cluster
 from .kube import images
-from .kube.host import wait_until
+from .kube.host import KubeError, wait_until
 from .kube.layout import Cluster
 from .kube.manifests import STORAGE_CLASS
 from .kube.sandbox import Sandbox
@@ -203,3 +203,11 @@ def test_an_interrupted_up_leaves_nothing(twin: Cluster) -> None:
         starting.communicate(timeout=60)
     assert starting.returncode == 130
     assert leftovers(twin) == []
+
+
+def test_addresses_that_are_taken_are_refused_with_the_fix(ours: kube_cluster.Running, twin: Cluster) -> None:
+    assert ours.cluster
+    clashing = Cluster.of(twin.name, str(ours.cluster.network))
+    with pytest.raises(KubeError, match=r"taken on this machine.*--cidr"):
+        kube_cluster.up(clashing, control_plane_only=True)
+    assert leftovers(clashing) == []

@@ -21,6 +21,7 @@ A real single-node Kubernetes 1.20 on a bare Debian 12 machine, without Docker. 
   up                        start it (the first time: builds Kubernetes, 10 minutes)
   kubectl get nodes         kubectl and helm, already pointed at it
   build DIR TAG             build DIR/Dockerfile as image TAG
+  build-cpu LOCK            build an image of LOCK's packages, once; --build-arg BASE=... puts others on top
   load TAG                  make TAG usable in pods, with imagePullPolicy: IfNotPresent
   down                      stop it; nothing stays but the cache (~/.cache/visionrl/kube)
 
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("tag", help="such as localhost/visionrl-trainer:test")
     command.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     command.add_argument("--context", type=Path, help="what COPY sees (default: the folder)")
+    command = commands.add_parser("build-cpu", help="build the image of a lock file's packages; print its tag")
+    command.add_argument("requirements", type=Path, help="such as requirements/cpu.lock")
     command = commands.add_parser("load", help="bring built images into the running cluster")
     command.add_argument("tags", nargs="+", metavar="TAG")
     commands.add_parser("binaries", help="build the Kubernetes binaries; print their folder")
@@ -76,6 +79,8 @@ def main(arguments: list[str]) -> int:
         case "build":
             build_args = dict(argument.split("=", 1) for argument in options.build_arg)
             images.build(options.folder, options.tag, build_args, options.context)
+        case "build-cpu":
+            print(images.build_cpu_environment(options.requirements))
         case "load":
             for tag in options.tags:
                 state = "loaded" if Containerd(cluster.containerd_socket).load(Storage(), tag) else "already there"

@@ -98,9 +98,10 @@ def _start(cluster: Cluster, servers: Path, kubectl: Kubectl, mode: str) -> None
     sandbox = Sandbox.start(cluster)
     step("namespaces and certificates")
     if mode == FULL:
-        images.ensure_pause(servers)
-        containerd = Containerd.start(cluster, sandbox)
-        containerd.load(Storage(), images.PAUSE)
+        storage = Storage()
+        images.ensure_pause(storage, servers)
+        containerd = Containerd.start(cluster, sandbox, storage)
+        containerd.load(storage, images.PAUSE)
         step("containerd")
     control_plane.start(cluster, sandbox, servers, kubectl)
     step("API server ready")
@@ -135,6 +136,8 @@ def _remove(cluster: Cluster) -> None:
 
 def _keep_logs(cluster: Cluster) -> None:
     """The last failed start's logs, for whoever has to find out why."""
+    if not (cluster.root / "log").exists():
+        return
     kept = cache("log") / cluster.name
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(cluster.root / "log", kept)

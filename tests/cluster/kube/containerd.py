@@ -24,18 +24,27 @@ class Containerd:
     socket: Path
 
     @classmethod
-    def start(cls, cluster: Cluster, sandbox: Sandbox) -> "Containerd":
-        """Starts the daemon; containers that a former run left in the store are forgotten."""
+    def start(cls, cluster: Cluster, sandbox: Sandbox, storage: Storage) -> "Containerd":
+        """Starts the daemon; containers of a former run, and images that storage no longer has, are forgotten."""
         config = cluster.root / "containerd.toml"
         config.write_text(_config(cluster))
         daemon = cls(cluster.containerd_socket)
         process = daemon._spawn(sandbox, config)
-        left_over = daemon.ctr("containers", "list", "--quiet").split()
-        if left_over:
-            daemon.ctr("containers", "remove", *left_over)
+        containers = daemon.ctr("containers", "list", "--quiet").split()
+        if containers:
+            daemon.ctr("containers", "remove", *containers)
+        stale = daemon._images_not_in(storage.digests())
+        if stale:
+            daemon.ctr("images", "remove", *stale)  # without --sync: their files go while the cluster starts
+        if containers or stale:
             process.stop()  # the daemon read them at its start
             daemon._spawn(sandbox, config)
         return daemon
+
+    def _images_not_in(self, digests: set[str]) -> list[str]:
+        """Replaced images live on under the second name, their id, that kubelet's interface gives each image."""
+        rows = [line.split() for line in self.ctr("images", "list").splitlines()[1:]]
+        return [name for name, _type, digest, *_ in rows if digest not in digests]
 
     def _spawn(self, sandbox: Sandbox, config: Path) -> Process:
         process = sandbox.spawn("containerd", "containerd", "--config", config, "--log-level", "warn")

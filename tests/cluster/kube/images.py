@@ -1,5 +1,7 @@
 """Container images of this repository, built without a daemon or a registry."""
 
+import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +12,7 @@ from .storage import Storage
 
 BASE = "localhost/debian:bookworm"
 PAUSE = "localhost/pause:3.2"
+CPU_ENVIRONMENT = Path(__file__).with_name("cpu-environment")
 # Dockerfiles that expect python:3.11-slim find the same here: Debian 12's Python is 3.11.
 BASE_PACKAGES = "ca-certificates,python3,python3-venv"
 
@@ -38,6 +41,15 @@ def build(folder: Path, tag: str, build_args: Mapping[str, str] | None = None, c
         )  # fmt: skip
 
 
+def build_cpu_environment(requirements: Path) -> str:
+    """The image with a lock file's packages in /opt/venv, to be given as BASE of others; returns its tag."""
+    tag = f"localhost/visionrl-cpu:{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
+    with TemporaryDirectory() as context:
+        shutil.copy(requirements, Path(context, "requirements.txt"))
+        build(CPU_ENVIRONMENT, tag, context=Path(context))
+    return tag
+
+
 def ensure_base(storage: Storage) -> None:
     """Makes the base image with debootstrap, once."""
     with locked(cache() / "base.lock"):
@@ -62,10 +74,9 @@ def mirror() -> str:
     return run(["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]).split()[0]
 
 
-def ensure_pause(binaries: Path) -> None:
+def ensure_pause(storage: Storage, binaries: Path) -> None:
     """The image that holds a pod's namespaces open."""
     require_packages(IMAGE_PACKAGES)
-    storage = Storage()
     if storage.has(PAUSE):
         return
     container = storage.buildah("from", "scratch").strip()

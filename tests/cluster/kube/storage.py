@@ -48,6 +48,11 @@ class Storage:
     def has(self, tag: str) -> bool:
         return bool(self.buildah("images", "--quiet", "--filter", f"reference={tag}").strip())
 
+    def digests(self) -> set[str]:
+        """The manifest digests of all images that have a tag."""
+        listing = json.loads(self.buildah("images", "--json") or "[]") or []
+        return {image["digest"] for image in listing if image.get("names")}
+
     def image(self, tag: str) -> Image:
         if not self.has(tag):
             raise KubeError(f"no image {tag}: build it first (python -m tests.cluster.kube build --help)")

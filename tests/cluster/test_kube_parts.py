@@ -1,0 +1,92 @@
+"""The test cluster's pure parts; no root, no cluster."""
+
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .kube import pip_config
+from .kube.dns import addresses
+from .kube.host import KubeError
+from .kube.layout import Cluster
+
+OPTION = st.from_regex(r"[a-z]+(-[a-z]+)*", fullmatch=True)
+VALUE = st.lists(st.from_regex(r"[!-~]+", fullmatch=True), min_size=1).map(" ".join)
+
+
+@given(files=st.dictionaries(OPTION, VALUE), environment=st.dictionaries(OPTION, VALUE))
+def test_pip_options_of_the_environment_win(files: dict[str, str], environment: dict[str, str]) -> None:
+    listing = [f":env:.{option}={value!r}" for option, value in environment.items()]
+    listing += [f"global.{option}={value!r}" for option, value in files.items()]
+    assert pip_config.parse("\n".join(listing), {}) == files | environment
+
+
+def test_a_build_gets_the_folders_and_files_that_pip_is_told_of(tmp_path: Path) -> None:
+    bundle, wheels, index = tmp_path / "ca.pem", tmp_path / "wheels", tmp_path / "index" / "simple"
+    bundle.touch()
+    wheels.mkdir()
+    index.mkdir(parents=True)
+    options = {
+        "cert": str(bundle),
+        "find-links": f"{wheels} {tmp_path}/gone",
+        "extra-index-url": f"file://{index} https://example.org/simple",
+    }
+    assert pip_config.local_paths(options) == [bundle, index.parent, wheels]
+
+
+def test_a_certificate_bundle_of_the_environment_reaches_the_build() -> None:
+    assert pip_config.parse("", {"REQUESTS_CA_BUNDLE": "/ca.pem"}) == {"cert": "/ca.pem"}
+
+
+@pytest.mark.parametrize(
+    ("name", "cidr", "root", "hint"),
+    [
+        ("Has-Capitals", "10.0.0.0/16", None, "lower-case"),
+        ("muchtoolongname", "10.0.0.0/16", None, "1 to 10"),
+        ("a", "10.0.0.0/24", None, "/16"),
+        ("a", "10.0.0.1/16", None, "/16"),
+        ("a", "10.0.0.0/16", Path("/run/a"), "/var/tmp"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_with_the_fix(name: str, cidr: str, root: Path | None, hint: str) -> None:
+    with pytest.raises(KubeError, match=hint):
+        Cluster.of(name, cidr, root)
+
+
+@given(second=st.integers(0, 255))
+def test_the_subnets_of_a_cluster_are_apart_and_its_own(second: int) -> None:
+    cluster = Cluster.of("a", f"10.{second}.0.0/16")
+    link = IPv4Network((cluster.host_address, 30), strict=False)
+    parts = [link, cluster.pods, cluster.services]
+    assert all(part.subnet_of(cluster.network) for part in parts)
+    assert not any(a.overlaps(b) for a in parts for b in parts if a is not b)
+    assert cluster.node_address in link
+
+
+def service(cluster_ip: str) -> Any:
+    return SimpleNamespace(spec=SimpleNamespace(cluster_ip=cluster_ip))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("web.shop.svc.cluster.local", ["10.0.2.7"]),
+        ("pods.shop.svc.cluster.local", ["10.0.1.2", "10.0.1.3"]),
+        ("first.pods.shop.svc.cluster.local", ["10.0.1.2"]),
+        ("other.web.shop.svc.cluster.local", []),
+        ("web.elsewhere.svc.cluster.local", []),
+        ("web.shop", []),
+        ("shop.svc.cluster.local", []),
+        ("svc.cluster.local", []),
+        ("example.com", []),
+    ],
+)
+def test_names_of_services_and_of_their_pods_resolve(name: str, expected: list[str]) -> None:
+    services = {("shop", "web"): service("10.0.2.7"), ("shop", "pods"): service("None")}
+    pods = [SimpleNamespace(ip="10.0.1.2", hostname="first"), SimpleNamespace(ip="10.0.1.3", hostname=None)]
+    endpoints = {("shop", "pods"): SimpleNamespace(subsets=[SimpleNamespace(addresses=pods)])}
+    assert addresses(name, services, endpoints) == expected
