@@ -1,0 +1,97 @@
+"""A stand-in for a part of a job: the standard library only, so that it starts at once. ``standin.py BEHAVIOUR [ARG]``.
+
+serve          healthy until SIGTERM
+unready        answers 503 for ever
+die CODE       prints twenty lines and ends
+once CODE      dies the first time, serves afterwards
+stubborn       serves and ignores SIGTERM
+parent         serves and has a child that ignores SIGTERM and a grandchild
+deaf           serves, then answers nothing any more once the file ``deaf`` lies in the run folder
+train SECONDS  the trainer: iterates, keeps count in the run folder, ends with 0 after at least that time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+STUBBORN_CHILD = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+
+report: dict[str, object] = {"phase": "Training", "baseReady": True}
+key_file = Path(os.environ.get("VISIONRL_KEY_FILE", ""))
+folder = key_file.parent.parent
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if sys.argv[1] == "deaf" and (folder / "deaf").exists():
+            self._answer(500, {})
+        elif self.path == "/health":
+            self._answer(503 if sys.argv[1] == "unready" else 200, {})
+        elif self.headers.get("Authorization") != f"Bearer {key_file.read_text()}":
+            self._answer(401, {})
+        else:
+            self._answer(200, report)
+
+    def _answer(self, code: int, body: dict[str, object]) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def main() -> int:
+    behaviour, argument = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
+    marker = folder / f"died-{os.environ['VISIONRL_PORT']}"
+    if behaviour == "die" or (behaviour == "once" and not marker.exists()):
+        marker.touch()
+        print("\n".join(f"line {number}" for number in range(1, 21)), flush=True)
+        print("the last word", flush=True)
+        return int(argument)
+    if behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if behaviour == "parent":
+        subprocess.Popen([sys.executable, "-c", STUBBORN_CHILD + GRANDCHILD + "time.sleep(600)"])
+    server = ThreadingHTTPServer((os.environ["VISIONRL_HOST"], int(os.environ["VISIONRL_PORT"])), Handler)
+    print(f"listening, {' '.join(sys.argv[1:])}", flush=True)
+    if behaviour != "train":
+        server.serve_forever()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return train(int(argument))
+
+
+def train(seconds: int) -> int:
+    """An iteration a tick, kept in the run folder, up to what the job asks for; at least ``seconds`` of it."""
+    run_dir = Path(os.environ["VISIONRL_RUN_DIR"])
+    counter, end = run_dir / "iteration", time.monotonic() + seconds
+    done = int(counter.read_text()) if counter.exists() else 0
+    print(f"begins at iteration {done}", flush=True)
+    while True:
+        total = json.loads(Path(os.environ["VISIONRL_JOB"]).read_text())["spec"]["training"]["iterations"]
+        report["progress"] = {"iteration": done, "total": total, "reward": done / 2}
+        time.sleep(0.2)
+        if done < total:
+            done += 1
+            counter.write_text(str(done))
+        elif time.monotonic() >= end:
+            break
+    summary = {"job": "demo", "iterations": done, "episodes": 64 * done, "reward": [0.5, done / 2]}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    (run_dir / "reward.png").touch()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
