@@ -142,7 +142,7 @@ def taskapp(folder: Path, **variables: str) -> Iterator[TaskAppProcess]:
     key_file = folder / "key"
     key_file.write_text(f"{KEY}\n")
     port = free_port()
-    settings = {"VISIONRL_KEY_FILE": str(key_file), "VISIONRL_PORT": str(port)} | variables
+    settings = {"VISIONRL_KEY_FILE": str(key_file), "VISIONRL_PORT": str(port), "PYTHONFAULTHANDLER": "1"} | variables
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("VISIONRL_", "ENVIRONMENT_"))
     }

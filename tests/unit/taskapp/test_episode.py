@@ -1,0 +1,302 @@
+"""What an episode does with good, bad, slow and missing answers."""
+
+import asyncio
+import base64
+import itertools
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from visionrl.images import decode_png, frame_hash
+from visionrl.rollout import RolloutResponse
+from visionrl.tools import tool_call_text
+from visionrl_taskapp.env import CrafterEnv
+from visionrl_taskapp.episode import Services, UnreachableInferenceError, play
+from visionrl_taskapp.inference_client import Answer, InferenceError, UnreachableError
+from visionrl_taskapp.simulation import GREY, Worlds
+from visionrl_taskapp.trajectory import response
+from visionrl_taskapp.validation import parse_request
+
+WOOD_SEED = 2_000_007
+
+
+class Model:
+    """Stands for the inference server: answers in turn with texts, errors or the result of a call."""
+
+    def __init__(self, *answers):
+        self.answers, self.bodies = itertools.cycle(answers), []
+
+    async def complete(self, url, body, logprobs, deadline, connect_by):
+        self.bodies.append(json.loads(json.dumps(body)))
+        answer = next(self.answers)
+        if callable(answer):
+            answer = await answer(deadline)
+        if isinstance(answer, Exception):
+            raise answer
+        ids = ([1, 2, 3], [4, 5], [-0.5, -1.0]) if logprobs else (None, None, None)
+        return Answer({"role": "assistant", "content": answer}, "job-v000003", "stop", {"prompt_tokens": 3}, *ids)
+
+
+DO = tool_call_text(["do", "do"])
+
+
+def request_data(**changes):
+    data = {
+        "run_id": "run-1",
+        "mode": "rl",
+        "env": {"seed": WOOD_SEED, "config": {"image_size": 72}},
+        "policy": {"config": {"model": "tiny", "inference_url": "http://inference:8000", "max_llm_calls": 3}},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        target = data
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return data
+
+
+@pytest.fixture
+def services():
+    with ThreadPoolExecutor(2) as workers:
+        yield lambda model: Services(Worlds(), model, workers)
+
+
+@pytest.fixture
+def roll(services):
+    async def roll_one(model, **changes) -> RolloutResponse:
+        return response(await play(parse_request(request_data(**changes)), services(model)))
+
+    return roll_one
+
+
+def scripted(**changes):
+    return request_data(policy__policy_name="crafter-scripted", policy__config={"max_llm_calls": 12}, **changes)
+
+
+async def test_an_episode_plays_its_turns_and_tells_everything_about_them(roll):
+    answer = await roll(Model(DO), record__logprobs=True, record__images=True, record__messages=True)
+    [trajectory] = answer.trajectories
+    assert (answer.aborted, trajectory.length, answer.ops_executed) == (False, 3, 3 + 6)
+    assert len(trajectory.steps) == len(trajectory.decisions) == len(trajectory.decision_samples) == 3
+    for index, decision in enumerate(trajectory.decisions):
+        assert (decision.index, decision.valid, decision.actions) == (index, True, ["do", "do"])
+        assert (decision.prompt_token_ids, decision.token_ids, decision.logprobs) == ([1, 2, 3], [4, 5], [-0.5, -1.0])
+        assert decision.model == "job-v000003"
+        [image] = decision.images
+        assert frame_hash(decode_png(base64.b64decode(answer.images[image]))) == image
+        assert decision.messages[-1]["content"] == [{"type": "image", "sha256": image}]
+    assert answer.tools[0]["function"]["name"] == "interact_many"
+    assert [step.truncated for step in trajectory.steps] == [False, False, True]
+
+
+async def test_the_frame_that_is_sent_is_the_simulators(roll):
+    model = Model(DO)
+    answer = await roll(model)
+    env = CrafterEnv(72)
+    env.reset(WOOD_SEED)
+    for body, decision in zip(model.bodies, answer.trajectories[0].decisions, strict=True):
+        url = body["messages"][-1]["content"][0]["image_url"]["url"]
+        sent = decode_png(base64.b64decode(url.partition(",")[2]))
+        assert np.array_equal(sent, env.render())
+        assert decision.images == [frame_hash(env.render())]
+        assert decision.state_hash == env.state_hash()
+        for action in decision.actions:
+            env.step(action)
+
+
+async def test_rewards_count_what_the_simulator_unlocks(roll):
+    answer = await roll(Model(DO), policy__config__max_llm_calls=20)
+    decisions = answer.trajectories[0].decisions
+    unlocked = [name for decision in decisions for name in decision.unlocked]
+    assert len(unlocked) == len(set(unlocked)) > 0
+    assert answer.metrics.mean_return == answer.metrics.events_score == len(unlocked)
+    assert [d.reward.event for d in decisions] == [len(d.unlocked) for d in decisions]
+
+
+async def test_an_invalid_answer_executes_one_noop_and_costs_the_penalty(roll):
+    answer = await roll(Model("I will gather wood."), rewards__invalid_penalty=0.25)
+    for decision in answer.trajectories[0].decisions:
+        assert (decision.valid, decision.actions) == (False, ["noop"])
+        assert "no tool call" in decision.error
+        assert decision.reward.total == -0.25
+    assert answer.metrics.details["invalid_answers"] == 3
+
+
+async def test_the_model_is_shown_its_own_former_answers(roll):
+    model = Model(DO, "Hm.")
+    await roll(model, policy__config__history_turns=2)
+    assert [m["content"] for m in model.bodies[2]["messages"] if m["role"] == "assistant"] == [DO, "Hm."]
+
+
+async def test_no_action_is_done_after_the_end(roll):
+    answer = await roll(Model(tool_call_text(["noop"] * 5)), env__config__length=7, policy__config__max_llm_calls=10)
+    decisions = answer.trajectories[0].decisions
+    assert [len(decision.actions) for decision in decisions] == [5, 2]
+    assert [decision.done for decision in decisions] == [False, True]
+    assert answer.aborted is False
+
+
+async def test_a_dead_player_does_not_act_on(roll):
+    answer = await roll(
+        Model(tool_call_text(["sleep"] * 8)),
+        policy__config__max_actions=8,
+        policy__config__max_llm_calls=2000,
+        safety__max_ops=10_000,
+        env__config__difficulty="hard",
+        record__trajectories=False,
+    )
+    [trajectory] = answer.trajectories
+    assert trajectory.final["dead"] is True
+    assert trajectory.decisions[-1].done is True
+    assert [decision.done for decision in trajectory.decisions[:-1]] == [False] * (trajectory.length - 1)
+
+
+@pytest.mark.parametrize(
+    ("ops", "explicit", "turns"), [(["agent", "env"] * 4, None, 4), (["agent", "env"] * 4, 2, 2), ([], 2, 2)]
+)
+async def test_ops_bound_the_turns(roll, ops, explicit, turns):
+    config = {"model": "tiny", "inference_url": "http://inference:8000"}
+    config |= {"max_llm_calls": explicit} if explicit else {}
+    answer = await roll(Model(DO), ops=ops, policy__config=config)
+    assert answer.trajectories[0].length == turns
+
+
+async def test_max_ops_ends_the_episode_within_a_turn(roll):
+    answer = await roll(Model(tool_call_text(["noop"] * 5)), safety__max_ops=9)
+    assert (answer.abort_reason, answer.ops_executed) == ("max_ops", 9)
+    assert [len(decision.actions) for decision in answer.trajectories[0].decisions] == [5, 2]
+
+
+async def hang(deadline):
+    async with asyncio.timeout_at(deadline):
+        await asyncio.Event().wait()
+
+
+async def test_a_turn_beyond_its_deadline_aborts_and_keeps_what_was_played(roll):
+    answer = await roll(Model(DO, hang), policy__config__turn_timeout_s=0.05)
+    assert (answer.aborted, answer.abort_reason) == (True, "turn_timeout")
+    assert "turn_timeout_s (0.05 s)" in answer.abort_message
+    assert answer.trajectories[0].length == 1
+
+
+async def test_an_episode_beyond_its_time_aborts(roll):
+    answer = await roll(Model(DO, hang), safety__max_time_s=0.5)
+    assert answer.abort_reason == "max_time"
+    assert answer.trajectories[0].length == 1
+
+
+async def test_a_server_that_fails_later_aborts_with_its_error(roll):
+    answer = await roll(Model(DO, InferenceError("http://inference answered 400: too long")))
+    assert answer.abort_reason == "inference_error"
+    assert "too long" in answer.abort_message
+    answer = await roll(Model(DO, UnreachableError("cannot connect")))
+    assert answer.abort_reason == "inference_error"
+
+
+async def test_a_server_that_was_never_reached_is_an_error_of_the_request(roll):
+    with pytest.raises(UnreachableInferenceError) as caught:
+        await roll(Model(UnreachableError("cannot connect to http://inference:8000")))
+    assert caught.value.problem.path == "policy.config.inference_url"
+
+
+async def test_a_cancelled_episode_keeps_what_was_played(services):
+    begun = asyncio.Event()
+
+    async def wait(_deadline):
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(play(parse_request(request_data()), services(Model(DO, wait))))
+    await begun.wait()
+    task.cancel()
+    episode = await task
+    assert (episode.abort.reason, len(episode.turns)) == ("cancelled", 1)
+
+
+async def test_episodes_of_a_group_start_with_identical_frames(services):
+    shared = services(Model(DO))
+    requests = [parse_request(request_data(run_id=f"run-{member}")) for member in range(8)]
+    episodes = await asyncio.gather(*(play(request, shared) for request in requests))
+    assert len({episode.turns[0].decision.images[0] for episode in episodes}) == 1
+    assert len({episode.turns[0].decision.state_hash for episode in episodes}) == 1
+    assert len({tuple(turn.decision.state_hash for turn in episode.turns) for episode in episodes}) == 1
+
+
+async def test_a_text_policy_sends_the_state_and_no_frame(roll):
+    model = Model(DO)
+    answer = await roll(model, policy__config__use_vision=False, policy__config__image_only_mode=False)
+    assert all(isinstance(message["content"], str) for message in model.bodies[0]["messages"])
+    assert answer.trajectories[0].decisions[0].images == []
+    assert "health" in answer.trajectories[0].steps[0].obs["text"]
+
+
+async def test_the_grey_control_sends_grey_frames_and_changes_nothing_else(roll):
+    plain = await roll(Model(DO))
+    grey = await roll(Model(DO), policy__config__image_control="grey", record__images=True)
+    [image] = grey.images.values()
+    assert set(np.unique(decode_png(base64.b64decode(image)))) == {GREY}
+    assert _states(grey) == _states(plain)
+
+
+async def test_the_shuffled_control_sends_real_frames_of_another_episode(roll):
+    plain = await roll(Model(DO))
+    first, second = [await roll(Model(DO), policy__config__image_control="shuffled") for _ in range(2)]
+    assert _states(first) == _states(plain)
+    assert _images(first) == _images(second)
+    assert not set(_images(first)) & set(_images(plain))
+    assert len(set(_images(first))) == 3
+
+
+async def test_the_teacher_needs_no_server_and_labels_every_decision(services):
+    request = parse_request(scripted(record__messages=True, record__images=True))
+    decisions = response(await play(request, services(None))).trajectories[0].decisions
+    assert len(decisions) == 12
+    for decision in decisions:
+        assert decision.label == decision.text == tool_call_text(decision.tool_calls[0].arguments["actions"])
+        assert decision.messages[0]["role"] == "system"
+    assert decisions[1].messages[-2] == {"role": "assistant", "content": decisions[0].label}
+
+
+async def test_perturbation_changes_what_is_done_and_never_the_label(services):
+    request = scripted()
+    request["policy"]["config"] |= {"perturbation": 1.0}
+    first, second = [response(await play(parse_request(request), services(None))) for _ in range(2)]
+    decisions = first.trajectories[0].decisions
+    differing = [d for d in decisions if tool_call_text(d.actions) != d.label]
+    assert differing
+    assert all(decision.valid for decision in decisions)
+    assert _states(first) == _states(second), "deterministic in the seed"
+
+
+PROGRAM = """
+import asyncio, json, sys
+from concurrent.futures import ThreadPoolExecutor
+from visionrl_taskapp.episode import Services, play
+from visionrl_taskapp.simulation import Worlds
+from visionrl_taskapp.validation import parse_request
+request = parse_request(json.loads(sys.argv[1]))
+episode = asyncio.run(play(request, Services(Worlds(), None, ThreadPoolExecutor(1))))
+print(json.dumps([[t.decision.state_hash, t.decision.images, t.decision.actions] for t in episode.turns]))
+"""
+
+
+def test_the_same_seed_and_actions_give_the_same_trajectory_in_two_processes():
+    data = scripted()
+    data["policy"]["config"] |= {"perturbation": 0.5, "max_llm_calls": 40}
+    commands = [sys.executable, "-c", PROGRAM, json.dumps(data)]
+    first, second = (subprocess.run(commands, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert len(json.loads(first)) > 20
+    assert first == second
+
+
+def _states(answer: RolloutResponse):
+    return [decision.state_hash for decision in answer.trajectories[0].decisions]
+
+
+def _images(answer: RolloutResponse):
+    return [decision.images[0] for decision in answer.trajectories[0].decisions]

@@ -1,0 +1,101 @@
+"""One run id, one episode."""
+
+import asyncio
+
+import pytest
+
+from visionrl.rollout import RolloutRequest
+from visionrl_taskapp.runs import RunConflictError, Runs
+
+
+def request(run_id="a", mode="rl"):
+    return RolloutRequest(run_id=run_id, mode=mode)
+
+
+class Plays:
+    def __init__(self, size=10):
+        self.count, self.size = 0, size
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, _request):
+        self.count += 1
+        number = self.count
+        self.begun.set()
+        await self.gate.wait()
+        return str(number).encode().rjust(self.size)
+
+
+async def test_the_same_request_again_gets_the_same_episode():
+    runs, plays = Runs(), Plays()
+    assert await runs.answer(request(), plays) == await runs.answer(request(), plays)
+    assert plays.count == 1
+
+
+async def test_a_request_in_flight_is_joined():
+    runs, plays = Runs(), Plays()
+    plays.gate.clear()
+    both = [asyncio.create_task(runs.answer(request(), plays)) for _ in range(2)]
+    await plays.begun.wait()
+    plays.gate.set()
+    assert len(set(await asyncio.gather(*both))) == 1
+    assert (plays.count, runs.playing) == (1, 0)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_another_request_under_a_used_run_id_is_refused(finished):
+    runs, plays = Runs(), Plays()
+    if not finished:
+        plays.gate.clear()
+    first = asyncio.create_task(runs.answer(request(), plays))
+    if finished:
+        await first
+    else:
+        await plays.begun.wait()
+    with pytest.raises(RunConflictError, match="'a'"):
+        await runs.answer(request(mode="eval"), plays)
+    plays.gate.set()
+    await first
+
+
+async def test_a_client_that_goes_does_not_end_the_episode():
+    runs, plays = Runs(), Plays()
+    plays.gate.clear()
+    leaving = asyncio.create_task(runs.answer(request(), plays))
+    await plays.begun.wait()
+    leaving.cancel()
+    plays.gate.set()
+    assert (await runs.answer(request(), plays)).strip() == b"1"
+
+
+async def test_a_failed_run_may_be_tried_again():
+    runs, plays = Runs(), Plays()
+
+    async def fail(_request):
+        raise ValueError("no server")
+
+    with pytest.raises(ValueError, match="no server"):
+        await runs.answer(request(), fail)
+    assert (await runs.answer(request(), plays)).strip() == b"1"
+
+
+async def test_finished_answers_are_kept_within_the_bound_the_last_asked_for_longest():
+    runs, plays = Runs(cache_bytes=30), Plays(size=10)
+    for name in "abc":
+        await runs.answer(request(name), plays)
+    await runs.answer(request("a"), plays)
+    await runs.answer(request("d"), plays)
+    assert plays.count == 4
+    await runs.answer(request("a"), plays)
+    assert plays.count == 4, "a was asked for again and stayed"
+    await runs.answer(request("b"), plays)
+    assert plays.count == 5, "b was the oldest and went"
+
+
+async def test_a_forgotten_run_is_played_anew():
+    runs, plays = Runs(), Plays()
+    await runs.answer(request(), plays)
+    assert runs.forget("a") is True
+    assert runs.forget("a") is False
+    await runs.answer(request(), plays)
+    assert plays.count == 2

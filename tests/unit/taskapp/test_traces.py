@@ -1,0 +1,142 @@
+"""What is left of an episode in traces.db, and what a full disk costs."""
+
+import asyncio
+import json
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from visionrl.images import decode_png, frame_hash
+from visionrl_taskapp import traces
+from visionrl_taskapp.episode import Services, play
+from visionrl_taskapp.simulation import Worlds
+from visionrl_taskapp.traces import TraceStore, trace
+from visionrl_taskapp.validation import parse_request
+
+
+def episode(run_id="run-1", seed=2_000_003, turns=6):
+    request = parse_request(
+        {
+            "run_id": run_id,
+            "mode": "eval",
+            "env": {"seed": seed, "config": {"image_size": 72}},
+            "policy": {"policy_name": "crafter-scripted", "config": {"max_llm_calls": turns}},
+            "rewards": {"step_rewards": "consistent"},
+        }
+    )
+    with ThreadPoolExecutor(1) as workers:
+        return asyncio.run(play(request, Services(Worlds(), None, workers, keep_images=True)))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = TraceStore(tmp_path, max_episodes=3)
+    yield store
+    store.close()
+
+
+def rows(store, query, *arguments):
+    with sqlite3.connect(store.path) as database:
+        return database.execute(query, arguments).fetchall()
+
+
+def test_an_episode_leaves_a_row_for_everything(store):
+    played = episode()
+    store.write(played)
+    store.flush()
+    assert rows(store, "SELECT session_id, num_timesteps FROM session_traces") == [("run-1", 6)]
+    assert rows(store, "SELECT count(*) FROM session_timesteps") == [(6,)]
+    assert dict(rows(store, "SELECT event_type, count(*) FROM events GROUP BY 1")) == {"llm_call": 6, "environment": 6}
+    assert dict(rows(store, "SELECT message_type, count(*) FROM messages GROUP BY 1")) == {"user": 6, "assistant": 6}
+    [(total, count)] = rows(store, "SELECT total_reward, achievements_count FROM outcome_rewards")
+    assert count == len(played.unlocked) > 0
+    [(events,)] = rows(store, "SELECT sum(reward_value) FROM event_rewards WHERE reward_type = 'event'")
+    assert events == count
+    [(every,)] = rows(store, "SELECT sum(reward_value) FROM event_rewards")
+    assert every == total
+    keys = rows(store, "SELECT key FROM event_rewards WHERE key IS NOT NULL")
+    assert {key for (key,) in keys} == set(played.unlocked)
+
+
+def test_images_are_stored_once_by_the_hash_of_their_pixels(store):
+    store.write(episode("first"))
+    store.write(episode("second"))
+    store.flush()
+    images = rows(store, "SELECT sha256, png FROM images")
+    assert len(images) == len(episode().frames)
+    assert all(frame_hash(decode_png(png)) == name for name, png in images)
+    [(call,)] = rows(store, "SELECT content FROM events WHERE event_type = 'llm_call' LIMIT 1")
+    prompt = json.loads(call)["input_messages"]
+    assert prompt[-1]["content"][0]["sha256"] in {name for name, _ in images}
+
+
+def test_the_same_run_is_stored_once(store):
+    store.write(episode(turns=6))
+    store.write(episode(turns=2))
+    store.flush()
+    assert rows(store, "SELECT session_id, num_timesteps FROM session_traces") == [("run-1", 2)]
+    assert rows(store, "SELECT count(*) FROM events") == [(4,)]
+
+
+def test_the_oldest_episodes_go_with_their_images(store):
+    played = [episode(f"run-{seed}", seed=2_000_000 + seed, turns=2) for seed in range(5)]
+    for one in played:
+        store.write(one)
+    store.flush()
+    assert [name for (name,) in rows(store, "SELECT session_id FROM session_traces ORDER BY rowid")] == [
+        "run-2",
+        "run-3",
+        "run-4",
+    ]
+    kept = {name for one in played[2:] for name in one.frames}
+    assert {name for (name,) in rows(store, "SELECT sha256 FROM images")} == kept
+    assert rows(store, "SELECT count(*) FROM session_timesteps") == [(6,)]
+
+
+def test_a_full_disk_is_counted_and_the_next_episode_is_stored_again(store):
+    store.write(episode("first", turns=1))
+    store.flush()
+    [(pages,)] = store._thread.submit(lambda: store._connection.execute("PRAGMA page_count").fetchall()).result()
+    limit = f"PRAGMA max_page_count = {pages + 1}"
+    store._thread.submit(lambda: store._connection.execute(limit)).result()
+    store.write(episode("second", turns=12))
+    store.flush()
+    assert (store.written, store.failed) == (1, 1)
+    assert "full" in store.last_error
+    store._thread.submit(lambda: store._connection.execute("PRAGMA max_page_count = 1000000")).result()
+    store.write(episode("third", turns=1))
+    store.flush()
+    assert [name for (name,) in rows(store, "SELECT session_id FROM session_traces")] == ["first", "third"]
+    assert rows(store, "SELECT count(*) FROM session_timesteps") == [(2,)], "nothing half-written is left"
+
+
+def test_a_folder_that_cannot_be_made_costs_traces_only(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = TraceStore(tmp_path / "file" / "traces")
+    store.write(episode())
+    store.flush()
+    assert (store.written, store.failed) == (0, 1)
+    store.close()
+
+
+def test_a_disk_that_hangs_drops_traces_instead_of_filling_the_memory(store, monkeypatch):
+    played = episode(turns=1)
+    monkeypatch.setattr(store, "_write", lambda _episode: None)
+    for _ in range(traces._MAX_WAITING):
+        store._waiting.acquire()
+    store.write(played)
+    assert store.failed == 1
+    assert "wait for the disk" in store.last_error
+
+
+def test_inline_traces_differ_in_how_much_they_tell():
+    played = episode()
+    compact, structured, full = (trace(played, form) for form in ("compact", "structured", "full"))
+    assert compact["session_id"] == structured["session_id"] == full["session_id"] == "run-1"
+    assert compact["outcome"]["achievements_count"] == len(played.unlocked)
+    assert set(compact["timesteps"][0]) == {"turn", "model", "actions", "valid", "unlocked", "reward"}
+    assert [event["event_type"] for event in structured["timesteps"][0]["events"]] == ["llm_call", "environment"]
+    assert "images" not in structured
+    assert set(full["images"]) == set(played.frames)
+    json.dumps(full)
