@@ -18,6 +18,8 @@ from .layout import Cluster
 from .sandbox import Process, Sandbox
 from .storage import Image, Storage
 
+MIB = 1 << 20  # writes of this size, where the default 10 KiB is slow for gigabytes
+
 
 @dataclass(frozen=True)
 class Containerd:
@@ -78,7 +80,7 @@ class Containerd:
         assert importing.stdin is not None
         assert importing.stdout is not None
         try:
-            with tarfile.open(fileobj=importing.stdin, mode="w|") as archive:
+            with tarfile.open(fileobj=importing.stdin, mode="w|", bufsize=MIB) as archive:
                 _write_archive(archive, storage, image, present)
         except BrokenPipeError:
             pass  # it has ended and says why
