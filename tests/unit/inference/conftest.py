@@ -1,0 +1,46 @@
+"""A stand-in trainer with one small adapter and the base model that it fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.inference import KEY
+from tests.support.trainer import StandInTrainer
+
+MODULE = "model.language_model.layers.0.self_attn.q_proj"
+RANK, OUT, IN = 4, 12, 8
+
+
+def write_adapter(folder: Path, **changes: object) -> None:
+    """An adapter of rank 4 on one linear [12, 8]; ``changes`` replace tensors by name suffix, or drop them (None)."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"base_model.model.{MODULE}.lora_A.weight": torch.ones(RANK, IN),
+        f"base_model.model.{MODULE}.lora_B.weight": torch.ones(OUT, RANK),
+    }
+    for suffix, tensor in changes.items():
+        name = f"base_model.model.{MODULE}.{suffix}.weight"
+        tensors.pop(name, None)
+        if isinstance(tensor, torch.Tensor):
+            tensors[name] = tensor
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "peft_type": "LORA"}))
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[StandInTrainer]:
+    root = tmp_path / "trainer"
+    write_adapter(root / "adapters" / "job-v000001")
+    base = root / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"weights" * 1000)
+    with StandInTrainer(root, KEY) as trainer:
+        yield trainer

@@ -1,0 +1,114 @@
+"""Where the base model comes from, and what happens while it is not there yet."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+import pytest
+
+from tests.support.inference import KEY, tiny_job
+from tests.support.trainer import StandInTrainer
+from visionrl_inference.base_model import ModelError, fetch_base, resolve_base_model
+from visionrl_inference.fetch import FetchError, parse_manifest, trainer_client
+
+WARM = {"training": {"iterations": 1, "warmStart": {"episodes": 1, "steps": 1}}}
+
+
+def no_trainer() -> None:
+    raise AssertionError("this job needs no trainer for its base")
+
+
+def test_a_warm_started_base_is_fetched_once_and_kept_by_its_digest(trainer: StandInTrainer, tmp_path: Path) -> None:
+    connect = functools.partial(trainer_client, trainer.url, KEY)
+    folder = resolve_base_model(tiny_job(**WARM), tmp_path / "cache", connect)
+    assert (folder / "model.safetensors").read_bytes() == (trainer.root / "base" / "model.safetensors").read_bytes()
+    assert resolve_base_model(tiny_job(**WARM), tmp_path / "cache", connect) == folder
+    assert trainer.requests["/base/model.safetensors"] == 1
+    (trainer.root / "base" / "config.json").write_text('{"another": "model"}')
+    assert resolve_base_model(tiny_job(**WARM), tmp_path / "cache", connect) != folder
+
+
+def test_a_damaged_copy_is_fetched_again(trainer: StandInTrainer, tmp_path: Path) -> None:
+    with trainer_client(trainer.url, KEY) as client:
+        folder = fetch_base(client, tmp_path)
+        (folder / "model.safetensors").write_bytes(b"half")
+        assert fetch_base(client, tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_size == 7000
+
+
+def test_it_waits_while_the_trainer_trains_and_through_bad_deliveries(
+    trainer: StandInTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = iter(["not_ready", "truncated", "corrupt", ""])
+    trainer.fault = next(faults)
+
+    def next_fault(_: float) -> None:
+        trainer.fault = next(faults)
+
+    with caplog.at_level(logging.INFO), trainer_client(trainer.url, KEY) as client:
+        folder = fetch_base(client, tmp_path / "cache", sleep=next_fault)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert "waiting for the trainer's base model (0 s): /base/manifest.json: the trainer is not ready" in caplog.text
+
+
+def test_it_waits_while_nobody_listens(trainer: StandInTrainer, tmp_path: Path) -> None:
+    unreachable = "http://127.0.0.1:1"
+    with trainer_client(unreachable, KEY) as client:
+
+        def trainer_comes_up(_: float) -> None:
+            client.base_url = trainer.url
+
+        assert fetch_base(client, tmp_path, sleep=trainer_comes_up).is_dir()
+
+
+def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(trainer: StandInTrainer, tmp_path: Path) -> None:
+    with trainer_client(trainer.url, "wrong") as client, pytest.raises(ModelError, match="VISIONRL_KEY_FILE"):
+        fetch_base(client, tmp_path)
+    (trainer.root / "base").rename(trainer.root / "elsewhere")
+    with trainer_client(trainer.url, KEY) as client, pytest.raises(ModelError, match="warmStart"):
+        fetch_base(client, tmp_path)
+
+
+def test_a_path_is_used_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    job = tiny_job(model={"base": str(tmp_path)})
+    assert resolve_base_model(job, tmp_path / "cache", no_trainer) == tmp_path
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_a_path_that_is_no_model_is_an_error_that_names_the_field(tmp_path: Path, make: bool) -> None:
+    path = tmp_path / "model"
+    if make:
+        path.mkdir()
+    with pytest.raises(ModelError, match=r"spec\.model\.base: .*model"):
+        resolve_base_model(tiny_job(model={"base": str(path)}), tmp_path / "cache", no_trainer)
+
+
+@pytest.mark.vision
+def test_the_tiny_model_is_built_in_the_cache(tmp_path: Path) -> None:
+    folder = resolve_base_model(tiny_job(), tmp_path / "cache", no_trainer)
+    assert folder.parent == tmp_path / "cache"
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        None,
+        [],
+        {},
+        {"files": {}},
+        {"files": {"../x": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"a/b": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"manifest.json": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"x": {"size": -1, "sha256": "0" * 64}}},
+        {"files": {"x": {"size": True, "sha256": "0" * 64}}},
+        {"files": {"x": {"size": 1, "sha256": "F" * 64}}},
+        {"files": {"x": None}},
+    ],
+)
+def test_what_is_no_manifest_is_not_followed(manifest: object) -> None:
+    with pytest.raises(FetchError):
+        parse_manifest(manifest)
