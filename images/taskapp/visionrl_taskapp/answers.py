@@ -44,8 +44,8 @@ def error(
     return raw(orjson.dumps(body), status, headers)
 
 
-async def read_json(request: Request, limit: int) -> Any:
-    """The body as JSON. Raises :class:`BadBodyError`."""
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes of it. Raises :class:`BadBodyError`."""
     received, size = [], 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -59,7 +59,12 @@ async def read_json(request: Request, limit: int) -> Any:
         raise BadBodyError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     if size > limit:
         raise BadBodyError(413, f"the body is larger than {limit} bytes")
+    return b"".join(received)
+
+
+def parse_json(body: bytes) -> Any:
+    """Raises :class:`BadBodyError`."""
     try:
-        return orjson.loads(b"".join(received))
+        return orjson.loads(body)
     except orjson.JSONDecodeError as problem:
         raise BadBodyError(400, f"the body is no JSON: {problem}") from None

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from visionrl.rollout import SCRIPTED_POLICY, RolloutRequest
-from visionrl_taskapp.answers import DEFAULT_BODY_LIMIT, BadBodyError, answer, error, raw, read_json
+from visionrl_taskapp.answers import DEFAULT_BODY_LIMIT, BadBodyError, answer, error, parse_json, raw, read_body
 from visionrl_taskapp.auth import KeyGuard
 from visionrl_taskapp.describe import SERVICE, VERSION, seeds_of, task_info
 from visionrl_taskapp.env import warm_up
@@ -140,14 +140,13 @@ class TaskApp:
         return answer(infos[0] if len(infos) == 1 else infos)
 
     async def rollout(self, request: Request) -> Response:
-        rollout = parse_request(await read_json(request, self.settings.body_limit))
+        rollout = parse_request(parse_json(await read_body(request, self.settings.body_limit)))
         return raw(await self.runs.answer(rollout, self._play))
 
     async def done(self, request: Request) -> Response:
-        """The client is done with a run: its cached answer may go."""
-        data = (
-            await read_json(request, self.settings.body_limit) if int(request.headers.get("content-length", 0)) else {}
-        )
+        """The client is done with a run, `{"run_id": …}`: its cached answer may go. An empty body is fine, too."""
+        body = await read_body(request, self.settings.body_limit)
+        data = parse_json(body) if body else {}
         run_id = data.get("run_id") if isinstance(data, dict) else None
         return answer({"ok": True, "forgotten": isinstance(run_id, str) and self.runs.forget(run_id)})
 

@@ -37,18 +37,16 @@ def parse_request(data: Any) -> RolloutRequest:
 
 
 def _model(request: RolloutRequest) -> Iterator[Problem]:
-    config = request.policy.config
-    if request.policy.policy_name == SCRIPTED_POLICY:
-        return
-    if not config.model:
+    config, scripted = request.policy.config, request.policy.policy_name == SCRIPTED_POLICY
+    if not config.model and not scripted:
         yield Problem("policy.config.model", "required: the model's or adapter's name at the inference server")
-    if not config.inference_url:
+    if config.inference_url:
+        try:
+            completion_url(config.inference_url)
+        except ValueError as error:
+            yield Problem("policy.config.inference_url", str(error))
+    elif not scripted:
         yield Problem("policy.config.inference_url", "required: base URL of an OpenAI-compatible server")
-        return
-    try:
-        completion_url(config.inference_url)
-    except ValueError as error:
-        yield Problem("policy.config.inference_url", str(error))
 
 
 def _vision(request: RolloutRequest) -> Iterator[Problem]:

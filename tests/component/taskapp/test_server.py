@@ -290,6 +290,8 @@ def test_unknown_keys_get_the_nearest_known_name(client):
         ({"policy": {"config": {"inference_url": "http://a"}}}, "policy.config.model"),
         ({"policy": {"config": {"model": "tiny"}}}, "policy.config.inference_url"),
         ({"policy": {"config": {"model": "tiny", "inference_url": "ftp://a"}}}, "policy.config.inference_url"),
+        ({"policy": {"policy_name": "crafter-scripted", "config": {"inference_url": "a"}}},
+         "policy.config.inference_url"),
         ({"policy": {"config": {"model": "tiny", "inference_url": "http://u:p@a"}}}, "policy.config.inference_url"),
         ({"policy": {"config": {"model": "o-v1", "inference_url": "http://a"}}}, "policy.config.image_only_mode"),
         ({"policy": {"config": {"model": "tiny", "inference_url": "http://a", "perturbation": 0.2}}},
