@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from visionrl.checks import Problem, contradictions
@@ -50,7 +50,11 @@ def line_numbers(text: str) -> dict[str, int]:
 
 def load_job(path: Path) -> Job:
     """Read and check a job file. Raises :class:`JobFileError`, or ``OSError`` where it cannot be read."""
-    return parse_job(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise JobFileError(str(path), [Problem("", "is not UTF-8 text")]) from None
+    return parse_job(text, str(path))
 
 
 def parse_job(text: str, source: str = "job") -> Job:
@@ -126,16 +130,18 @@ def _nested_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def _parse_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
-    yaml = YAML(typ="safe", pure=True)
     try:
-        documents = [node for node in yaml.compose_all(text) if node is not None]
-        if len(documents) != 1:
-            raise JobFileError(source, [Problem("", f"expected one document, found {len(documents)}")])
-        return YAML(typ="safe", pure=True).load(text), _line_numbers(documents[0])
+        documents = [node for node in YAML(typ="safe", pure=True).compose_all(text) if node is not None]
+        if len(documents) == 1:
+            return YAML(typ="safe", pure=True).load(text), _line_numbers(documents[0])
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise JobFileError(source, [Problem("", f"{line}{(error.problem or str(error)).strip()}")]) from None
+    except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        # Characters that YAML forbids, dates that do not exist, mappings as keys, nesting without end.
+        raise JobFileError(source, [Problem("", f"no valid YAML: {str(error).splitlines()[0]}")]) from None
+    raise JobFileError(source, [Problem("", f"expected one document, found {len(documents)}")])
 
 
 def _line_numbers(node: Node, path: str = "") -> dict[str, int]:

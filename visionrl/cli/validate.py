@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visionrl.checks import Problem, warnings
-from visionrl.jobfile import JobFileError, line_numbers, located, nearest_line, parse_job
+from visionrl.jobfile import JobFileError, line_numbers, load_job, located, nearest_line
 
 HELP = "check job files"
 DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other.
@@ -63,15 +63,13 @@ def command(options: argparse.Namespace) -> int:
 def examine(file: Path) -> Report:
     """Read and check one file."""
     try:
-        text = file.read_text(encoding="utf-8")
-        job = parse_job(text, str(file))
+        job = load_job(file)
+        lines = line_numbers(file.read_text(encoding="utf-8"))
     except JobFileError as error:
         return Report(str(file), errors=error.problems, lines=error.lines)
     except OSError as error:
         return Report(str(file), errors=[Problem("", error.strerror or str(error))])
-    except UnicodeDecodeError:
-        return Report(str(file), errors=[Problem("", "is not UTF-8 text")])
-    return Report(str(file), warnings=warnings(job.spec), lines=line_numbers(text))
+    return Report(str(file), warnings=warnings(job.spec), lines=lines)
 
 
 def _print(report: Report) -> None:
