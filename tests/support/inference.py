@@ -90,7 +90,7 @@ def make_adapter(model_dir: Path, target: Path, seed: int, scale: float = 0.3) -
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, scale)
-    model.save_pretrained(target)
+    model.save_pretrained(str(target))
     (target / "README.md").unlink(missing_ok=True)
 
 

@@ -79,9 +79,8 @@ def logprobs_by_transformers(
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model_dir)
-    model = AutoModelForImageTextToText.from_pretrained(model_dir)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
+    base = AutoModelForImageTextToText.from_pretrained(model_dir)
+    model = base if adapter is None else PeftModel.from_pretrained(base, str(adapter))
     ids = torch.tensor([prompt_ids + token_ids])
     image = processor.image_processor(images=[Image.fromarray(frame)], return_tensors="pt")
     with torch.no_grad():
@@ -130,7 +129,8 @@ def test_a_frame_is_81_tokens_and_arrives_pixel_for_pixel_with_no_state_as_text(
     assert place["length"] == 81
     # What the vision tower is given, patch by patch, is the environment's frame.
     (item,) = rendered["features"]["kwargs_data"]["image"]
-    patches = decode_mm_kwargs_item(item)["pixel_values"].data.numpy().astype(np.uint8)
+    patches = np.asarray(decode_mm_kwargs_item(item)["pixel_values"].data)
+    assert patches.dtype == np.uint8
     side = 144 // PATCH
     image = patches.reshape(side, side, 3, 2, PATCH, PATCH)[:, :, :, 0]
     assert frame_hash(image.transpose(0, 3, 1, 4, 2).reshape(144, 144, 3)) == frame_hash(frame)

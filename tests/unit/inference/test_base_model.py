@@ -6,6 +6,7 @@ import functools
 import logging
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.inference import KEY, tiny_job
@@ -16,7 +17,7 @@ from visionrl_inference.fetch import FetchError, parse_manifest, trainer_client
 WARM = {"training": {"iterations": 1, "warmStart": {"episodes": 1, "steps": 1}}}
 
 
-def no_trainer() -> None:
+def no_trainer() -> httpx.Client:
     raise AssertionError("this job needs no trainer for its base")
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def render(model_dir: Path, messages: list[dict[str, Any]], **more: Any) -> str:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_dir).apply_chat_template(messages, tokenize=False, **more)
+    return str(AutoTokenizer.from_pretrained(model_dir).apply_chat_template(messages, tokenize=False, **more))
 
 
 def test_the_actions_are_crafters() -> None:
@@ -62,7 +62,7 @@ def test_words_and_added_tokens_are_one_token_each() -> None:
 
 
 def test_a_prompt_is_qwens_turns_with_the_image_in_its_place(model_dir: Path) -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Play Crafter."},
         {"role": "assistant", "content": tool_call_text(["do"])},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Health 9"}]},
@@ -77,7 +77,7 @@ def test_a_prompt_is_qwens_turns_with_the_image_in_its_place(model_dir: Path) ->
 
 def test_tool_calls_and_tool_answers_have_a_form_and_tools_cost_nothing(model_dir: Path) -> None:
     call = {"type": "function", "function": {"name": "interact_many", "arguments": {"actions": ["do", "noop"]}}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Play"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": [{"type": "text", "text": "done"}]},
@@ -97,7 +97,7 @@ def test_a_part_that_the_model_cannot_read_is_refused(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "merge"), [(144, 1), (288, 2), (288, 1)])
-def test_a_frame_of_the_environment_is_taken_as_it_is(tmp_path: Path, size: int, merge: int) -> None:
+def test_a_frame_of_the_environment_is_taken_as_it_is(tmp_path: Path, size: int, merge: Literal[1, 2]) -> None:
     from PIL import Image
     from transformers import AutoImageProcessor
 
