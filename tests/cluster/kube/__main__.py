@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from . import binaries, images, tools
-from .cluster import down, up
+from .cluster import down, is_up, up
 from .containerd import Containerd
 from .host import KubeError
 from .kubectl import Client
@@ -47,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--control-plane-only", action="store_true", help="no node: for operator benchmarks")
     commands.add_parser("down", help="stop the cluster and remove all of it")
     for program in ("kubectl", "helm"):
-        command = commands.add_parser(program, help=f"run {program} against the cluster", add_help=False)
+        # No prefix character: every word, "-n" too, is the program's own.
+        command = commands.add_parser(
+            program, help=f"run {program} against the cluster", add_help=False, prefix_chars="\0"
+        )
         command.add_argument("arguments", nargs=argparse.REMAINDER)
     command = commands.add_parser("build", help="build an image")
     command.add_argument("folder", type=Path, help="the folder of the Dockerfile")
@@ -66,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     cluster = Cluster.of(options.name, options.cidr, options.dir)
+    if options.command in ("kubectl", "helm", "load") and not is_up(cluster):
+        raise KubeError(f"cluster {cluster.name} is not up: start it with the command up")
     match options.command:
         case "up":
             running = up(cluster, control_plane_only=options.control_plane_only)
