@@ -10,11 +10,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
-from visionrl_taskapp.server import Settings, TaskApp, accepted_keys, create_app, log_config
+from visionrl_taskapp.auth import accepted_keys
+from visionrl_taskapp.server import Settings, TaskApp, create_app
 from visionrl_taskapp.traces import DEFAULT_MAX_EPISODES
 
 log = logging.getLogger("visionrl_taskapp")
@@ -123,6 +125,18 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         self._taskapp.stop_soon()
+
+
+def log_config(level: str) -> dict[str, Any]:
+    """One line an event on stdout; requests are not logged one by one, episodes are."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}},
+        "root": {"handlers": ["stdout"], "level": level},
+        "loggers": {"httpx": {"level": "WARNING"}, "httpcore": {"level": "WARNING"}},
+    }
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from visionrl.checks import Problem
 
-DEFAULT_BODY_LIMIT = 2**20
+BODY_LIMIT = 2**20
+"""Bytes of a request's body."""
 BODY_TIMEOUT_S = 30.0
 # A body that is too long is still read this far, so that its client gets the answer and not a broken connection.
 _DRAINED = 16
@@ -44,21 +45,21 @@ def error(
     return raw(orjson.dumps(body), status, headers)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes of it. Raises :class:`BadBodyError`."""
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises :class:`BadBodyError` where it is too long or does not arrive."""
     received, size = [], 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= limit:
+                if size <= BODY_LIMIT:
                     received.append(chunk)
-                elif size > _DRAINED * limit:
+                elif size > _DRAINED * BODY_LIMIT:
                     break
     except TimeoutError:
         raise BadBodyError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-    if size > limit:
-        raise BadBodyError(413, f"the body is larger than {limit} bytes")
+    if size > BODY_LIMIT:
+        raise BadBodyError(413, f"the body is larger than {BODY_LIMIT} bytes")
     return b"".join(received)
 
 

@@ -13,6 +13,11 @@ from visionrl_taskapp.answers import error
 OPEN_PATHS = frozenset({"/health"})
 
 
+def accepted_keys(main: str | None, aliases: Iterable[str]) -> tuple[str, ...]:
+    """Distinct, non-empty keys."""
+    return tuple(dict.fromkeys(key.strip() for key in (main or "", *aliases) if key.strip()))
+
+
 class KeyGuard:
     """ASGI middleware: every path but `/health` wants a key in `X-API-Key`, `X-API-Keys` (comma-separated) or
     `Authorization: Bearer`. 401 without a right one, 503 where the server has none."""

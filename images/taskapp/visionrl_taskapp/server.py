@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,13 +19,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from visionrl.rollout import SCRIPTED_POLICY, RolloutRequest
-from visionrl_taskapp.answers import DEFAULT_BODY_LIMIT, BadBodyError, answer, error, parse_json, raw, read_body
+from visionrl_taskapp.answers import BadBodyError, answer, error, parse_json, raw, read_body
 from visionrl_taskapp.auth import KeyGuard
 from visionrl_taskapp.describe import SERVICE, VERSION, seeds_of, task_info
 from visionrl_taskapp.env import warm_up
 from visionrl_taskapp.episode import Services, UnreachableInferenceError, play
 from visionrl_taskapp.inference_client import InferenceClient
-from visionrl_taskapp.runs import DEFAULT_CACHE_BYTES, RunConflictError, Runs
+from visionrl_taskapp.runs import RunConflictError, Runs
 from visionrl_taskapp.simulation import Worlds
 from visionrl_taskapp.traces import DEFAULT_MAX_EPISODES, TraceStore, trace
 from visionrl_taskapp.trajectory import Episode, response
@@ -49,8 +48,6 @@ class Settings:
     trace_dir: Path | None = None
     """Folder of `traces.db`; None keeps no traces."""
     trace_max_episodes: int = DEFAULT_MAX_EPISODES
-    body_limit: int = DEFAULT_BODY_LIMIT
-    cache_bytes: int = DEFAULT_CACHE_BYTES
 
 
 class TaskApp:
@@ -58,12 +55,13 @@ class TaskApp:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.runs = Runs(settings.cache_bytes)
+        self.runs = Runs()
         self.ready = False
         self.episodes = self.aborted = 0
         self._traces = TraceStore(settings.trace_dir, settings.trace_max_episodes) if settings.trace_dir else None
         self._services: Services | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -140,12 +138,12 @@ class TaskApp:
         return answer(infos[0] if len(infos) == 1 else infos)
 
     async def rollout(self, request: Request) -> Response:
-        rollout = parse_request(parse_json(await read_body(request, self.settings.body_limit)))
+        rollout = parse_request(parse_json(await read_body(request)))
         return raw(await self.runs.answer(rollout, self._play))
 
     async def done(self, request: Request) -> Response:
         """The client is done with a run, `{"run_id": …}`: its cached answer may go. An empty body is fine, too."""
-        body = await read_body(request, self.settings.body_limit)
+        body = await read_body(request)
         data = parse_json(body) if body else {}
         run_id = data.get("run_id") if isinstance(data, dict) else None
         return answer({"ok": True, "forgotten": isinstance(run_id, str) and self.runs.forget(run_id)})
@@ -231,20 +229,3 @@ async def _http_error(_request: Request, exception: Exception) -> Response:
 
 async def _bug(_request: Request, _exception: Exception) -> Response:
     return error(500, "internal error; the task app's log has the details")
-
-
-def accepted_keys(main: str | None, aliases: Iterable[str]) -> tuple[str, ...]:
-    """Distinct, non-empty keys."""
-    return tuple(dict.fromkeys(key.strip() for key in (main or "", *aliases) if key.strip()))
-
-
-def log_config(level: str) -> dict[str, Any]:
-    """One line an event on stdout; requests are not logged one by one, episodes are."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-        "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}},
-        "root": {"handlers": ["stdout"], "level": level},
-        "loggers": {"httpx": {"level": "WARNING"}, "httpcore": {"level": "WARNING"}},
-    }
