@@ -139,7 +139,7 @@ def _deletions(job: Job, status: JobStatus, observed: Observed) -> tuple[Ref, ..
         for run in observed.trainers
         if not run.deleting and (suspended or run.attempt != status.attempt)
     ]
-    return (*trainers, *(_deployments(job, observed) if suspended else ()))
+    return (*trainers, *(_servers(job, observed) if suspended else ()))
 
 
 def _deletions_at_the_end(job: Job, observed: Observed) -> tuple[Ref, ...]:
@@ -150,12 +150,18 @@ def _deletions_at_the_end(job: Job, observed: Observed) -> tuple[Ref, ...]:
         if run.outcome == "Active" and not run.deleting
     ]
     keep = job.spec.lifecycle.cleanup_policy == "KeepAll"
-    return (*trainers, *(() if keep else _deployments(job, observed)))
+    return (*trainers, *(() if keep else _servers(job, observed)))
 
 
-def _deployments(job: Job, observed: Observed) -> tuple[Ref, ...]:
-    both = (Ref("Deployment", part_name(job.name, "taskApp")), Ref("Deployment", part_name(job.name, "inference")))
-    return tuple(deployment for deployment in both if observed.has(deployment))
+def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
+    """Task app and inference, and Kueue's Workload of the three pods: it would hold the quota, because a group of
+    pods ends only when all have succeeded, which servers never do."""
+    servers = (
+        Ref("Deployment", part_name(job.name, "taskApp")),
+        Ref("Deployment", part_name(job.name, "inference")),
+        Ref("Workload", job.name),
+    )
+    return tuple(server for server in servers if observed.has(server))
 
 
 # --- how it ends

@@ -19,7 +19,6 @@ class JobObject:
 
     owner: Owner
     generation: int
-    created: datetime
     document: Mapping[str, Any]
     """``apiVersion``, ``kind``, ``metadata`` (name, namespace, labels, annotations) and ``spec``."""
 
@@ -68,7 +67,8 @@ class Observed:
     accepted: Job | None = None
     """The job in the ConfigMap: the specification that the parts run with."""
     hashes: Mapping[Ref, str] = field(default_factory=dict)
-    """Hash annotation of every child that exists."""
+    """Hash annotation of every child that exists. Kueue's Workload of the job's pods is listed, too, with an empty
+    one."""
     task_app: Part = Part()
     inference: Part = Part()
     trainers: tuple[TrainerRun, ...] = ()

@@ -52,7 +52,7 @@ class FakeCluster:
         )
 
     def decide(self, previous: JobStatus | None = None) -> Decision:
-        job_object = JobObject(OWNER, self.generation, START, document(self.spec))
+        job_object = JobObject(OWNER, self.generation, document(self.spec))
         return decide(job_object, self.status if previous is None else previous, self.observe(), self.now)
 
     def reconcile(self, writes: int = 1000) -> Decision:

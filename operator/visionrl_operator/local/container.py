@@ -63,7 +63,7 @@ def launch(
     container = template["spec"]["containers"][0]
     suffix = template["metadata"]["labels"][COMPONENT_LABEL]
     component = next(name for name in COMPONENTS if SUFFIXES[name] == suffix)
-    replacements = _addresses(job_name, ports) | _mounts(template["spec"], component, folder)
+    replacements = _addresses(job_name, ports) | _mounts(template["spec"], folder)
     env = {
         variable["name"]: _replaced(variable["value"], replacements)
         for variable in container["env"]
@@ -117,11 +117,11 @@ def _addresses(job_name: str, ports: Mapping[Component, int]) -> dict[str, str]:
     return {f"http://{part_name(job_name, part)}:{PORT}": f"http://{LOOPBACK}:{ports[part]}" for part in COMPONENTS}
 
 
-def _mounts(pod: Manifest, component: Component, folder: LocalFolder) -> dict[str, str]:
+def _mounts(pod: Manifest, folder: LocalFolder) -> dict[str, str]:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     found = {}
     for mount in pod["containers"][0]["volumeMounts"]:
-        path = folder.mount(component, volumes[mount["name"]])
+        path = folder.mount(volumes[mount["name"]])
         if path is not None:
             path.mkdir(parents=True, exist_ok=True)
             found[mount["mountPath"]] = str(path)

@@ -61,20 +61,18 @@ class LocalFolder:
     def key(self) -> str | None:
         return self.key_file.read_text() if self.key_file.exists() else None
 
-    def mount(self, component: Component, volume: Manifest) -> Path | None:
-        """The folder that stands for a volume; None for shared memory, which this machine has already."""
+    def mount(self, volume: Manifest) -> Path | None:
+        """The folder that stands for a volume; None for ``/tmp`` and shared memory, which this machine has already."""
         if "configMap" in volume:
             return self.job_file.parent
         if "secret" in volume:
             return self.key_file.parent
-        if volume.get("emptyDir", {}).get("medium") == "Memory":
-            return None
         match volume["name"]:
             case "cache":
                 return cache_folder()
             case "run" | "traces":
                 return self.root
-        return self.root / volume["name"] / SUFFIXES[component]
+        return None
 
     # --- what the executor remembers
 

@@ -124,12 +124,11 @@ class JobSource:
         self.job: Job = load_job(file)
         self._file, self._generation = file, 1
         self._seen = self._changed_at()
-        self._created = datetime.now(UTC)
 
     def object(self) -> JobObject:
         document = self.job.model_dump(mode="json", by_alias=True)
         owner = Owner(self.job.name, self.job.metadata.namespace or "default", "local")
-        return JobObject(owner, self._generation, self._created, document)
+        return JobObject(owner, self._generation, document)
 
     def reload(self, note: Callable[[str], None]) -> None:
         """Take over a change; one that cannot be used is told once and left out."""

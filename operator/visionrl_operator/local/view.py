@@ -68,7 +68,7 @@ class PlainView:
 
     def status(self, status: JobStatus) -> None:
         for component in status.components:
-            if component.ready or component.message:
+            if component.message != "NotCreated":
                 self._line(component.name, part_text(component))
         if status.progress.iteration or evaluation_text(status):
             key = f"{status.progress.iteration} {evaluation_text(status)}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,3 +212,31 @@ def test_gpus_that_are_not_there_are_named(start: Start, monkeypatch: pytest.Mon
     code, errors = start({"inference.gpu": {}, "trainer.gpu": {}}).end()
     assert code == 1
     assert "asks for 2 GPUs (spec.inference.gpu 1, spec.trainer.gpu 1), this machine offers 0" in errors
+
+
+def test_ctrl_c_on_a_terminal_ends_everything(tmp_path: Path) -> None:
+    file = write_job(tmp_path / "job.yaml", {})
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.local_run",
+        str(file),
+        str(tmp_path),
+        "--plain",
+        "trainer=train:600",
+    ]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "100"})
+    shown = ""
+    while "iteration 3/3" not in shown:
+        shown += os.read(terminal, 65536).decode(errors="replace")
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # Linux ends a closed terminal with EIO
+        while data := os.read(terminal, 65536):
+            shown += data.decode(errors="replace")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert "Running" in shown
+    assert "listening, serve" in shown
+    assert "goes on from" in shown

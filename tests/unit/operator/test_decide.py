@@ -9,7 +9,7 @@ from tests.support.fake_cluster import START, FakeCluster
 from tests.support.jobs import WARM_START
 from visionrl.job import JobSpec
 from visionrl.status import JobStatus, Progress, TrainerReport
-from visionrl_operator.children.common import Ref
+from visionrl_operator.children.common import HASH_ANNOTATION, Ref
 from visionrl_operator.clock import stamp
 from visionrl_operator.observed import Part
 
@@ -103,6 +103,15 @@ def test_queued_parts_are_made_together_and_wait_for_admission() -> None:
     cluster.reconcile()
     assert reason(cluster.status, "Admitted") == "QuotaPending"
     assert cluster.status.phase == "Pending"
+
+
+def test_a_queued_job_gives_its_quota_back_at_the_end() -> None:
+    cluster = running({"queueName": "gpus"})
+    workload = Ref("Workload", "demo")
+    cluster.objects[workload] = {"metadata": {"annotations": {HASH_ANNOTATION: ""}}}
+    assert workload not in cluster.decide().deletions
+    cluster.trainer_ends(0)
+    assert workload in cluster.reconcile().deletions
 
 
 def test_a_pending_job_says_why_in_one_line() -> None:
