@@ -15,7 +15,9 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="time measured at each concurrency")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the finally that ends the server
     os.environ.update(item.split("=", 1) for item in arguments.env)
     result = measure(arguments.vllm, arguments.concurrency, arguments.seconds)
     print(f"start-up {result['startup_s']} s    {json.dumps(arguments.vllm)} {' '.join(arguments.env)}")

@@ -21,17 +21,45 @@ SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256)
 """Ranks that vLLM takes as an upper limit, up to the job's highest."""
 
+# The first lines are set below; the last one would take back what the job relies on: the key, one API server, the
+# guard's paths, the model's own tokenizer.
 OWNED = frozenset(
-    {
-        # set below
-        *("--model", "--served-model-name", "--host", "--port", "--dtype", "--seed", "--tensor-parallel-size"),
-        *("--max-model-len", "--max-num-seqs", "--generation-config", "--logprobs-mode", "--limit-mm-per-prompt"),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "--gpu-memory-utilization", "--enforce-eager"),
-        *("--enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--middleware"),
-        # would take back what the job relies on: the key, one API server, the guard's paths, the tokenizer
-        *("--api-key", "--api-server-count", "--config", "--data-parallel-size", "--grpc", "--headless"),
-        *("--lora-modules", "--revision", "--root-path", "--runner", "--tokenizer", "--uds"),
-    }
+    [
+        "--model",
+        "--served-model-name",
+        "--host",
+        "--port",
+        "--dtype",
+        "--seed",
+        "--tensor-parallel-size",
+        "--max-model-len",
+        "--max-num-seqs",
+        "--generation-config",
+        "--logprobs-mode",
+        "--limit-mm-per-prompt",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "--gpu-memory-utilization",
+        "--enforce-eager",
+        "--distributed-executor-backend",
+        "--middleware",
+        "--enable-lora",
+        "--max-lora-rank",
+        "--max-loras",
+        "--max-cpu-loras",
+        "--api-key",
+        "--api-server-count",
+        "--config",
+        "--data-parallel-size",
+        "--grpc",
+        "--headless",
+        "--lora-modules",
+        "--revision",
+        "--root-path",
+        "--runner",
+        "--tokenizer",
+        "--uds",
+    ]
 )
 """Options that an ``extraArgs`` entry may not set."""
 
@@ -72,6 +100,8 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
         options["--gpu-memory-utilization"] = vllm.gpu_memory_utilization
     if spec.inference.gpu is None or vllm.enforce_eager:
         switches.append("--enforce-eager")
+    if _small_on_cpu(job):
+        options["--distributed-executor-backend"] = "uni"
     flat = [text for option, value in options.items() for text in (option, str(value))]
     return [sys.executable, "-m", SERVER_MODULE, *flat, *switches, *checked_extra_args(vllm.extra_args)]
 
@@ -91,10 +121,14 @@ def vllm_environment(job: Job) -> dict[str, str]:
     if job.spec.inference.gpu is None:
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(job.spec.inference.vllm.cpu_kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "auto",
             # Otherwise the first request with logprobs compiles C++ for half a minute, and fails without a compiler.
             "TORCHDYNAMO_DISABLE": "1",
         }
+        if _small_on_cpu(job):
+            # Keeps the CPU backend from putting a worker process behind the engine all the same.
+            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+        else:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "auto"
     return environment
 
 
@@ -102,6 +136,15 @@ def adapters_in_use(job: Job) -> int:
     """Versions that may answer at once: those that rollouts may lag behind, the current one, and the next one's
     canary."""
     return job.spec.training.max_staleness + 2
+
+
+def _small_on_cpu(job: Job) -> bool:
+    """Whether the model runs in the engine's own process, in one thread.
+
+    A step of the tiny model takes a millisecond or two: handing it to a worker process and its threads costs more
+    than the step itself (tests/bench/inference.py: 41 against 24 ms of processor time a decision).
+    """
+    return job.spec.inference.gpu is None and job.spec.model.base == "tiny"
 
 
 def checked_extra_args(extra_args: Sequence[str]) -> list[str]:

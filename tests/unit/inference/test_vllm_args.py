@@ -114,6 +114,15 @@ def test_the_environment_never_opens_the_load_routes_and_suits_the_device() -> N
     assert not [name for name in gpu if "CPU" in name]
 
 
+def test_the_tiny_model_runs_in_the_engines_process_and_others_in_workers_with_threads() -> None:
+    tiny, other = tiny_job(), tiny_job(model={"base": "org/model"})
+    assert "--distributed-executor-backend" in command()
+    assert vllm_environment(tiny)["OMP_NUM_THREADS"] == "1"
+    assert "--distributed-executor-backend" not in command(model={"base": "org/model"})
+    assert "OMP_NUM_THREADS" not in vllm_environment(other)
+    assert vllm_environment(other)["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
+
+
 def test_further_arguments_follow_in_their_order() -> None:
     extra = ["--block-size", "32", "--no-enable-prefix-caching", "--scheduling-policy=priority", "--foo", "-1"]
     assert command({"extraArgs": extra})[-len(extra) :] == extra
