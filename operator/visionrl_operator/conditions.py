@@ -37,6 +37,8 @@ class PartView:
     component: Component
     part: Part
     waiting: Waiting | None = None
+    ended: bool = False
+    """The container ended and is not started again."""
 
     @property
     def reason(self) -> str:
@@ -44,13 +46,15 @@ class PartView:
             return "Ready"
         if self.part.reason:
             return self.part.reason
+        if self.ended:
+            return "Completed" if self.part.exit_code == 0 else self.part.exit_reason or "Error"
         if self.part.pods:
             return "Starting"
         return self.waiting.reason if self.waiting else "NotCreated"
 
     @property
     def message(self) -> str:
-        if self.part.ready:
+        if self.part.ready or (self.ended and self.part.exit_code == 0):
             return ""
         if self.part.message:
             return last_line(self.part.message)
@@ -155,8 +159,9 @@ def why(conditions: Sequence[Condition], views: Sequence[PartView], observed: Ob
         return by_type["TrainerRunning"].message
     for view in views:
         if not view.part.ready and view.part.pods:
-            details = f" ({view.message})" if view.message and view.reason != view.message else ""
-            return f"{view.component}: {view.reason}{details}"
+            if view.reason == "Starting":
+                return f"{view.component} is starting"
+            return f"{view.component}: {view.reason}{f' ({view.message})' if view.message else ''}"
     return observed.report.message if observed.report else ""
 
 

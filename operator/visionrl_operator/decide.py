@@ -198,7 +198,12 @@ def _report(
     views = (
         PartView("taskApp", observed.task_app),
         PartView("inference", observed.inference, plan.inference_waits),
-        PartView("trainer", run.part if run else Part(), plan.trainer_waits),
+        PartView(
+            "trainer",
+            run.part if run else Part(),
+            plan.trainer_waits,
+            ended=run is not None and run.outcome != "Active",
+        ),
     )
     found = conditions.findings(job.spec, status, verdict, observed, views, outcome)
     timed = conditions.with_times(status.conditions, found, job_object.generation, now)

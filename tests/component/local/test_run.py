@@ -39,6 +39,7 @@ def test_plain_output_says_every_change_once_and_ends_with_the_summary(start: St
     assert run.end()[0] == 0
     assert sum("phase: Running" in line for line in run.lines) == 1
     assert any("iteration 3/3 · reward 1.50" in line for line in run.lines)
+    assert "trainer: Completed" in run.output
     assert "training episodes" in run.output
     assert f"reward curve: {run.root / 'reward.png'}" in run.output
 
@@ -216,15 +217,8 @@ def test_gpus_that_are_not_there_are_named(start: Start, monkeypatch: pytest.Mon
 
 def test_ctrl_c_on_a_terminal_ends_everything(tmp_path: Path) -> None:
     file = write_job(tmp_path / "job.yaml", {})
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.local_run",
-        str(file),
-        str(tmp_path),
-        "--plain",
-        "trainer=train:600",
-    ]
+    words = [str(file), str(tmp_path), "--plain", "trainer=train:600"]
+    command = [sys.executable, "-m", "tests.support.local_run", *words]
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "100"})
