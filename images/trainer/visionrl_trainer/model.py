@@ -7,7 +7,7 @@ frame, positions once per layout of a prompt, the LM head on completion tokens o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,8 @@ class Policy:
     def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
         self.model, self.processor, self.device = model, processor, device
         self.peft: PeftModel | None = None
-        tokenizer = processor.tokenizer
-        known = tokenizer.get_vocab()
-        self.banned_ids = frozenset(known[token] for token in VISION_TOKENS if token in known)
-        bias = torch.zeros(model.config.text_config.vocab_size, device=device)
-        bias[list(self.banned_ids)] = BANNED_BIAS
-        self._bias = bias
+        vocabulary = processor.tokenizer.get_vocab()
+        self.ban(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
         self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
 
     @classmethod
@@ -86,6 +82,12 @@ class Policy:
         model.model.visual.patch_embed.__class__ = MatmulPatchEmbed
         model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
         return cls(model.eval(), AutoProcessor.from_pretrained(directory), device)
+
+    def ban(self, ids: Iterable[int]) -> None:
+        """Tokens that are never sampled, here as at the server (``logit_bias``)."""
+        self.banned_ids = frozenset(ids)
+        self._bias = torch.zeros(self.model.config.text_config.vocab_size, device=self.device)
+        self._bias[list(self.banned_ids)] = BANNED_BIAS
 
     # --- the adapter
 

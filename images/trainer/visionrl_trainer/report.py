@@ -38,6 +38,7 @@ def reward_curve(
             capsize=4,
             label=f"{result['episodes']} held-out seeds (mean, 95 % bootstrap)" if index == 0 else None,
         )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(title=job, xlabel="iteration", ylabel="unique achievements an episode")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from visionrl.checks import uses_vision
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec
 from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
 from visionrl_trainer.batch import Episode, Frame, Group, ImageTokens, SampleRejected, read_episode
@@ -48,19 +49,17 @@ def training_seeds(job_seed: int, iteration: int, groups: int) -> list[int]:
     return [int(seed) for seed in generator.integers(FIRST_TRAINING_SEED, 2**31, size=groups)]
 
 
+def policy_config(spec: JobSpec, **changes: object) -> PolicyConfig:
+    """The job's policy settings for the task app, which knows adapters by name only: whether they see is said here.
+    Training samples the whole distribution (top_p 1)."""
+    settings = {**spec.rollout.policy_config.model_dump(), "top_p": 1.0, "use_vision": uses_vision(spec)}
+    return PolicyConfig(**{**settings, **changes})
+
+
 def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[int]) -> PolicySpec:
-    """The job's policy, talking to one adapter. Training samples the whole distribution (top_p 1)."""
-    settings = spec.rollout.policy_config
-    return PolicySpec(
-        policy_name=spec.rollout.policy_name,
-        config=PolicyConfig(
-            **{**settings.model_dump(), "top_p": 1.0},
-            model=model,
-            inference_url=inference_url,
-            supports_vision=spec.model.supports_vision,
-            banned_token_ids=sorted(banned),
-        ),
-    )
+    """The job's policy, talking to one adapter."""
+    config = policy_config(spec, model=model, inference_url=inference_url, banned_token_ids=sorted(banned))
+    return PolicySpec(policy_name=spec.rollout.policy_name, config=config)
 
 
 class Sampler:

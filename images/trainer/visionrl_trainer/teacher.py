@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec, WarmStart
-from visionrl.rollout import SCRIPTED_POLICY, EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, Safety
-from visionrl_trainer.sampler import PATIENCE_SECONDS
+from visionrl.rollout import SCRIPTED_POLICY, EnvSpec, PolicySpec, Record, RolloutRequest, Safety
+from visionrl_trainer.sampler import PATIENCE_SECONDS, policy_config
 from visionrl_trainer.taskapp import TaskApp
 
 HELD_OUT_SHARE = 20
@@ -77,16 +77,13 @@ def _content_key(demonstration: Demonstration) -> bytes:
 
 
 def _request(spec: JobSpec, warm_start: WarmStart, job_name: str, index: int) -> RolloutRequest:
-    settings = {**spec.rollout.policy_config.model_dump(), "max_llm_calls": warm_start.turns}
     return RolloutRequest(
         run_id=f"{job_name}/warm-start/e{index}",
         mode="rl",
         env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=FIRST_TRAINING_SEED + index),
         policy=PolicySpec(
             policy_name=SCRIPTED_POLICY,
-            config=PolicyConfig(
-                **settings, supports_vision=spec.model.supports_vision, perturbation=warm_start.perturbation
-            ),
+            config=policy_config(spec, max_llm_calls=warm_start.turns, perturbation=warm_start.perturbation),
         ),
         record=Record(trajectories=False, images=True, messages=True),
         on_done="terminate",

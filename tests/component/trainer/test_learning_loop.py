@@ -1,0 +1,119 @@
+"""The loop that everything else is built around, with real vLLM in it: sample, learn, publish, sample again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, random_frame, sampled, tiny_job
+from tests.support.ports import free_port
+from visionrl.images import frame_hash
+from visionrl.job import Algorithm, Lora, TinyModel
+from visionrl.status import TrainerReport
+from visionrl.tiny.model import build_tiny
+
+pytestmark = [pytest.mark.integration, pytest.mark.vision]
+
+ITERATIONS, ANSWERS = 3, 32
+ARMS, REWARDED = range(100, 108), 104
+"""Tokens that may be sampled, and the first token that earns a reward."""
+FRAME = random_frame(3)
+
+
+@pytest.fixture(scope="module")
+def trainer_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, trainer_port: int) -> Iterator[InferenceServer]:
+    folder = tmp_path_factory.mktemp("loop")
+    server = InferenceServer(tiny_job(), folder, f"http://127.0.0.1:{trainer_port}")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
+    loss: str, server: InferenceServer, trainer_port: int, tmp_path: Path
+) -> None:
+    import torch
+
+    from visionrl_trainer import canary
+    from visionrl_trainer.batch import Sample
+    from visionrl_trainer.model import Policy
+    from visionrl_trainer.optim import adapter_optimizer
+    from visionrl_trainer.publish import AdapterStore
+    from visionrl_trainer.service import Bulletin, application, serve
+    from visionrl_trainer.update import encode, mismatch, trained_logprobs, update
+
+    spec = tiny_job(algorithm=Algorithm(loss=loss, clip_low=0.2, clip_high=0.2).model_dump(by_alias=True)).spec  # type: ignore[arg-type]
+    directory = build_tiny(TinyModel(), spec.rollout.env_config, server.cache / "models")
+    policy = Policy.load(directory, "float32", torch.device("cpu"))
+    policy.add_adapter(Lora(), seed=0)
+    policy.ban(token for token in range(policy.model.config.text_config.vocab_size) if token not in ARMS)
+    optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
+    bulletin = Bulletin(TrainerReport(phase="Training"))
+    bulletin.adapters = store = AdapterStore(tmp_path, JOB_NAME)
+    first_version = {"grpo": 0, "gspo": 100}[loss]  # a name never gets other weights
+    chances = []
+
+    async with (
+        serve(application(bulletin, KEY), "127.0.0.1", trainer_port),
+        httpx.AsyncClient(
+            base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120, trust_env=False
+        ) as inference,
+    ):
+        for iteration in range(ITERATIONS):
+            version = await asyncio.to_thread(store.publish, policy, first_version + iteration)
+            found = await canary.check(inference, policy, version, "float32", 144, 1.0)
+            assert found.max_difference <= 1e-4
+
+            samples = await answers(inference, version, sorted(policy.banned_ids))
+            rewarded = [float(sample.completion_ids[0] == REWARDED) for sample in samples]
+            advantages = np.array(rewarded) - np.mean(rewarded)
+            samples = [
+                Sample(s.prompt_ids, s.completion_ids, s.logprobs, s.images, s.model, float(advantage))
+                for s, advantage in zip(samples, advantages, strict=True)
+            ]
+            vision = encode(policy, samples, {frame_hash(FRAME): FRAME})
+            chances.append(chance_of_reward(policy, samples[0].prompt_ids, vision))
+            old = trained_logprobs(policy, samples, vision, 1.0, ANSWERS)
+            gap = mismatch(samples, old, version)
+            assert gap is not None
+            assert gap.max_abs <= 1e-4
+            update(policy, optimizer, samples, old, vision, spec, torch.Generator().manual_seed(iteration))
+    chances.append(chance_of_reward(policy, samples[0].prompt_ids, vision))
+    assert chances == sorted(chances)
+    assert chances[-1] > 2 * chances[0]
+
+
+async def answers(inference: httpx.AsyncClient, version: str, banned: Sequence[int]) -> list:
+    """Two-token answers to one frame, as the task app would ask for them."""
+    from visionrl_trainer.batch import Sample
+
+    body = chat_body(version, FRAME, max_tokens=2, logit_bias={str(token): -100 for token in banned})
+    replies = await asyncio.gather(*(inference.post("/v1/chat/completions", json=body) for _ in range(ANSWERS)))
+    return [
+        Sample(tuple(prompt), tuple(ids), tuple(logprobs), (frame_hash(FRAME),), version)
+        for prompt, ids, logprobs in map(sampled, replies)
+    ]
+
+
+def chance_of_reward(policy, prompt_ids: tuple[int, ...], vision) -> float:
+    """Probability, under the trainer's policy, that the first token is the rewarded one."""
+    import torch
+
+    from visionrl_trainer.batch import Sample
+
+    with torch.no_grad():
+        sample = Sample(prompt_ids, (REWARDED,), (), (frame_hash(FRAME),), "m")
+        return float(policy.logprobs([sample], vision, 1.0)[0].exp())
