@@ -45,18 +45,15 @@ def changed_immutable_fields(accepted: JobSpec, wanted: JobSpec) -> list[str]:
 
 def with_mutable_fields_of(accepted: Job, wanted: JobSpec) -> Job:
     """The accepted job with the changeable fields of another specification."""
-    spec, source = accepted.spec, wanted
-    spec = spec.model_copy(
-        update={
-            "training": spec.training.model_copy(update={"iterations": source.training.iterations}),
-            "evaluation": source.evaluation,
-            "lifecycle": source.lifecycle,
-            "failure_policy": source.failure_policy,
-            "suspend": source.suspend,
-            "task_app": spec.task_app.model_copy(update={"resources": source.task_app.resources}),
-        }
-    )
-    return accepted.model_copy(update={"spec": spec})
+    document = accepted.model_dump(mode="json", by_alias=True)
+    source = wanted.model_dump(mode="json", by_alias=True)
+    for path in MUTABLE_PATHS:
+        *parents, leaf = path.split(".")
+        target, origin = document["spec"], source
+        for parent in parents:
+            target, origin = target[parent], origin[parent]
+        target[leaf] = origin[leaf]
+    return Job.model_validate(document, by_alias=True, by_name=False)
 
 
 def _is_mutable(path: str) -> bool:

@@ -269,3 +269,20 @@ def test_only_jobs_with_a_model_from_a_hub_reach_out() -> None:
     hub = {"model.base": "Qwen/Qwen3-VL-4B-Instruct"}
     assert policies(hub)["demo-hub"]["spec"]["egress"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
     assert "demo-hub" not in policies({"model": {"base": "/models/qwen3-vl"}})
+
+
+# --- the API
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {**TWO_GPUS, "placement.topology": "SameNode", "storage.runSize": "5Gi"}, {"queueName": "q", **WARM_START}],
+)
+def test_every_field_is_one_that_kubernetes_knows(changes: dict[str, Any]) -> None:
+    """The client's models drop what they do not know: nothing may be missing after a round trip."""
+    client = pytest.importorskip("kubernetes.client")
+    api = client.ApiClient()
+    for child in children(changes).values():
+        version = child["apiVersion"].rpartition("/")[2]
+        typed = api.deserialize(json.dumps(child), f"{version.capitalize()}{child['kind']}", "application/json")
+        assert api.sanitize_for_serialization(typed) == child

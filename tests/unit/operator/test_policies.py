@@ -122,10 +122,13 @@ def test_stamps_are_read_back(time: datetime) -> None:
         {"taskApp.resources": {"cpu": "2", "memory": "3Gi"}},
     ],
 )
-def test_what_may_change_is_accepted(change: dict[str, Any]) -> None:
+def test_what_may_change_is_accepted_beside_what_may_not(change: dict[str, Any]) -> None:
     verdict = validate(document(change), accepted=job())
     assert verdict.accepted
     assert verdict.job == job(change)
+    with_another = validate(document({**change, "training.groupSize": 3}), accepted=job())
+    assert not with_another.accepted
+    assert with_another.job == job(change)
 
 
 @pytest.mark.parametrize(
