@@ -14,6 +14,8 @@ from visionrl.job import Job
 SERVED_NAME = "base"
 PLUGIN = "visionrl_adapters"
 """Name of the ``vllm.endpoint_plugins`` entry point that serves adapters by name."""
+CPU_LORA = "visionrl_cpu_lora"
+"""Name of the ``vllm.general_plugins`` entry point that corrects LoRA on the CPU backend."""
 GUARD = "visionrl_inference.guard.Guard"
 # `vllm serve` wants a distribution named vllm, which the CPU build is not; this module is what it runs.
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -109,7 +111,7 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
 def vllm_environment(job: Job) -> dict[str, str]:
     """What vLLM's process gets beside its own environment. The key and the trainer's address are already there."""
     environment = {
-        "VLLM_PLUGINS": PLUGIN,
+        "VLLM_PLUGINS": f"{PLUGIN},{CPU_LORA}",
         # The load and unload routes stay away; the plugin turns on the resolver alone.
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
         # Longer than clients keep idle connections, so that none is closed under a request.

@@ -166,6 +166,22 @@ def test_a_new_adapter_is_fetched_by_name_and_is_what_peft_computes(rig: Rig, cl
     assert np.abs(np.subtract(logprobs, without)).max() > 0.05
 
 
+def test_base_and_adapters_in_one_batch_keep_apart(rig: Rig) -> None:
+    """With as many adapters as slots, and requests for all of them at once, nobody gets another's weights."""
+    models = {"base": None, ADAPTER: rig.adapter(ADAPTER), SECOND: rig.adapter(SECOND)}
+    asked = [(model, random_frame(seed)) for seed in range(4) for model in models]
+
+    def ask(question: tuple[str, np.ndarray]) -> tuple[list[int], list[int], list[float]]:
+        with rig.server.client() as client:
+            return complete(client, *question)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, asked))
+    for (model, frame), (prompt_ids, token_ids, logprobs) in zip(asked, answers, strict=True):
+        expected = logprobs_by_transformers(rig.model_dir, models[model], prompt_ids, token_ids, frame)
+        np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE, err_msg=model)
+
+
 def test_many_first_requests_share_one_download(rig: Rig) -> None:
     weights = f"/adapters/{THIRD}/adapter_model.safetensors"
 

@@ -34,7 +34,7 @@ def test_print_shows_what_would_run_and_never_the_key(server: InferenceServer) -
     result = run(server, "--print")
     assert result.returncode == 0, result.stderr
     assert "--served-model-name base" in result.stdout
-    assert "VLLM_PLUGINS=visionrl_adapters" in result.stdout
+    assert "VLLM_PLUGINS=visionrl_adapters,visionrl_cpu_lora" in result.stdout
     assert (server.folder / "key").read_text() not in result.stdout
     assert not server.cache.exists()
 

@@ -109,7 +109,7 @@ def test_a_text_policy_gets_no_images() -> None:
 def test_the_environment_never_opens_the_load_routes_and_suits_the_device() -> None:
     cpu, gpu = vllm_environment(tiny_job({"cpuKvCacheGib": 3})), vllm_environment(tiny_job(inference=GPU))
     assert cpu["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == gpu["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
-    assert cpu["VLLM_PLUGINS"] == gpu["VLLM_PLUGINS"] == "visionrl_adapters"
+    assert cpu["VLLM_PLUGINS"] == gpu["VLLM_PLUGINS"] == "visionrl_adapters,visionrl_cpu_lora"
     assert cpu["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert not [name for name in gpu if "CPU" in name]
 
