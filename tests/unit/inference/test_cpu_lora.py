@@ -1,0 +1,44 @@
+"""LoRA on the CPU backend: every token gets its own adapter's change, and a token without one gets none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.vision
+
+SLOTS, IN, OUT, RANK = 3, 5, 4, 2
+
+
+@given(st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=12))
+def test_each_token_gets_its_own_adapter_and_minus_one_none(slots: list[int]) -> None:
+    import torch
+
+    from visionrl_inference.cpu_lora import GroupedLora, group_rows
+
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(SLOTS, 1, RANK, IN, generator=generator)
+    b = torch.randn(SLOTS, 1, OUT, RANK, generator=generator)
+    x = torch.randn(len(slots), IN, generator=generator)
+    y = torch.randn(len(slots), 1 + OUT, generator=generator)
+    expected = y.clone()
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            expected[row, 1:] += 0.5 * b[slot, 0] @ (a[slot, 0] @ x[row])
+
+    lora = GroupedLora(64, 16, "cpu")
+    lora._groups = group_rows(torch.tensor(slots))
+    buffer = torch.zeros(len(slots), RANK)
+    lora._apply_shrink(buffer, x, a, 0.5)
+    lora._apply_expand(y, buffer, b, 1, OUT)
+    torch.testing.assert_close(y, expected)
+
+
+def test_vllms_cpu_platform_is_told() -> None:
+    from vllm.platforms import current_platform
+
+    from visionrl_inference.cpu_lora import GroupedLora, register
+
+    register()
+    assert current_platform.get_punica_wrapper() == f"{GroupedLora.__module__}.GroupedLora"
