@@ -31,7 +31,12 @@ def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
         patch=job.spec.overrides.trainer,
         gpu=settings.gpu,
         volumes=(Volume("run", RUN_DIR, run_source), cache_volume(job)),
-        env=(("VISIONRL_RUN_DIR", RUN_DIR), ("VISIONRL_CACHE_DIR", CACHE_DIR)),
+        env=(
+            ("VISIONRL_RUN_DIR", RUN_DIR),
+            ("VISIONRL_CACHE_DIR", CACHE_DIR),
+            # Threads that spin while they wait for one without a core make a training step several times slower.
+            ("OMP_WAIT_POLICY", "PASSIVE"),
+        ),
         urls=("taskApp", "inference"),
         pod_affinity=trainer_affinity(job),
         probes={
