@@ -140,9 +140,13 @@ class Toleration(Model):
     """A Kubernetes toleration."""
 
     key: str | None = None
+    """Taint key; empty with operator Exists matches every taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
+    """Whether `value` is compared."""
     value: str | None = None
+    """Taint value, with operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; empty matches every effect."""
 
 
 class Gpu(Model):
@@ -410,6 +414,7 @@ class FailurePolicy(Model):
     backoff_seconds: NonNegativeFloat = 10.0
     """Delay before an attempt; doubles with each one, at most 300 s."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
+    """Checked in order. A failure that none matches restarts; one that the cluster caused is not counted."""
 
 
 class Lifecycle(Model):
@@ -429,21 +434,32 @@ class EnvVar(Model):
     """An environment variable with a literal value."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name; those that begin with VISIONRL_ are the operator's."""
     value: str
+    """Value."""
 
 
 class PodPatch(Model):
     """The parts of a pod that a cluster's owner may need to set."""
 
     labels: dict[str, str] = Field(default_factory=dict)
+    """Further labels of the pod."""
     annotations: dict[str, str] = Field(default_factory=dict)
+    """Further annotations of the pod."""
     node_selector: dict[str, str] = Field(default_factory=dict)
+    """Further node labels that the pod needs."""
     tolerations: list[Toleration] = Field(default_factory=list)
+    """Further tolerations."""
     env: list[EnvVar] = Field(default_factory=list)
+    """Further environment variables of the container."""
     service_account_name: str | None = None
+    """Service account of the pod; its token is not mounted."""
     priority_class_name: str | None = None
+    """Priority class of the pod."""
     image_pull_secrets: list[str] = Field(default_factory=list)
+    """Names of Secrets for private registries."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When the image is pulled; empty takes Kubernetes' default."""
 
 
 class Overrides(Model):

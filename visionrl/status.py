@@ -25,24 +25,30 @@ class Condition(Model):
     """`metav1.Condition`."""
 
     type: ConditionType
+    """What it is about."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     reason: str
     """CamelCase word."""
     message: str = ""
+    """For people."""
     last_transition_time: str
     """RFC 3339, UTC; changes with `status` only."""
     observed_generation: int = 0
+    """Generation of the job that it was found for."""
 
 
 class Score(Model):
     """A mean over episodes with its bootstrap interval."""
 
     mean: float
+    """Mean."""
     low: float
     """Lower end of the 95 % interval."""
     high: float
     """Upper end of the 95 % interval."""
     episodes: int
+    """Episodes that it is the mean of."""
 
 
 class EvaluationProgress(Model):
@@ -51,6 +57,7 @@ class EvaluationProgress(Model):
     before: Score | None = None
     latest: Score | None = None
     latest_iteration: int | None = None
+    """Iteration after which `latest` was measured."""
 
 
 class Progress(Model):
@@ -59,9 +66,11 @@ class Progress(Model):
     iteration: NonNegativeInt = 0
     """Iterations completed."""
     total: NonNegativeInt = 0
+    """Iterations of the whole run."""
     episodes: NonNegativeInt = 0
     """Training episodes completed."""
     episodes_per_minute: float | None = None
+    """Training episodes a minute, lately."""
     reward: float | None = None
     """Mean return of the last iteration's episodes."""
     evaluation: EvaluationProgress = EvaluationProgress()
@@ -103,8 +112,11 @@ class Attempt(Model):
     """One run of the trainer."""
 
     number: NonNegativeInt
+    """Counts from 0."""
     started: str
+    """RFC 3339."""
     ended: str | None = None
+    """RFC 3339; empty while it runs."""
     cause: str | None = None
     """Why it ended, e.g. "trainer: exit code 137 (OOMKilled)"; empty while it runs or when it completed."""
     counted: bool = True
@@ -115,21 +127,28 @@ class ComponentStatus(Model):
     """One part."""
 
     name: Component
+    """Which part."""
     ready: bool
+    """Whether it does its work."""
     restarts: NonNegativeInt = 0
+    """Times that its container was started again."""
     node: str | None = None
+    """Node of its pod."""
     message: str = ""
+    """Why it is not ready."""
 
 
 class JobStatus(Model):
     """The status subresource."""
 
     observed_generation: int = 0
+    """Generation of the job that this status tells of."""
     phase: Phase = "Pending"
     """Derived from the conditions; nothing is driven by it."""
     reason: str = ""
     """Why the job is where it is, in one line."""
     conditions: list[Condition] = Field(default_factory=list)
+    """One of each type, in the order in which a job passes them."""
     attempt: NonNegativeInt = 0
     """Current attempt; children of older ones are deleted before it starts."""
     restarts: NonNegativeInt = 0
@@ -137,12 +156,15 @@ class JobStatus(Model):
     attempts: list[Attempt] = Field(default_factory=list)
     """The last ten."""
     start_time: str | None = None
+    """RFC 3339."""
     completion_time: str | None = None
+    """RFC 3339; of success or failure."""
     active_seconds: NonNegativeInt = 0
     """Time not suspended, up to `active_since`."""
     active_since: str | None = None
     """Start of the current unsuspended stretch."""
     components: list[ComponentStatus] = Field(default_factory=list)
+    """The three parts."""
     progress: Progress = Progress()
     policy: PolicyVersions = PolicyVersions()
 
