@@ -48,7 +48,7 @@ class Run:
                 "groupsPerIteration": 2,
                 "groupSize": 4,
                 "learningRate": 2e-3,
-                "warmStart": {"episodes": 20, "steps": 120, "turns": 20, "optimizer": "muon"},
+                "warmStart": {"episodes": 40, "steps": 250, "turns": 20, "optimizer": "muon"},
             },
             evaluation={"episodes": 8},
             failurePolicy={"backoffSeconds": 1},

@@ -11,10 +11,8 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from visionrl.job import Job
-from visionrl_inference.base_model import ModelError, resolve_base_model
+from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl_inference.base_model import resolve_base_model
 from visionrl_inference.fetch import trainer_client
 from visionrl_inference.vllm_args import PLUGIN, ExtraArgsError, vllm_command, vllm_environment
 
@@ -26,7 +24,7 @@ environment:
   VISIONRL_KEY_FILE     file with the job's key, wanted on every path but /health and /metrics; required
   VISIONRL_TRAINER_URL  trainer that adapters, and a warm-started base, come from; required
   VISIONRL_CACHE_DIR    folder for models and fetched adapters; required
-  VISIONRL_HOST         address to listen on (default 0.0.0.0)
+  VISIONRL_HOST         address to listen on (default 127.0.0.1)
   VISIONRL_PORT         port to listen on (default 8000)
 
 The base model is taken from spec.model.base: a model of the hub, a path, or "tiny", which is built on first use; with
@@ -35,10 +33,6 @@ spec.training.warmStart it is fetched from the trainer once it is trained. A req
 
 exit codes: 2 the configuration cannot work, 1 anything else before vLLM starts, then vLLM's own.
 """
-
-
-class ConfigurationError(Exception):
-    """Nothing but another configuration will help."""
 
 
 def main() -> int:
@@ -52,20 +46,17 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return _serve(print_only=arguments.print)
-    except (ConfigurationError, ExtraArgsError, ModelError) as error:
-        return _fail(2, error)
+    except (ConfigurationError, ExtraArgsError) as error:
+        return _fail(EXIT_CONFIGURATION, error)
     except OSError as error:
         return _fail(1, error)
 
 
 def _serve(print_only: bool) -> int:
-    job = _job()
-    key = _required_file("VISIONRL_KEY_FILE").strip()
-    trainer = functools.partial(trainer_client, _required("VISIONRL_TRAINER_URL"), key)
-    cache = Path(_required("VISIONRL_CACHE_DIR"))
-    host, port = os.environ.get("VISIONRL_HOST", "0.0.0.0"), _port()
-    if not key:
-        raise ConfigurationError("VISIONRL_KEY_FILE: the file is empty")
+    part = Part.from_environment()
+    job, host, port = part.job(), part.host, part.port
+    trainer = functools.partial(trainer_client, part.trainer_url, part.key)
+    cache = part.cache_dir
     if not entry_points(group="vllm.endpoint_plugins", name=PLUGIN):
         raise ConfigurationError(
             "vLLM would not find the adapter plugin: install the visionrl distribution (pip install)"
@@ -79,36 +70,6 @@ def _serve(print_only: bool) -> int:
     sys.stdout.flush()
     # vLLM takes this process's place: it is the container's first process and gets its signals.
     return os.execvpe(command[0], command, os.environ | vllm_environment(job))
-
-
-def _job() -> Job:
-    try:
-        return Job.model_validate_json(_required_file("VISIONRL_JOB"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"VISIONRL_JOB: {where}: {first['msg']}") from None
-
-
-def _required(variable: str) -> str:
-    value = os.environ.get(variable, "")
-    if not value:
-        raise ConfigurationError(f"{variable} is not set; see python -m visionrl_inference --help")
-    return value
-
-
-def _required_file(variable: str) -> str:
-    try:
-        return Path(_required(variable)).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{variable}: {error}") from None
-
-
-def _port() -> int:
-    text = os.environ.get("VISIONRL_PORT", "8000")
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise ConfigurationError(f"VISIONRL_PORT: {text!r} is no port")
-    return int(text)
 
 
 def _print(command: list[str], environment: dict[str, str]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from visionrl.job import Job, PolicyModel, TinyModel
+from visionrl.base_model import ModelError, locate_base
+from visionrl.job import Job
 from visionrl_inference.fetch import FetchError, KeyRefusedError, MissingError, fetch_folder, fetch_manifest, is_intact
 
 logger = logging.getLogger(__name__)
@@ -21,35 +22,16 @@ REPORT_SECONDS = 30.0
 """Time between two log lines while the trainer is waited for."""
 
 
-class ModelError(Exception):
-    """The job's base model cannot be had, and trying again will not change that."""
-
-
 def resolve_base_model(job: Job, cache: Path, trainer: Callable[[], httpx.Client]) -> Path:
     """The directory of the job's base model, made or downloaded into ``cache`` where it must be.
 
     Waits for the trainer where it trains the base first. Raises :class:`ModelError`; the hub's network errors
     (``OSError``) are worth another try.
     """
-    model = job.spec.model
-    if job.spec.training.warm_start is not None:
-        with trainer() as client:
-            return fetch_base(client, cache)
-    if model.base == "tiny":
-        from visionrl.tiny.model import build_tiny
-
-        try:
-            return build_tiny(model.tiny or TinyModel(), job.spec.rollout.env_config, cache)
-        except ValueError as error:
-            raise ModelError(str(error)) from None
-    if is_path(model.base):
-        return _at_path(Path(model.base))
-    return _from_hub(model, cache)
-
-
-def is_path(base: str) -> bool:
-    """Whether ``model.base`` names a directory rather than a model of the hub (``org/name``)."""
-    return base.startswith(("/", "./", "../", "~"))
+    if job.spec.training.warm_start is None:
+        return locate_base(job, cache)
+    with trainer() as client:
+        return fetch_base(client, cache)
 
 
 def fetch_base(client: httpx.Client, cache: Path, sleep: Callable[[float], None] = time.sleep) -> Path:
@@ -86,26 +68,3 @@ def _fetch_base_once(client: httpx.Client, cache: Path) -> Path:
     fetch_folder(client, BASE_PATH, manifest, target)
     logger.info("fetched %s: %.1f MB in %.1f s", target.name, manifest.size / 1e6, time.monotonic() - started)
     return target
-
-
-def _at_path(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.is_dir():
-        raise ModelError(f"spec.model.base: no directory {path} on this machine")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"spec.model.base: {path} has no config.json, so it is no model directory")
-    return path
-
-
-def _from_hub(model: PolicyModel, cache: Path) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return Path(snapshot_download(model.base, revision=model.revision, cache_dir=cache / "hub"))
-    except GatedRepoError:
-        raise ModelError(f"spec.model.base: {model.base} is gated; accept its licence and set HF_TOKEN") from None
-    except RepositoryNotFoundError:
-        raise ModelError(f"spec.model.base: the hub has no model {model.base} that this token may read") from None
-    except RevisionNotFoundError:
-        raise ModelError(f"spec.model.revision: {model.base} has no revision {model.revision}") from None

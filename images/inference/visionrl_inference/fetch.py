@@ -20,6 +20,8 @@ from typing import Any
 
 import httpx
 
+from visionrl.durable import fsync, sha256
+
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1 << 20
 # Plain file names only: what the trainer sends never chooses another folder.
@@ -124,9 +126,9 @@ def fetch_folder(
             check(draft)
         (draft / MANIFEST).write_text(manifest.to_json())
         draft.chmod(0o755)
-        _sync(draft)
+        fsync(draft)
         draft.rename(target)
-        _sync(target.parent)
+        fsync(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -135,7 +137,7 @@ def is_intact(folder: Path) -> bool:
     """Whether every file of a fetched folder still has its manifest's digest."""
     try:
         manifest = parse_manifest(json.loads((folder / MANIFEST).read_text()))
-        return all(_sha256(folder / name) == entry.sha256 for name, entry in manifest.files.items())
+        return all(sha256(folder / name) == entry.sha256 for name, entry in manifest.files.items())
     except (OSError, ValueError, FetchError):
         return False
 
@@ -175,17 +177,3 @@ def _answer(client: httpx.Client, path: str) -> Iterator[httpx.Response]:
         raise NotReadyError(f"{path}: no connection to the trainer ({error})") from error
     except httpx.HTTPError as error:
         raise FetchError(f"{path}: {type(error).__name__} {error}".rstrip()) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    """Make a directory's entries survive a crash of the machine."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from visionrl.job import Job, TinyModel
-from visionrl.part import ConfigurationError
+from visionrl.base_model import locate_base
+from visionrl.job import Job
 from visionrl_trainer import sft, teacher
 from visionrl_trainer.model import Policy
 from visionrl_trainer.progress import Meter
@@ -24,8 +24,8 @@ async def prepare(
     job: Job, folder: RunFolder, cache: Path, device: torch.device, taskapp: TaskApp, bulletin: Bulletin, meter: Meter
 ) -> Path:
     """Directory (or hub id) of the base that adapters are trained on. With a warm start, trains it first unless it
-    is there already. Raises :class:`ConfigurationError` where the model does not exist."""
-    source = await asyncio.to_thread(locate, job, cache)
+    is there already. Raises :class:`visionrl.part.ConfigurationError` where the model does not exist."""
+    source = await asyncio.to_thread(locate_base, job, cache)
     if job.spec.training.warm_start is None:
         bulletin.update(base_ready=True)
         return source
@@ -34,27 +34,6 @@ async def prepare(
     bulletin.base = folder.base
     bulletin.update(base_ready=True)
     return folder.base
-
-
-def locate(job: Job, cache: Path) -> Path:
-    """The model that training starts from."""
-    model = job.spec.model
-    if model.base == "tiny":
-        from visionrl.tiny.model import build_tiny
-
-        return build_tiny(model.tiny or TinyModel(), job.spec.rollout.env_config, cache / "models")
-    if model.base.startswith(("/", "./", "../")):
-        path = Path(model.base)
-        if not (path / "config.json").is_file():
-            raise ConfigurationError(f"spec.model.base: {path} holds no model (no config.json)")
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model.base, revision=model.revision, cache_dir=cache / "hub"))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ConfigurationError(f"spec.model.base: cannot fetch {model.base!r} from the hub: {error}") from None
 
 
 async def _warm_start(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from visionrl.durable import fsync
 from visionrl.job import Model
 from visionrl_trainer.model import Policy
-from visionrl_trainer.publish import fsync
 
 STATE = "state.json"
 

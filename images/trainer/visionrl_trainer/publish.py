@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
+from visionrl.durable import fsync, sha256
 from visionrl_trainer.model import Policy
 
 MANIFEST = "manifest.json"
@@ -74,19 +73,8 @@ def write_manifest(directory: Path, name: str) -> None:
     files = {}
     for path in sorted(directory.iterdir()):
         if path.name != MANIFEST:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                os.fsync(stream.fileno())
-            files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+            files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+            fsync(path)
     (directory / MANIFEST).write_text(json.dumps({"name": name, "files": files}))
     fsync(directory / MANIFEST)
     fsync(directory)
-
-
-def fsync(path: Path) -> None:
-    """Force a file or directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

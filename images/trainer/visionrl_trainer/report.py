@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 TRAINING, EVALUATION = "#2f6db3", "#c8553d"
 
@@ -38,7 +39,7 @@ def reward_curve(
             capsize=4,
             label=f"{result['episodes']} held-out seeds (mean, 95 % bootstrap)" if index == 0 else None,
         )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=job, xlabel="iteration", ylabel="unique achievements an episode")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

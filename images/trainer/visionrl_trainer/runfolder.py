@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from visionrl.durable import write_atomically
+
 METRICS, SUMMARY, CURVE = "metrics.jsonl", "summary.json", "reward.png"
 
 
@@ -52,10 +54,3 @@ class RunFolder:
                 yield json.loads(line)
             except ValueError:
                 continue
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text)
-    draft.rename(path)

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from visionrl.durable import fsync
 from visionrl.images import decode_png, frame_hash
 from visionrl.job import WarmStart
 from visionrl_trainer.batch import Sample
 from visionrl_trainer.model import Policy, Vision
 from visionrl_trainer.optim import full_optimizers, schedule
-from visionrl_trainer.publish import fsync, write_manifest
+from visionrl_trainer.publish import write_manifest
 from visionrl_trainer.teacher import Demonstration, Demonstrations
 
 logger = logging.getLogger(__name__)

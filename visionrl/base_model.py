@@ -1,0 +1,58 @@
+"""The base model as every part finds it: a model of the hub, a path, or the tiny recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visionrl.job import Job, PolicyModel, TinyModel
+from visionrl.part import ConfigurationError
+
+
+class ModelError(ConfigurationError):
+    """The job's base model cannot be had, and trying again will not change that."""
+
+
+def locate_base(job: Job, cache: Path) -> Path:
+    """The directory of the model that ``spec.model`` names, built or downloaded into ``cache`` where it must be.
+
+    Raises :class:`ModelError`; the hub's network errors (``OSError``) are worth another try.
+    """
+    model = job.spec.model
+    if model.base == "tiny":
+        from visionrl.tiny.model import build_tiny
+
+        try:
+            return build_tiny(model.tiny or TinyModel(), job.spec.rollout.env_config, cache)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+    if is_path(model.base):
+        return _at_path(Path(model.base))
+    return _from_hub(model, cache)
+
+
+def is_path(base: str) -> bool:
+    """Whether ``model.base`` names a directory rather than a model of the hub (``org/name``)."""
+    return base.startswith(("/", "./", "../", "~"))
+
+
+def _at_path(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ModelError(f"spec.model.base: no directory {path} on this machine")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"spec.model.base: {path} has no config.json, so it is no model directory")
+    return path
+
+
+def _from_hub(model: PolicyModel, cache: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(model.base, revision=model.revision, cache_dir=cache / "hub"))
+    except GatedRepoError:
+        raise ModelError(f"spec.model.base: {model.base} is gated; accept its licence and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"spec.model.base: the hub has no model {model.base} that this token may read") from None
+    except RevisionNotFoundError:
+        raise ModelError(f"spec.model.revision: {model.base} has no revision {model.revision}") from None
