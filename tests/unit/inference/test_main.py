@@ -50,9 +50,9 @@ def test_help_teaches_the_environment(server: InferenceServer) -> None:
     [
         ({"VISIONRL_JOB": None}, "VISIONRL_JOB is not set"),
         ({"VISIONRL_JOB": "/no/such/file"}, "VISIONRL_JOB: "),
-        ({"VISIONRL_KEY_FILE": "/dev/null"}, "VISIONRL_KEY_FILE: the file is empty"),
+        ({"VISIONRL_KEY_FILE": "/dev/null"}, "VISIONRL_KEY_FILE: /dev/null is empty"),
         ({"VISIONRL_TRAINER_URL": ""}, "VISIONRL_TRAINER_URL is not set"),
-        ({"VISIONRL_PORT": "http"}, "VISIONRL_PORT: 'http' is no port"),
+        ({"VISIONRL_PORT": "http"}, "VISIONRL_PORT: 'http' is not a port"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_one_line_and_exit_code_2(
@@ -84,4 +84,4 @@ def test_a_job_file_with_a_wrong_value_names_the_field(server: InferenceServer) 
     path.write_text(path.read_text().replace('"float32"', '"float8"'))
     result = run(server)
     assert result.returncode == 2
-    assert "VISIONRL_JOB: spec.model.dtype: " in result.stderr
+    assert f"VISIONRL_JOB: {path}: spec.model.dtype: " in result.stderr
