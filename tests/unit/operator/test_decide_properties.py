@@ -78,9 +78,14 @@ class Life(RuleBasedStateMachine):
     def trainer_ends(self, code: int, why: str) -> None:
         self.cluster.trainer_ends(code, why)
 
-    @rule()
-    def someone_deletes_the_trainer(self) -> None:
+    @rule(slowly=st.booleans())
+    def someone_deletes_the_trainer(self, slowly: bool) -> None:
         self.cluster.someone_deletes_trainer()
+        if slowly:  # the pod has not ended when everything else would let the next one start
+            self.cluster.reconcile()
+            self.cluster.wait(300)
+            self.cluster.reconcile()
+            self.cluster.trainer_starts()
 
     @rule()
     def deletions_complete(self) -> None:
@@ -98,6 +103,15 @@ class Life(RuleBasedStateMachine):
     @rule()
     def someone_suspends_or_resumes(self) -> None:
         self.cluster.change({"suspend": not self.cluster.spec.get("suspend", False)})
+
+    @rule()
+    def someone_suspends_and_resumes_at_once(self) -> None:
+        for suspend in (True, False):
+            self.cluster.change({"suspend": suspend})
+            self.cluster.reconcile()
+        self.cluster.parts_ready()
+        self.cluster.reconcile()
+        self.cluster.trainer_starts()
 
     @rule(
         change=st.sampled_from(
@@ -128,7 +142,7 @@ class Life(RuleBasedStateMachine):
         history = self.cluster.written
         for before, after in pairwise(history):
             assert after.attempt >= before.attempt
-            assert after.restarts >= before.restarts
+            assert before.restarts <= after.restarts <= self.cluster.spec["failurePolicy.maxRestarts"]
             assert not before.finished or after.completion_time == before.completion_time
             for old in before.conditions:
                 new = after.condition(old.type)
