@@ -59,7 +59,9 @@ class Storage:
         manifest = run(self._containers_storage("get-image-data", tag, "manifest")).encode()
         config = run(self._containers_storage("get-image-data", tag, json.loads(manifest)["config"]["digest"])).encode()
         layers = json.loads(run(self._containers_storage("layers", "--json")))
-        return Image(tag, manifest, config, {layer["diff-digest"]: layer["id"] for layer in layers})
+        # A layer without a digest is a build's in progress, or one that failed.
+        ids = {layer["diff-digest"]: layer["id"] for layer in layers if "diff-digest" in layer}
+        return Image(tag, manifest, config, ids)
 
     def open_layer(self, layer_id: str) -> "subprocess.Popen[bytes]":
         """Starts writing a layer's tar, byte for byte as its digest says, to the process's stdout."""
