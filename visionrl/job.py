@@ -325,6 +325,8 @@ class Training(Model):
     """Start states sampled for one iteration."""
     group_size: PositiveInt = 8
     """Episodes from one start state."""
+    max_resampling: Annotated[int, Field(ge=0, le=10)] = 0
+    """Times that groups whose episodes all earned the same are replaced by other start states (dynamic sampling)."""
     learning_rate: PositiveFloat = 5e-5
     """AdamW's learning rate on the adapter."""
     weight_decay: NonNegativeFloat = 0.0

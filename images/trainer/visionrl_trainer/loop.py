@@ -15,29 +15,30 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from torch import Tensor
 
 from visionrl.checks import evaluation_seeds, policy_iterations
 from visionrl.job import Job
 from visionrl.part import Part
-from visionrl.status import PolicyVersions, Score
-from visionrl_trainer import canary, evaluate, report
+from visionrl.status import Score
+from visionrl_trainer import evaluate, report
 from visionrl_trainer.base import prepare
-from visionrl_trainer.batch import with_advantages
+from visionrl_trainer.batch import Sample, with_advantages
 from visionrl_trainer.checkpoint import Checkpoints, RunState
-from visionrl_trainer.model import Policy
+from visionrl_trainer.model import Policy, Vision
 from visionrl_trainer.optim import adapter_optimizer
 from visionrl_trainer.progress import Meter
-from visionrl_trainer.publish import AdapterStore, version_name
+from visionrl_trainer.publish import AdapterStore, version_name, version_number
+from visionrl_trainer.rollouts import Rollouts
 from visionrl_trainer.runfolder import RunFolder
-from visionrl_trainer.sampler import PATIENCE_SECONDS, Batch, Sampler, policy_spec, training_seeds
+from visionrl_trainer.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.service import Bulletin
+from visionrl_trainer.serving import Serving
 from visionrl_trainer.summary import summarise
 from visionrl_trainer.taskapp import TaskApp
-from visionrl_trainer.update import TrainingDiverged, encode, mismatch, trained_logprobs, update
+from visionrl_trainer.update import Mismatch, TrainingDiverged, encode, mismatch, trained_logprobs, update
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 1.0
 
 
 async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
@@ -73,74 +74,95 @@ class _Run:
     state: RunState = field(default_factory=RunState)
 
     def __post_init__(self) -> None:
-        training = self.job.spec.training
+        spec, training = self.job.spec, self.job.spec.training
         self.adapters = AdapterStore(self.folder.adapters, self.job.name)
+        self.serving = Serving(self.adapters, self.inference, spec, self.bulletin)
         self.checkpoints = Checkpoints(self.folder.checkpoints, training.keep_checkpoints)
         self.optimizer = adapter_optimizer(self.policy.trainable(), training.learning_rate, training.weight_decay)
         self.shuffle = torch.Generator().manual_seed(training.seed)
-        self.expect = self.policy.image_tokens(self.job.spec.rollout.env_config.image_size)
-        self.sampler = Sampler(
-            self.taskapp, self.job.spec, self.job.name, self.part.inference_url, self.expect, self.meter.episode
+        self.expect = self.policy.image_tokens(spec.rollout.env_config.image_size)
+        self.rollouts = Rollouts(
+            Sampler(self.taskapp, spec, self.job.name, self.part.inference_url, self.expect, self.meter.episode)
         )
+        self.sync_seconds = 0.0
+
+    @property
+    def version(self) -> str:
+        """Name of the policy as it is."""
+        return version_name(self.job.name, self.state.version)
 
     async def train(self) -> None:
         """From the last checkpoint, or from the start, to the summary."""
         self.state = self.checkpoints.load(self.policy, self.optimizer, self.shuffle) or self.state
         self.folder.rewind_metrics(self.state.iteration)
         self._report_state()
-        await self._serve(await self._publish())
+        self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
         if not self.state.evaluations:
             await self._evaluate()
             self._checkpoint()
-        while self.state.iteration < self._refresh():
-            await self._iterate()
+        try:
+            while self.state.iteration < self._refresh():
+                await self._iterate()
+        finally:
+            await self.rollouts.close()
         if self.state.evaluations and self.state.evaluations[-1]["iteration"] < self.state.iteration:
             await self._evaluate()
-            self._checkpoint()
+        self._checkpoint()
         self._finish()
 
     async def _iterate(self) -> None:
-        """Sample, learn, checkpoint, publish: in this order, so that a version's name never gets other weights."""
+        """Sample, learn, note, checkpoint, publish: in this order, so that nothing is learned from twice and a
+        version's name never gets other weights."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
-        version = version_name(self.job.name, self.state.version)
-        seeds = training_seeds(spec.training.seed, iteration, spec.training.groups_per_iteration)
         self.bulletin.update(phase="Training")
-        with self.meter.phase("rollout", f"iteration {iteration + 1}: playing {len(seeds)} groups"):
-            batch = await self.sampler.collect(iteration, version, seeds)
+        with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
+            batch = await self.rollouts.take(iteration, self.version)
+        ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
+        self.rollouts.start(range(iteration + 1, ahead), self.version)
         with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
             learned = await asyncio.to_thread(self._learn, batch)
-        self.state = self.state.model_copy(
-            update={
-                "iteration": iteration + 1,
-                "version": max([self.state.version, *self.adapters.numbers()]) + 1,
-                "episodes": self.state.episodes + len(batch.episodes),
-                "turns": self.state.turns + learned["turns"],
-                "tokens": self.state.tokens + learned["tokens"],
-                "worst_mismatch": max(self.state.worst_mismatch, learned["mismatch_max"] or 0.0),
-                "mean_mismatch": learned["mismatch_mean"] or self.state.mean_mismatch,
-            }
-        )
+        times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
+        record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
+        self.folder.append_metrics(record)
+        self._advance(record)
         if self.state.iteration % spec.training.checkpoint_every == 0:
             self._checkpoint()
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
-            sync_started = time.monotonic()
-            await self._serve(await self._publish())
-            sync_seconds = time.monotonic() - sync_started
-        seconds = time.monotonic() - started
-        record = {"iteration": iteration + 1, "version": version, "seconds": seconds, "sync_seconds": sync_seconds}
-        self.folder.append_metrics(record | learned)
-        self.meter.iteration(self.state.iteration, policy_iterations(spec), seconds)
-        self.meter.set(reward=learned["reward"], mismatch_kl=learned["mismatch_kl"], staleness=0)
-        self.meter.set(sync_seconds=round(sync_seconds, 3))
-        logger.info(
-            "iteration %d/%d: %.2f achievements, %.0f %% invalid, mismatch %s, entropy %.2f, clipped %.1f %%, %.1f s",
-            *(self.state.iteration, spec.training.iterations, learned["reward"], 100 * learned["invalid_rate"]),
-            f"{learned['mismatch_max']:.1e}" if learned["mismatch_max"] is not None else "unknown",
-            *(learned["entropy"], 100 * learned["clip_fraction"], seconds),
-        )
+            self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
+        self._report_iteration(record, time.monotonic() - started)
         every = spec.evaluation.every_iterations
-        if every and self.state.iteration % every == 0 and self.state.iteration < spec.training.iterations:
+        if every and self.state.iteration % every == 0 and self.state.iteration < policy_iterations(spec):
             await self._evaluate()
+
+    def _advance(self, record: dict[str, Any]) -> None:
+        """The state after an iteration."""
+        state = self.state
+        self.state = state.model_copy(
+            update={
+                "iteration": record["iteration"],
+                "version": max([state.version, *self.adapters.numbers()]) + 1,
+                "episodes": state.episodes + record["episodes"],
+                "turns": state.turns + record["turns"],
+                "tokens": state.tokens + record["tokens"],
+                "worst_mismatch": max(state.worst_mismatch, record["mismatch_max"]),
+                "mean_mismatch": record["mismatch_mean"],
+            }
+        )
+
+    def _report_iteration(self, record: dict[str, Any], seconds: float) -> None:
+        total = policy_iterations(self.job.spec)
+        self.meter.iteration(self.state.iteration, total, seconds)
+        self.meter.set(
+            reward=record["reward"],
+            mismatch_kl=record["mismatch_kl"],
+            staleness=record["staleness"],
+            sync_seconds=round(self.sync_seconds, 3),
+        )
+        logger.info(
+            "iteration %d/%d: %.2f achievements, %.0f %% invalid, mismatch %.1e, entropy %.2f, clipped %.1f %%, %.1f s",
+            *(self.state.iteration, total, record["reward"], 100 * record["invalid_rate"], record["mismatch_max"]),
+            *(record["entropy"], 100 * record["clip_fraction"], seconds),
+        )
 
     def _learn(self, batch: Batch) -> dict[str, Any]:
         """Measure the mismatch, then update; returns the iteration's metrics. Runs in a thread."""
@@ -149,8 +171,8 @@ class _Run:
         vision = encode(self.policy, samples, batch.frames)
         temperature, micro_batch = spec.rollout.policy_config.temperature, spec.training.micro_batch_size
         old = trained_logprobs(self.policy, samples, vision, temperature, micro_batch)
-        gap = mismatch(samples, old, batch.version)
-        if gap and gap.kl > spec.training.max_mismatch_kl and spec.training.stop_on_mismatch:
+        gap = self._mismatch(batch, samples, old, vision)
+        if gap.kl > spec.training.max_mismatch_kl and spec.training.stop_on_mismatch:
             raise TrainingDiverged(
                 f"serving and training disagree: KL {gap.kl:.3g} per token exceeds training.maxMismatchKl "
                 f"({spec.training.max_mismatch_kl:g}); largest logprob difference {gap.max_abs:.3g}"
@@ -166,51 +188,38 @@ class _Run:
             "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
             "aborted": batch.aborted,
             "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
-            "mismatch_max": gap.max_abs if gap else None,
-            "mismatch_mean": gap.mean_abs if gap else None,
-            "mismatch_kl": gap.kl if gap else None,
+            "resampled_groups": batch.resampled,
+            "staleness": self.state.version - version_number(batch.version),
+            "mismatch_max": gap.max_abs,
+            "mismatch_mean": gap.mean_abs,
+            "mismatch_kl": gap.kl,
             **asdict(stats),
         }
 
-    async def _publish(self) -> str:
-        """Make sure that the state's version is published; returns its name."""
-        if self.state.version not in self.adapters.numbers():
-            await asyncio.to_thread(self.adapters.publish, self.policy, self.state.version)
-        self.adapters.prune(keep=2 + self.job.spec.training.max_staleness)
-        self.bulletin.adapters = self.adapters
-        name = version_name(self.job.name, self.state.version)
-        self.bulletin.update(policy=self.bulletin.report.policy.model_copy(update={"trained": name}))
-        return name
-
-    async def _serve(self, name: str) -> None:
-        """Wait until the server answers as this version: the canary. A server that is away is waited for."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        settings = self.job.spec.rollout
-        while True:
-            try:
-                found = await canary.check(
-                    self.inference,
-                    self.policy,
-                    name,
-                    self.job.spec.model.dtype,
-                    settings.env_config.image_size,
-                    settings.policy_config.temperature,
-                )
-                break
-            except httpx.HTTPError as error:
-                if time.monotonic() > deadline:
-                    raise ConnectionError(f"the inference server did not serve {name}: {error}") from error
-                self.bulletin.update(phase="WaitingForInference", message=f"waiting for inference: {error}")
-                await asyncio.sleep(POLL_SECONDS)
-        logger.info("%s serves: differs by %.1e, moves the base by %.1e", name, found.max_difference, found.moved)
-        self.bulletin.update(policy=PolicyVersions(trained=name, serving=name))
+    def _mismatch(
+        self, batch: Batch, samples: list[Sample], current: list[Tensor], vision: dict[str, Vision]
+    ) -> Mismatch:
+        """Serving against training under the weights that the server had: for a batch that was played ahead, those
+        of its version, on as many samples as one micro-batch holds."""
+        if batch.version == self.version:
+            return mismatch(samples, current)
+        settings = self.job.spec.training
+        some = samples[: settings.micro_batch_size]
+        now = self.policy.adapter_weights()
+        try:
+            self.policy.load_adapter(self.adapters.root / batch.version)
+            temperature = self.job.spec.rollout.policy_config.temperature
+            played = trained_logprobs(self.policy, some, vision, temperature, settings.micro_batch_size)
+        finally:
+            self.policy.set_adapter_weights(now)
+        return mismatch(some, played)
 
     async def _evaluate(self) -> None:
         """Play the held-out seeds with the current version and keep the result."""
         seeds = evaluation_seeds(self.job.spec)
         if not seeds:
             return
-        spec, name, iteration = self.job.spec, version_name(self.job.name, self.state.version), self.state.iteration
+        spec, name, iteration = self.job.spec, self.version, self.state.iteration
         policy = policy_spec(spec, name, self.part.inference_url, self.expect.banned_ids)
         temperature = spec.evaluation.temperature
         settings = {"top_p": spec.rollout.policy_config.top_p}

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
@@ -107,23 +108,27 @@ class Policy:
         self.peft.eval()  # dropout would make the ratios of one version differ from 1
 
     def load_adapter(self, directory: Path) -> None:
-        """Replace the adapter's weights by saved ones."""
-        from safetensors.torch import load_file
+        """Replace the adapter's weights by saved ones. Raises ``ValueError`` where they are not this adapter's."""
+        self.set_adapter_weights(load_file(directory / "adapter_model.safetensors"))
 
-        assert self.peft is not None
-        result: Any = set_peft_model_state_dict(self.peft, load_file(directory / "adapter_model.safetensors"))
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """A copy of the adapter's weights."""
+        return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(self._adapted).items()}
+
+    def set_adapter_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the adapter's weights. Raises ``ValueError`` where they are not this adapter's."""
+        result: Any = set_peft_model_state_dict(self._adapted, weights)
         if result.unexpected_keys:
-            raise ValueError(f"{directory}: adapter has unknown weights, first {result.unexpected_keys[0]}")
+            raise ValueError(f"the adapter has no weight {result.unexpected_keys[0]}")
 
     def save_adapter(self, directory: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``. Raises ``ValueError`` where a weight is
         not finite: a server that loads such an adapter spoils other requests too."""
-        assert self.peft is not None
         for name, parameter in self.trainable():
             if not torch.isfinite(parameter).all():
                 raise ValueError(f"adapter weight {name} is not finite")
-        self.peft.peft_config["default"].base_model_name_or_path = "base"  # not a path of this machine
-        self.peft.save_pretrained(str(directory), save_embedding_layers=False)
+        self._adapted.peft_config["default"].base_model_name_or_path = "base"  # not a path of this machine
+        self._adapted.save_pretrained(str(directory), save_embedding_layers=False)
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Parameters that are trained, by name."""
@@ -133,9 +138,14 @@ class Policy:
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The base model, for the KL term and the canary."""
-        assert self.peft is not None
-        with self.peft.disable_adapter():
+        with self._adapted.disable_adapter():
             yield
+
+    @property
+    def _adapted(self) -> PeftModel:
+        if self.peft is None:
+            raise RuntimeError("the policy has no adapter yet")
+        return self.peft
 
     # --- the forward pass
 

@@ -41,8 +41,10 @@ class AdapterStore:
         return sorted(version_number(path.name) for path in self.root.iterdir() if not path.name.startswith("."))
 
     def publish(self, policy: Policy, number: int) -> str:
-        """Write the policy's adapter as a new version and return its name."""
+        """Write the policy's adapter as a version, unless it was published before a restart; returns its name."""
         name = version_name(self.job, number)
+        if number in self.numbers():
+            return name
         draft = self.root / f".{name}"
         policy.save_adapter(draft)
         for path in draft.iterdir():

@@ -37,15 +37,17 @@ class Batch:
     frames: dict[str, Frame] = field(default_factory=dict)
     aborted: int = 0
     """Episodes that were aborted or rejected, retries included."""
+    resampled: int = 0
+    """Groups that were replaced because all their episodes earned the same."""
 
     @property
     def episodes(self) -> list[Episode]:
         return [episode for group in self.groups for episode in group.episodes]
 
 
-def training_seeds(job_seed: int, iteration: int, groups: int) -> list[int]:
+def training_seeds(job_seed: int, iteration: int, groups: int, trial: int = 0) -> list[int]:
     """Start states of an iteration: a function of the job's seed alone, so a resumed run draws the same."""
-    generator = np.random.default_rng([job_seed, iteration])
+    generator = np.random.default_rng([job_seed, iteration, trial])
     return [int(seed) for seed in generator.integers(FIRST_TRAINING_SEED, 2**31, size=groups)]
 
 
@@ -78,31 +80,47 @@ class Sampler:
         self.inference_url, self.expect, self.on_episode = inference_url, expect, on_episode
         self._slots = asyncio.Semaphore(spec.rollout.max_concurrent)
 
-    async def collect(self, iteration: int, version: str, seeds: Sequence[int]) -> Batch:
-        """Play ``groupSize`` episodes from every seed.
+    async def collect(self, iteration: int, version: str) -> Batch:
+        """Play the iteration's groups: ``groupSize`` episodes from each of its start states.
 
-        A group that keeps fewer than two episodes is dropped. Raises :class:`SamplingFailed` when none is left.
+        A group that keeps fewer than two episodes is dropped. With ``training.maxResampling``, groups whose episodes
+        all earned the same are replaced by other start states, as often as that says (dynamic sampling, DAPO,
+        arXiv:2503.14476, §3.2). Raises :class:`SamplingFailed` when no group is left.
         """
-        batch = Batch(version)
-        size = self.spec.training.group_size
-        async with asyncio.TaskGroup() as tasks:
-            played = [
-                [tasks.create_task(self._episode(batch, iteration, g, e, seed)) for e in range(size)]
-                for g, seed in enumerate(seeds)
-            ]
-        for seed, group in zip(seeds, played, strict=True):
-            episodes = tuple(task.result() for task in group)
-            kept = tuple(episode for episode in episodes if episode is not None)
-            if len(kept) >= 2:
-                batch.groups.append(Group(seed, kept))
+        training, batch = self.spec.training, Batch(version)
+        wanted = training.groups_per_iteration
+        for trial in range(1 + training.max_resampling):
+            seeds = training_seeds(training.seed, iteration, wanted - len(batch.groups), trial)
+            played = await self._groups(batch, iteration, trial, seeds)
+            last = trial == training.max_resampling
+            batch.groups += [group for group in played if last or group.has_variance]
+            batch.resampled += 0 if last else sum(not group.has_variance for group in played)
+            if len(batch.groups) == wanted:
+                break
         if not batch.groups:
             raise SamplingFailed(f"iteration {iteration}: no group kept two episodes; see the warnings above")
         return batch
 
-    async def _episode(self, batch: Batch, iteration: int, group: int, member: int, seed: int) -> Episode | None:
+    async def _groups(self, batch: Batch, iteration: int, trial: int, seeds: Sequence[int]) -> list[Group]:
+        async with asyncio.TaskGroup() as tasks:
+            played = [
+                [
+                    tasks.create_task(self._episode(batch, f"i{iteration}/t{trial}/g{g}/e{e}", seed))
+                    for e in range(self.spec.training.group_size)
+                ]
+                for g, seed in enumerate(seeds)
+            ]
+        groups = []
+        for seed, group in zip(seeds, played, strict=True):
+            episodes = tuple(episode for task in group if (episode := task.result()) is not None)
+            if len(episodes) >= 2:
+                groups.append(Group(seed, episodes))
+        return groups
+
+    async def _episode(self, batch: Batch, place: str, seed: int) -> Episode | None:
         """One member of a group; ``None`` after ``TRIES`` aborts."""
         for attempt in range(TRIES):
-            run_id = f"{self.job_name}/{batch.version}/i{iteration}/g{group}/e{member}/r{attempt}"
+            run_id = f"{self.job_name}/{batch.version}/{place}/r{attempt}"
             async with self._slots:
                 response = await self.taskapp.rollout(self._request(run_id, batch.version, seed), PATIENCE_SECONDS)
             try:

@@ -35,6 +35,10 @@ class Bulletin:
         """Replace fields of the report."""
         self.report = self.report.model_copy(update=changes)
 
+    def tell_policy(self, **versions: str) -> None:
+        """Replace ``trained`` or ``serving``."""
+        self.update(policy=self.report.policy.model_copy(update=versions))
+
 
 class RequireKey:
     """Asks every path but ``/health`` for the job's key."""

@@ -72,13 +72,10 @@ def trained_logprobs(
     return found
 
 
-def mismatch(samples: Sequence[Sample], trained: Sequence[Tensor], version: str) -> Mismatch | None:
-    """Compare with what the server reported, over the samples of this version; ``None`` without any."""
-    pairs = [(s, t) for s, t in zip(samples, trained, strict=True) if s.model == version]
-    if not pairs:
-        return None
-    serving_T = torch.cat([torch.tensor(sample.logprobs) for sample, _ in pairs])
-    difference_T = torch.cat([values.cpu() for _, values in pairs]) - serving_T
+def mismatch(samples: Sequence[Sample], trained: Sequence[Tensor]) -> Mismatch:
+    """Compare the server's logprobs with the trainer's; both under the version that sampled."""
+    serving_T = torch.tensor([logprob for sample in samples for logprob in sample.logprobs])
+    difference_T = torch.cat([values.cpu() for values in trained]) - serving_T
     return Mismatch(
         max_abs=difference_T.abs().max().item(),
         mean_abs=difference_T.abs().mean().item(),
