@@ -1,0 +1,38 @@
+{{- /* What the operator may do in a namespace whose jobs it looks after: what it does, and no more. */ -}}
+{{- define "visionrl.rules" -}}
+- apiGroups: [visionrl.dev]
+  resources: [visionrljobs]
+  verbs: [get, list, watch, delete] # delete: lifecycle.ttlSecondsAfterFinished
+- apiGroups: [visionrl.dev]
+  resources: [visionrljobs/status]
+  verbs: [patch]
+# Where the cluster checks it, only who may update an owner's finalizers makes children that block its deletion.
+- apiGroups: [visionrl.dev]
+  resources: [visionrljobs/finalizers]
+  verbs: [update]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services, configmaps, persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch]
+# A job's key, by its name. To list Secrets would be to read all of them.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list, create]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [get, delete]
+{{- end -}}
