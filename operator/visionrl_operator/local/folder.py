@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from visionrl.durable import write_atomically
 from visionrl.job import Component, Job
 from visionrl.status import JobStatus
 from visionrl_operator.children.common import SUFFIXES, Manifest
@@ -128,11 +129,3 @@ def tail(path: Path, lines: int) -> list[str]:
         stream.seek(max(0, path.stat().st_size - 16384))
         text = stream.read().decode(errors="replace")
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
