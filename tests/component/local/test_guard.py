@@ -29,8 +29,9 @@ def test_the_exit_code_is_the_commands(script: str, code: int) -> None:
 
 def test_a_command_that_does_not_exist_is_named() -> None:
     process = guarded("/no/such/command")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 127
+    assert process.stdout is not None
+    output = process.stdout.read()
+    assert process.wait(60) == 127
     assert "cannot run /no/such/command: No such file or directory" in output
 
 
