@@ -133,7 +133,7 @@ def _container(job: Job, part: Part, volumes: list[Volume]) -> Manifest:
         **pull_policy,
         "command": ["python", "-m", part.module],
         "env": [{"name": name, "value": value} for name, value in _env(job, part)],
-        "ports": [{"name": "http", "containerPort": PORT}],
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(part.resources, part.gpu),
         "securityContext": {
             "allowPrivilegeEscalation": False,

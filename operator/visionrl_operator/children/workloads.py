@@ -35,6 +35,7 @@ def service(owner: Owner, component: Component) -> Manifest:
         component,
         spec={
             "selector": selector(owner.name, component),
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+            # The protocol is part of a port's key when it is applied: old API servers do not fill it in.
+            "ports": [{"name": "http", "port": PORT, "protocol": "TCP", "targetPort": "http"}],
         },
     )

@@ -1,0 +1,136 @@
+"""What exists of a job in the cluster, as one value for ``decide``. No I/O: the store was fed before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from visionrl.job import Job
+from visionrl.status import TrainerReport
+from visionrl_operator.children.common import SUFFIXES, Ref, part_name
+from visionrl_operator.children.config import config_name, key_name
+from visionrl_operator.kinds import POD
+from visionrl_operator.observed import Observed, TrainerRun
+from visionrl_operator.pods import ENDED, PodView, RunView, part_of, run_of
+from visionrl_operator.store import Child, StoredJob
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainerPod:
+    """The pod that may be asked for a report."""
+
+    uid: str
+    address: str | None
+    """None once it has ended or while it is ending."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What no watch tells of a job and the API server was asked for."""
+
+    has_secret: bool
+    workload: bool = False
+    """Kueue's Workload of the job's pods exists."""
+    creation_failures: Mapping[int, str] = field(default_factory=dict)
+    """Why an attempt has no pod, by attempt."""
+
+
+def own_children(job: StoredJob, children: Mapping[Ref, Child]) -> dict[Ref, Child]:
+    """Those that this very object owns: not those of another object that had its name before, and no pods."""
+    return {
+        ref: child
+        for ref, child in children.items()
+        if ref.kind != POD.name and child.owner_uid == job.object.owner.uid
+    }
+
+
+def observe(
+    job: StoredJob, children: Mapping[Ref, Child], asked: Asked, report: TrainerReport | None, spare_key: str
+) -> Observed:
+    own, name = own_children(job, children), job.object.name
+    hashes = {ref: child.hash for ref, child in own.items()}
+    if asked.has_secret:
+        hashes[Ref("Secret", key_name(name))] = ""
+    if asked.workload:
+        hashes[Ref("Workload", name)] = ""
+    config = own.get(Ref("ConfigMap", config_name(name)))
+    pods = pods_of(children)
+    runs = {child.uid: _run(child, pods, asked) for child in own.values() if isinstance(child.detail, RunView)}
+    orphans = [
+        pod
+        for pod in pods.values()
+        if pod.component == SUFFIXES["trainer"] and pod.owner_uid not in runs and pod.phase not in ENDED
+    ]
+    return Observed(
+        spare_key=spare_key,
+        accepted=accepted_job(config) if config else None,
+        hashes=hashes,
+        task_app=part_of(_of(pods, "taskapp"), _failure(own, part_name(name, "taskApp"))),
+        inference=part_of(_of(pods, "inference"), _failure(own, part_name(name, "inference"))),
+        trainers=tuple(sorted(runs.values(), key=lambda run: run.attempt)),
+        orphaned_trainer_pods=len(orphans),
+        report=report,
+    )
+
+
+def trainer_pod(job: StoredJob, children: Mapping[Ref, Child], attempt: int) -> TrainerPod | None:
+    """The newest pod of an attempt."""
+    runs = {
+        child.uid
+        for child in own_children(job, children).values()
+        if isinstance(child.detail, RunView) and child.detail.attempt == attempt
+    }
+    newest: tuple[str, TrainerPod] | None = None
+    for child in children.values():
+        pod = child.detail
+        if isinstance(pod, PodView) and pod.owner_uid in runs and (newest is None or newest[0] < pod.created):
+            answers = not pod.deleting and pod.phase not in ENDED and pod.part.started is not None
+            newest = pod.created, TrainerPod(child.uid, pod.address if answers else None)
+    return newest[1] if newest else None
+
+
+def podless_attempts(job: StoredJob, children: Mapping[Ref, Child]) -> dict[int, Child]:
+    """Jobs that have no pod yet."""
+    owners = {pod.owner_uid for pod in pods_of(children).values()}
+    return {
+        child.detail.attempt: child
+        for child in own_children(job, children).values()
+        if isinstance(child.detail, RunView)
+        and child.detail.outcome == "Active"
+        and not child.deleting
+        and child.uid not in owners
+    }
+
+
+def pods_of(children: Mapping[Ref, Child]) -> dict[str, PodView]:
+    """Pods by uid."""
+    return {child.uid: child.detail for child in children.values() if isinstance(child.detail, PodView)}
+
+
+def accepted_job(config: Child) -> Job | None:
+    """The specification that the parts run with."""
+    try:
+        return Job.model_validate_json(str(config.detail))
+    except ValidationError as error:
+        logger.error("%s holds no valid job and is written anew: %s", config.ref, error)
+        return None
+
+
+def _run(child: Child, pods: Mapping[str, PodView], asked: Asked) -> TrainerRun:
+    assert isinstance(child.detail, RunView)
+    own = [pod for pod in pods.values() if pod.owner_uid == child.uid]
+    return run_of(child.detail, child.deleting, own, asked.creation_failures.get(child.detail.attempt, ""))
+
+
+def _of(pods: Mapping[str, PodView], component: str) -> list[PodView]:
+    return [pod for pod in pods.values() if pod.component == component]
+
+
+def _failure(own: Mapping[Ref, Child], deployment: str) -> str:
+    child = own.get(Ref("Deployment", deployment))
+    return str(child.detail) if child else ""

@@ -1,0 +1,152 @@
+"""The command line of the operator; every option is also an environment variable."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PREFIX = "VISIONRL_OPERATOR_"
+# Kubernetes tells pods of a Service called visionrl-operator by variables that look like ours.
+SERVICE_LINK = re.compile(r"service_(host|port)|port(_\d+_|$)")
+
+DESCRIPTION = """\
+Watch VisionRLJobs and make what they need: task app, inference, trainer.
+
+It talks to the cluster of its service account, or of KUBECONFIG. The CustomResourceDefinition must exist
+(kubectl apply -f crds/). Several replicas are safe: one leads, the others stand by and take over within
+15 seconds. SIGTERM ends it in order: passes that run are finished, the lease is given up.
+
+Port 8080 answers /healthz, /readyz (a replica that stands by is ready) and /metrics.
+"""
+
+EPILOG = """\
+Every option is also an environment variable: --log-format is VISIONRL_OPERATOR_LOG_FORMAT; flags take true or
+false, --namespace takes several names separated by commas. POD_NAMESPACE and POD_NAME say where the lease lies
+and who holds it.
+
+  python -m visionrl_operator run                                    all namespaces
+  python -m visionrl_operator run --namespace team-a --namespace b   these only: Roles instead of a ClusterRole
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run."""
+
+    namespaces: tuple[str, ...] = ()
+    """Empty: all of them."""
+    workers: int = 16
+    health_host: str = "0.0.0.0"
+    health_port: int = 8080
+    leader_election: bool = True
+    log_format: str = "text"
+    log_level: str = "INFO"
+    request_timeout: float = 15.0
+    """Seconds that one request to the API server may take."""
+    watchdog_interval: float = 300.0
+    """Seconds between comparisons of what the watches told with lists."""
+    lease_namespace: str = "default"
+    identity: str = "operator"
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Options:
+    """Options from the command line, then the environment, then the defaults. Exits on mistakes, and after help."""
+    default = Options()
+    parser = argparse.ArgumentParser(
+        prog="python -m visionrl_operator",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run the operator",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument(
+        "--namespace", action="append", metavar="NS", help="watch this namespace; repeat it for more (default: all)"
+    )
+    run.add_argument("--workers", type=_positive_int, help=f"jobs worked on at once (default: {default.workers})")
+    run.add_argument("--health-host", metavar="ADDRESS", help=f"address to listen on (default: {default.health_host})")
+    run.add_argument("--health-port", type=_port, metavar="PORT", help=f"default: {default.health_port}")
+    run.add_argument(
+        "--leader-election",
+        action=argparse.BooleanOptionalAction,
+        help="without it, run exactly one replica (default: on)",
+    )
+    run.add_argument("--log-format", choices=["text", "json"], help=f"default: {default.log_format}")
+    run.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING"], help=f"default: {default.log_level}")
+    run.add_argument(
+        "--request-timeout",
+        type=_positive_float,
+        metavar="SECONDS",
+        help=f"of one request to the API server (default: {default.request_timeout:g})",
+    )
+    run.add_argument(
+        "--watchdog-interval",
+        type=_positive_float,
+        metavar="SECONDS",
+        help=f"between checks that no watch has stalled (default: {default.watchdog_interval:g})",
+    )
+    run.set_defaults(**_from_environment(run, environment))
+    chosen = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    del chosen["command"]
+    listed = environment.get(f"{PREFIX}NAMESPACE", "").split(",")
+    namespaces = chosen.pop("namespace", None) or [name.strip() for name in listed if name.strip()]
+    return Options(
+        namespaces=tuple(namespaces),
+        lease_namespace=environment.get("POD_NAMESPACE") or default.lease_namespace,
+        identity=f"{environment.get('POD_NAME') or socket.gethostname()}_{os.urandom(4).hex()}",
+        **chosen,
+    )
+
+
+def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, object]:
+    """Defaults from the environment; argparse itself checks what is text. A variable without an option is refused: it
+    is a typing error."""
+    found: dict[str, object] = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or text == "" or name == "namespace" or SERVICE_LINK.match(name):
+            continue
+        action = next((action for action in parser._actions if action.dest == name and name != "help"), None)
+        if action is None:
+            parser.error(f"{variable} is no option; see --help")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            if text.lower() not in ("true", "false"):
+                parser.error(f"{variable}: {text!r} is neither true nor false")
+            found[name] = text.lower() == "true"
+        elif action.choices and text not in action.choices:
+            parser.error(f"{variable}: {text!r} is not one of {', '.join(action.choices)}")
+        else:
+            found[name] = text
+    return found
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535; 0 takes a free one)")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

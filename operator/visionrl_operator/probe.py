@@ -1,0 +1,138 @@
+"""Asking running trainers for their report, away from reconciling: one small task a running trainer.
+
+What a task finds goes into a cache that reconciling reads. News (another phase, the base model being ready) show at
+once; mere progress shows every ten seconds, because showing it is a
+write of the job's status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import httpx
+from pydantic import ValidationError
+
+from visionrl.status import TrainerReport
+from visionrl_operator.children.common import PORT
+from visionrl_operator.observe import TrainerPod
+from visionrl_operator.store import Key
+
+TIMEOUT_SECONDS = 5.0
+PROGRESS_SECONDS = 10.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
+# Requests a second, for all jobs together, at which the pauses begin to grow.
+RATE = 50.0
+CONCURRENCY = 32
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Followed:
+    pod: TrainerPod
+    task: asyncio.Task[None] | None = None
+    shown: TrainerReport | None = None
+    shown_at: float = 0.0
+
+
+class Probes:
+    """``changed`` is called with a job that there is something to show of; ``read_key`` gives a job's key."""
+
+    def __init__(
+        self,
+        read_key: Callable[[Key], Awaitable[str | None]],
+        changed: Callable[[Key], None],
+        count: Callable[[str], None] = lambda result: None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._read_key, self._changed, self._count = read_key, changed, count
+        # Proxies are for the world outside the cluster.
+        self._client = client or httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS)
+        self._followed: dict[Key, _Followed] = {}
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+
+    def report(self, key: Key) -> TrainerReport | None:
+        """What is to be shown of the pod that is followed now; the last report stays after its end."""
+        followed = self._followed.get(key)
+        return followed.shown if followed else None
+
+    def follow(self, key: Key, pod: TrainerPod | None) -> None:
+        """Ask this pod from now on, and no other one."""
+        followed = self._followed.get(key)
+        if pod is None:
+            self.stop(key)
+            return
+        if followed is None or followed.pod.uid != pod.uid:
+            self.stop(key)
+            followed = self._followed[key] = _Followed(pod)
+        followed.pod = pod
+        if pod.address is None and followed.task is not None:
+            followed.task.cancel()
+            followed.task = None
+        elif pod.address is not None and (followed.task is None or followed.task.done()):
+            followed.task = asyncio.create_task(self._poll(key, followed), name=f"probe {key}")
+
+    def stop(self, key: Key) -> None:
+        """Forget the job."""
+        followed = self._followed.pop(key, None)
+        if followed is not None and followed.task is not None:
+            followed.task.cancel()
+
+    async def close(self) -> None:
+        for key in list(self._followed):
+            self.stop(key)
+        await self._client.aclose()
+
+    async def _poll(self, key: Key, followed: _Followed) -> None:
+        secret: str | None = None
+        while True:
+            if secret is None:
+                with contextlib.suppress(Exception):  # asked again after the pause
+                    secret = await self._read_key(key)
+            if secret is not None:
+                result, report = await self._ask(followed.pod, secret)
+                self._count(result)
+                if result == "unauthorized":
+                    secret = None
+                if report is not None:
+                    self._consider(key, followed, report)
+            await asyncio.sleep(self._pause(followed.shown))
+
+    async def _ask(self, pod: TrainerPod, secret: str) -> tuple[str, TrainerReport | None]:
+        host = f"[{pod.address}]" if pod.address and ":" in pod.address else pod.address
+        headers = {"Authorization": f"Bearer {secret}"}
+        try:
+            async with self._slots:
+                response = await self._client.get(f"http://{host}:{PORT}/status", headers=headers)
+        except httpx.HTTPError:
+            return "unreachable", None
+        if response.status_code != 200:
+            return ("unauthorized" if response.status_code in (401, 403) else "refused"), None
+        try:
+            return "ok", TrainerReport.model_validate_json(response.content)
+        except ValidationError as error:
+            logger.warning("the report of %s is not one: %s", pod.address, error)
+            return "invalid", None
+
+    def _consider(self, key: Key, followed: _Followed, report: TrainerReport) -> None:
+        shown, now = followed.shown, time.monotonic()
+        if report == shown:
+            return
+        if shown is None or _is_news(shown, report) or now - followed.shown_at >= PROGRESS_SECONDS:
+            followed.shown, followed.shown_at = report, now
+            self._changed(key)
+
+    def _pause(self, shown: TrainerReport | None) -> float:
+        """Short near the end, too: the trainer's last report is up for seconds only."""
+        if shown is None or shown.phase != "Training" or shown.progress.iteration + 2 >= shown.progress.total:
+            return SHORTEST_PAUSE
+        return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, len(self._followed) / RATE))
+
+
+def _is_news(shown: TrainerReport, report: TrainerReport) -> bool:
+    return shown.phase != report.phase or shown.base_ready != report.base_ready

@@ -1,0 +1,195 @@
+"""One pass over one job: observe, decide, status, deletions, children, events."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from visionrl.status import JobStatus
+from visionrl_operator.api import Api, ApiError
+from visionrl_operator.apply import Applier, NameTaken
+from visionrl_operator.children.common import Owner, Ref, part_name, ref
+from visionrl_operator.children.config import KEY_FILE, key_name
+from visionrl_operator.clock import moment
+from visionrl_operator.decide import Decision, decide
+from visionrl_operator.kinds import EVENT, SECRET, Kind
+from visionrl_operator.metrics import Metrics
+from visionrl_operator.news import News, event, news
+from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
+from visionrl_operator.probe import Probes
+from visionrl_operator.status_writer import read_status, write_status
+from visionrl_operator.store import Child, Key, Store, StoredJob
+
+# A pass that wrote something is followed by one that finds nothing left to do.
+CONFIRM_SECONDS = 0.3
+# A Secret is not watched; one that somebody deleted is found missing after this time at the latest.
+SECRET_CHECK_SECONDS = 300.0
+# A Job without a pod for this long probably cannot make one.
+PODLESS_SECONDS = 3.0
+PODLESS_CHECK_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did; ``again_after`` seconds time alone may change the decision."""
+
+    wrote: bool
+    again_after: float | None = None
+
+
+class Reconciler:
+    """``workload`` is Kueue's kind, where the cluster has it."""
+
+    def __init__(self, api: Api, store: Store, probes: Probes, metrics: Metrics, workload: Kind | None = None) -> None:
+        self._api, self._store, self._probes, self._metrics = api, store, probes, metrics
+        self._workload = workload
+        self._applier = Applier(api, store, workload)
+        # When each job's Secret was last seen, by the job's uid.
+        self._secret_seen: dict[str, float] = {}
+        # Why a job's children could not be made the last time, in the API server's words.
+        self._refusals: dict[str, str] = {}
+
+    async def reconcile(self, key: Key) -> Outcome:
+        """Make it so. Raises ``ApiError``, ``NameTaken``, ``Outdated``: the pass is to be repeated."""
+        job = self._store.job(key)
+        if job is None or job.deleting:
+            self._probes.stop(key)
+            return Outcome(wrote=False)
+        now = datetime.now(UTC)
+        previous, children = read_status(job.status), self._store.children(key)
+        asked, look_again = await self._ask(job, previous, children, now)
+        self._probes.follow(key, trainer_pod(job, children, previous.attempt))
+        report = self._probes.report(key)
+        observed = observe(job, children, asked, report, spare_key=secrets.token_urlsafe(32))
+        decision = decide(job.object, previous, observed, now)
+        status = self._with_refusal(job, decision.status)
+
+        wrote = await write_status(self._api, self._store, job, status)
+        told = list(news(previous, status))
+        await self._carry_out(job, decision)
+        if any(ref(child) == Ref("Deployment", part_name(key.name, "taskApp")) for child in decision.children):
+            told += self._created(job, observed.has(Ref("Deployment", part_name(key.name, "taskApp"))))
+        await self._tell(job.object.owner, told, now)
+
+        timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
+        timers += [look_again] if look_again is not None else []
+        wrote = wrote or bool(decision.children or decision.deletions)
+        return Outcome(wrote, min(timers, default=None))
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._secret_seen.pop(uid, None)
+        self._refusals.pop(uid, None)
+
+    # --- what no watch tells
+
+    async def _ask(
+        self, job: StoredJob, previous: JobStatus, children: Mapping[Ref, Child], now: datetime
+    ) -> tuple[Asked, float | None]:
+        """Answers, and when to ask again."""
+        asked = Asked(has_secret=await self._has_secret(job, untouched=not children and not job.status))
+        if self._workload is not None and job.object.document["spec"].get("queueName"):
+            owner = job.object.owner
+            workload = await self._api.get(self._workload, owner.namespace, owner.name)
+            asked = replace(asked, workload=workload is not None)
+        podless = {} if previous.finished else podless_attempts(job, children)
+        ages = {attempt: (now - moment(child.created)).total_seconds() for attempt, child in podless.items()}
+        overdue = [attempt for attempt, age in ages.items() if age >= PODLESS_SECONDS]
+        if overdue:
+            reasons = {attempt: await self._creation_failure(job, podless[attempt]) for attempt in overdue}
+            return replace(asked, creation_failures=reasons), PODLESS_CHECK_SECONDS
+        return asked, PODLESS_SECONDS if podless else None
+
+    async def _has_secret(self, job: StoredJob, untouched: bool) -> bool:
+        seen = self._secret_seen.get(job.uid)
+        if seen is not None and time.monotonic() - seen < SECRET_CHECK_SECONDS:
+            return True
+        if untouched:
+            return False  # making it tells whether it was there
+        owner = job.object.owner
+        secret = await self._api.get(SECRET, owner.namespace, key_name(owner.name))
+        owners = [found["uid"] for found in secret["metadata"].get("ownerReferences", ())] if secret else []
+        if owner.uid not in owners:
+            return False
+        self._secret_seen[job.uid] = time.monotonic()
+        return True
+
+    async def _creation_failure(self, job: StoredJob, child: Child) -> str:
+        """The newest message of the Job controller about a pod that it could not make."""
+        selector = f"involvedObject.uid={child.uid},reason=FailedCreate"
+        try:
+            found = await self._api.list(EVENT, job.object.owner.namespace, fieldSelector=selector, limit=10)
+        except ApiError as error:
+            logger.warning("why %s has no pod cannot be read: %s", child.ref, error)
+            return ""
+        events = sorted(found["items"], key=lambda item: item.get("lastTimestamp") or "")
+        return str(events[-1].get("message", "")) if events else ""
+
+    # --- carrying out
+
+    async def _carry_out(self, job: StoredJob, decision: Decision) -> None:
+        owner = job.object.owner
+        if decision.delete_job:
+            await self._applier.delete_job(owner)
+            return
+        for target in decision.deletions:
+            await self._applier.delete(owner, target)
+        for child in decision.children:
+            try:
+                await self._applier.apply(owner, child)
+            except (ApiError, NameTaken) as error:
+                why = error.message if isinstance(error, ApiError) else str(error)
+                self._refusals[job.uid] = f"cannot make {ref(child)}: {why}"
+                raise
+            if child["kind"] == "Secret":
+                self._secret_seen[job.uid] = time.monotonic()
+        if decision.children:
+            self._refusals.pop(job.uid, None)
+
+    def _with_refusal(self, job: StoredJob, status: JobStatus) -> JobStatus:
+        """The status with what kept the last pass from making a child, as the reason."""
+        refusal = self._refusals.get(job.uid)
+        if refusal is None or status.finished:
+            return status
+        return status.model_copy(update={"reason": refusal})
+
+    # --- telling
+
+    def _created(self, job: StoredJob, existed: bool) -> list[News]:
+        if existed:
+            return []
+        if not job.status:
+            age = (datetime.now(UTC) - moment(job.created)).total_seconds()
+            self._metrics.children_seconds.observe(max(0.0, age))
+        return [News("Normal", "Created", "made configuration, services and task app; the rest follows in order")]
+
+    async def _tell(self, owner: Owner, told: list[News], now: datetime) -> None:
+        for item in told:
+            logger.info("%s/%s: %s: %s", owner.namespace, owner.name, item.reason, item.message)
+            try:
+                await self._api.create(EVENT, owner.namespace, event(owner, item, now))
+            except ApiError as error:
+                logger.warning("%s/%s: event %s is lost: %s", owner.namespace, owner.name, item.reason, error)
+
+
+async def read_key(api: Api, store: Store, key: Key) -> str | None:
+    """A job's key, from the Secret that was made for it."""
+    job = store.job(key)
+    secret = await api.get(SECRET, key.namespace, key_name(key.name)) if job else None
+    if job is None or secret is None:
+        return None
+    if not any(owner["uid"] == job.uid for owner in secret["metadata"].get("ownerReferences", ())):
+        return None
+    return base64.b64decode(secret["data"][KEY_FILE]).decode()
+
+
+def phase_of(job: StoredJob) -> str:
+    """As the status tells it; a job that nobody has looked at is pending."""
+    return str(job.status.get("phase", "Pending"))

@@ -1,0 +1,224 @@
+"""What the operator knows of the cluster: jobs and their children, by job, fed by watches and by its own writes.
+
+An object is kept as what decisions depend on. Feeding it tells whether that changed: news that the operator made
+itself, or that changes nothing for it, wake nobody up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from visionrl_operator.children.common import HASH_ANNOTATION, JOB_LABEL, Owner, Ref
+from visionrl_operator.children.config import JOB_FILE
+from visionrl_operator.kinds import JOB, POD
+from visionrl_operator.observed import JobObject
+from visionrl_operator.pods import PodView, RunView, pod_view, replica_failure, run_view
+
+Body = Mapping[str, Any]
+REMEMBERED_GONE = 20_000
+
+
+class Key(NamedTuple):
+    """A job."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """An object of a job. ``detail`` is the kind's: a PodView, a RunView, the text of the job file, or why a
+    Deployment's pods could not be made."""
+
+    ref: Ref
+    uid: str
+    version: int
+    owner_uid: str
+    """Of the controller."""
+    deleting: bool
+    created: str
+    hash: str = ""
+    detail: PodView | RunView | str = ""
+
+    def same(self, other: Child | None) -> bool:
+        """Whether nothing that matters differs."""
+        return other is not None and self._content() == other._content()
+
+    def _content(self) -> tuple[Any, ...]:
+        return self.ref, self.uid, self.owner_uid, self.deleting, self.hash, self.detail
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A VisionRLJob."""
+
+    object: JobObject
+    version: int
+    created: str
+    deleting: bool
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def uid(self) -> str:
+        return self.object.owner.uid
+
+
+Entry = Child | StoredJob
+
+
+class Store:
+    """``changed`` is called with the job of everything that news came of."""
+
+    def __init__(self, changed: Callable[[Key, Entry | None], None] = lambda key, entry: None) -> None:
+        self._changed = changed
+        self._jobs: dict[Key, StoredJob] = {}
+        self._children: dict[Key, dict[Ref, Child]] = {}
+        # Late news of an object that is gone would bring it back.
+        self._gone: OrderedDict[str, None] = OrderedDict()
+
+    # --- reading
+
+    def job(self, key: Key) -> StoredJob | None:
+        return self._jobs.get(key)
+
+    def jobs(self) -> Iterator[tuple[Key, StoredJob]]:
+        yield from list(self._jobs.items())
+
+    def children(self, key: Key) -> Mapping[Ref, Child]:
+        return self._children.get(key, {})
+
+    def entries(self, kind: str) -> Iterator[tuple[Key, Entry]]:
+        """Everything of one kind."""
+        if kind == JOB.name:
+            yield from list(self._jobs.items())
+            return
+        for key, children in list(self._children.items()):
+            yield from ((key, child) for ref, child in list(children.items()) if ref.kind == kind)
+
+    def knows(self, uid: str, entry: Entry | None, version: int) -> bool:
+        """Whether news of this version, or newer ones, have come."""
+        return uid in self._gone or (entry is not None and entry.uid == uid and entry.version >= version)
+
+    def find(self, kind: str, body: Body) -> Entry | None:
+        """What is stored under the name of an object."""
+        key = key_of(kind, body)
+        return self._jobs.get(key) if kind == JOB.name else self.children(key).get(_ref(kind, body))
+
+    # --- news
+
+    def feed(self, kind: str, body: Body) -> None:
+        """An object as a watch or a list shows it."""
+        self._take(kind, body, wake=True)
+
+    def note(self, kind: str, body: Body) -> None:
+        """An object as the answer to our own write shows it."""
+        self._take(kind, body, wake=False)
+
+    def remove(self, kind: str, body: Body) -> None:
+        """An object is gone."""
+        uid, key = body["metadata"]["uid"], key_of(kind, body)
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED_GONE:
+            self._gone.popitem(last=False)
+        entry = self.find(kind, body)
+        if entry is None or entry.uid != uid:
+            return
+        if kind == JOB.name:
+            del self._jobs[key]
+        else:
+            del self._children[key][_ref(kind, body)]
+            if not self._children[key]:
+                del self._children[key]
+        self._changed(key, None)
+
+    def forget(self, kind: str, entry: Entry, key: Key) -> None:
+        """An object whose end no watch told of."""
+        name = entry.ref.name if isinstance(entry, Child) else key.name
+        labels = {JOB_LABEL: key.name}
+        metadata = {"uid": entry.uid, "namespace": key.namespace, "name": name, "labels": labels}
+        self.remove(kind, {"metadata": metadata})
+
+    def _take(self, kind: str, body: Body, wake: bool) -> None:
+        uid, version = body["metadata"]["uid"], version_of(body)
+        old = self.find(kind, body)
+        if uid in self._gone or (old is not None and old.version >= version):
+            return
+        key = key_of(kind, body)
+        entry: Entry
+        if kind == JOB.name:
+            entry = self._jobs[key] = _stored_job(body, version)
+            news = not isinstance(old, StoredJob) or _job_content(old) != _job_content(entry)
+        else:
+            entry = _child(kind, body, version)
+            self._children.setdefault(key, {})[entry.ref] = entry
+            news = not entry.same(old if isinstance(old, Child) else None)
+        if news and wake:
+            self._changed(key, entry)
+
+
+def key_of(kind: str, body: Body) -> Key:
+    metadata = body["metadata"]
+    return Key(metadata["namespace"], metadata["name"] if kind == JOB.name else metadata["labels"][JOB_LABEL])
+
+
+def version_of(body: Body) -> int:
+    """Resource versions of one cluster are ordered: etcd's revisions, and by contract since Kubernetes 1.35."""
+    return int(body["metadata"]["resourceVersion"])
+
+
+def _ref(kind: str, body: Body) -> Ref:
+    return Ref(kind, body["metadata"]["name"])
+
+
+def _stored_job(body: Body, version: int) -> StoredJob:
+    metadata = body["metadata"]
+    shown = {
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "labels": metadata.get("labels", {}),
+        # The parts get these with the job file; kubectl's copy of the object would be most of it.
+        "annotations": {k: v for k, v in metadata.get("annotations", {}).items() if "kubernetes.io/" not in k},
+    }
+    document = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": shown, "spec": body["spec"]}
+    owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"])
+    return StoredJob(
+        object=JobObject(owner, metadata.get("generation", 1), document),
+        version=version,
+        created=metadata["creationTimestamp"],
+        deleting="deletionTimestamp" in metadata,
+        status=body.get("status", {}),
+    )
+
+
+def _job_content(job: StoredJob) -> tuple[Any, ...]:
+    return job.object, job.deleting, job.status
+
+
+def _child(kind: str, body: Body, version: int) -> Child:
+    metadata = body["metadata"]
+    detail: PodView | RunView | str = ""
+    if kind == POD.name:
+        detail = pod_view(body)
+    elif kind == "Job":
+        detail = run_view(body)
+    elif kind == "Deployment":
+        detail = replica_failure(body)
+    elif kind == "ConfigMap":
+        detail = body.get("data", {}).get(JOB_FILE, "")
+    owner: Body = next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {})
+    return Child(
+        ref=_ref(kind, body),
+        uid=metadata["uid"],
+        version=version,
+        owner_uid=owner.get("uid", ""),
+        deleting="deletionTimestamp" in metadata,
+        created=metadata["creationTimestamp"],
+        hash=metadata.get("annotations", {}).get(HASH_ANNOTATION, ""),
+        detail=detail,
+    )
