@@ -1,10 +1,17 @@
-# make setup · demo · test · check · cluster-test · bench      (make help explains)
+# make setup · demo · test · check · cluster-test · images · bench      (make help explains)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DOCKER ?= docker
+KIND ?= kind
+KIND_NODE_IMAGE ?= kindest/node:v1.32.2
+# The images are called $(PREFIX)operator:$(TAG) and so on.
+PREFIX ?= visionrl/
+TAG ?= 0.1.0
+PARTS := operator taskapp inference trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check cluster-test e2e-kind images cpu-base images-cpu crds bench clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -27,6 +34,39 @@ demo: setup ## Train the tiny model on this machine: configs/crafter-tiny.yaml
 
 test: setup ## All tests that need no cluster and no GPU
 	$(BIN)/python -m pytest -m "not cluster and not gpu"
+
+cluster-test: setup ## Tests on a real Kubernetes that is built and run here: root on Debian 12, 15 minutes at first
+	@test "$$(id -u)" = 0 || test -n "$$VISIONRL_E2E_KUBECONFIG" || { \
+	  echo "needs root (sudo make cluster-test), or VISIONRL_E2E_KUBECONFIG of a cluster with the images" >&2; exit 1; }
+	$(BIN)/python -m pytest -m cluster
+
+e2e-kind: setup ## The cluster tests on kind, with Docker (KIND_NODE_IMAGE=)
+	$(MAKE) images-cpu PREFIX=localhost/visionrl- TAG=test
+	mkdir -p .kube-test
+	$(KIND) create cluster --name visionrl-e2e --image $(KIND_NODE_IMAGE) --kubeconfig .kube-test/kind --wait 120s
+	$(KIND) load docker-image --name visionrl-e2e $(PARTS:%=localhost/visionrl-%:test) && \
+	  VISIONRL_E2E_KUBECONFIG=$(CURDIR)/.kube-test/kind $(BIN)/python -m pytest -m cluster; \
+	  status=$$?; $(KIND) delete cluster --name visionrl-e2e; exit $$status
+
+images: ## Build the four images with Docker, for NVIDIA GPUs (PREFIX=, TAG=)
+	for part in $(PARTS); do $(DOCKER) build -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) . || exit 1; done
+
+images-cpu: cpu-base ## The same for CPUs
+	for part in operator taskapp; do $(DOCKER) build -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) . || exit 1; done
+	for part in inference trainer; do \
+	  $(DOCKER) build -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) --build-arg BASE=$(PREFIX)cpu:$(TAG) . || exit 1; done
+
+# The environment of requirements/cpu.lock. pip finds torch's CPU build through PIP_EXTRA_INDEX_URL, as in setup.
+cpu-base:
+	printf 'FROM python:3.11-slim-bookworm\nENV PIP_EXTRA_INDEX_URL=%s\n' "$$PIP_EXTRA_INDEX_URL" | \
+	  $(DOCKER) build -t $(PREFIX)cpu:$(TAG)-python -
+	tar -c --transform='s,.*/,,;s,cpu.lock,requirements.txt,' \
+	  requirements/cpu.lock tests/cluster/kube/cpu-environment/Dockerfile | \
+	  $(DOCKER) build -t $(PREFIX)cpu:$(TAG) --build-arg BASE=$(PREFIX)cpu:$(TAG)-python -
+
+crds: setup ## Generate the CustomResourceDefinition and the chart's copy of it
+	$(BIN)/python -m visionrl_operator.crd --output crds/visionrl.dev_visionrljobs.yaml
+	cp crds/visionrl.dev_visionrljobs.yaml charts/visionrl/files/
 
 check: setup ## Formatting, lint, types
 	$(BIN)/ruff format --check .

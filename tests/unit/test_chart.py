@@ -30,7 +30,7 @@ def load(name: str) -> Any:
 
 def test_the_charts_definition_is_the_generated_one() -> None:
     same = (CHART / "files" / CRD).read_bytes() == (ROOT / "crds" / CRD).read_bytes()
-    assert same, f"run: cp crds/{CRD} charts/visionrl/files/"
+    assert same, "run: make crds"
 
 
 def test_chart_and_images_have_the_projects_version() -> None:
