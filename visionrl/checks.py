@@ -57,6 +57,17 @@ def evaluation_seeds(spec: JobSpec) -> range:
     return range(first, first + spec.evaluation.episodes)
 
 
+def exports_base(spec: JobSpec) -> bool:
+    """Whether the warm start makes a new base model, which the server fetches from the trainer."""
+    warm_start = spec.training.warm_start
+    return warm_start is not None and warm_start.trains != "adapter"
+
+
+def runs_inference(spec: JobSpec) -> bool:
+    """Whether a server is needed: supervised training alone needs one only to be evaluated."""
+    return spec.algorithm.type == "rl" or spec.evaluation.episodes > 0
+
+
 def policy_iterations(spec: JobSpec) -> int:
     """Iterations of policy updates; none for supervised training alone."""
     return spec.training.iterations if spec.algorithm.type == "rl" else 0
@@ -113,10 +124,10 @@ def _model(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.model.tiny.hiddenSize", f"must be a multiple of 2 × heads ({2 * model.tiny.heads})")
     if model.tiny and model.tiny.vision_hidden_size % 32:
         yield Problem("spec.model.tiny.visionHiddenSize", "must be a multiple of 32 (the width of a head)")
-    if spec.training.warm_start is not None and model.base != "tiny":
+    if exports_base(spec) and model.base != "tiny":
         yield Problem(
-            "spec.training.warmStart",
-            "trains all weights and is offered for base tiny; remove it, or set model.base to tiny",
+            "spec.training.warmStart.trains",
+            "a new base model is offered for base tiny only; set trains to adapter, or model.base to tiny",
         )
 
 

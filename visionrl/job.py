@@ -295,9 +295,12 @@ class Rewards(Model):
 
 
 class WarmStart(Model):
-    """Supervised steps on a scripted player's episodes, before reinforcement learning. All weights are trained;
-    the result is the base model that adapters are trained on."""
+    """Supervised steps on a scripted player's episodes, before reinforcement learning."""
 
+    trains: Literal["all", "language_model", "adapter"] = "all"
+    """`all` weights or those of the `language_model` (the vision tower stays): the result is the base model that
+    adapters are trained on, and is served in place of `model.base`. `adapter`: the base stays, the result is the
+    first version of the adapter."""
     episodes: PositiveInt
     """Episodes that the scripted player plays."""
     steps: PositiveInt

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from visionrl.base_model import ModelError, locate_base
+from visionrl.checks import exports_base
 from visionrl.job import Job
 from visionrl_inference.fetch import FetchError, KeyRefusedError, MissingError, fetch_folder, fetch_manifest, is_intact
 
@@ -28,7 +29,7 @@ def resolve_base_model(job: Job, cache: Path, trainer: Callable[[], httpx.Client
     Waits for the trainer where it trains the base first. Raises :class:`ModelError`; the hub's network errors
     (``OSError``) are worth another try.
     """
-    if job.spec.training.warm_start is None:
+    if not exports_base(job.spec):
         return locate_base(job, cache)
     with trainer() as client:
         return fetch_base(client, cache)

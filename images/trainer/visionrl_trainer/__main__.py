@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from visionrl.checks import exports_base
 from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
 from visionrl.status import TrainerReport
 from visionrl_trainer.service import Bulletin, application, serve
@@ -46,7 +47,7 @@ async def _main() -> int:
     part = Part.from_environment()
     job = part.job()
     bulletin = Bulletin(TrainerReport(phase="Starting", message="loading"))
-    bulletin.has_warm_start = job.spec.training.warm_start is not None
+    bulletin.exports_base = exports_base(job.spec)
     try:
         async with serve(application(bulletin, part.key), part.host, part.port):
             return await _train(part, bulletin)

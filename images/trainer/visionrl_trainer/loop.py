@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionrl.checks import evaluation_seeds, policy_iterations
+from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
 from visionrl.job import Job
 from visionrl.part import Part
 from visionrl.status import Score
 from visionrl_trainer import evaluate, report
-from visionrl_trainer.base import prepare
+from visionrl_trainer.base import Preparation
 from visionrl_trainer.batch import Sample, with_advantages
 from visionrl_trainer.checkpoint import Checkpoints, RunState
 from visionrl_trainer.model import Policy, Vision
@@ -53,10 +53,11 @@ async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
         TaskApp(part.taskapp_url, part.key, job.spec.rollout.max_concurrent) as taskapp,
         httpx.AsyncClient(base_url=part.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
     ):
-        base = await prepare(job, folder, part.cache_dir, device, taskapp, bulletin, meter)
+        preparation = Preparation(job, folder, device, taskapp, bulletin, meter)
+        base = await preparation.base(part.cache_dir)
         policy = await asyncio.to_thread(Policy.load, base, job.spec.model.dtype, device)
         policy.add_adapter(job.spec.model.lora, job.spec.training.seed)
-        await _Run(part, job, bulletin, folder, meter, policy, taskapp, inference).train()
+        await _Run(part, job, preparation, policy, inference).train()
 
 
 @dataclass
@@ -65,16 +66,15 @@ class _Run:
 
     part: Part
     job: Job
-    bulletin: Bulletin
-    folder: RunFolder
-    meter: Meter
+    preparation: Preparation
     policy: Policy
-    taskapp: TaskApp
     inference: httpx.AsyncClient
     state: RunState = field(default_factory=RunState)
 
     def __post_init__(self) -> None:
         spec, training = self.job.spec, self.job.spec.training
+        self.folder, self.meter = self.preparation.folder, self.preparation.meter
+        self.bulletin, self.taskapp = self.preparation.bulletin, self.preparation.taskapp
         self.adapters = AdapterStore(self.folder.adapters, self.job.name)
         self.serving = Serving(self.adapters, self.inference, spec, self.bulletin)
         self.checkpoints = Checkpoints(self.folder.checkpoints, training.keep_checkpoints)
@@ -93,10 +93,17 @@ class _Run:
 
     async def train(self) -> None:
         """From the last checkpoint, or from the start, to the summary."""
-        self.state = self.checkpoints.load(self.policy, self.optimizer, self.shuffle) or self.state
+        resumed = self.checkpoints.load(self.policy, self.optimizer, self.shuffle)
+        self.state = resumed or self.state
         self.folder.rewind_metrics(self.state.iteration)
         self._report_state()
-        self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
+        if resumed is None:
+            warm_start = self.job.spec.training.warm_start
+            if warm_start is not None and warm_start.trains == "adapter":
+                await self.preparation.warm_start(self.policy)
+            self._checkpoint()
+        if runs_inference(self.job.spec):
+            self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
         if not self.state.evaluations:
             await self._evaluate()
             self._checkpoint()

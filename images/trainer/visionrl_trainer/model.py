@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +101,26 @@ class Policy:
             lora_dropout=lora.dropout,
             target_modules=rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})",
         )
-        self.model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.peft = get_peft_model(self.model, config)
-        self.peft.eval()  # dropout would make the ratios of one version differ from 1
+        self.eval()
+
+    def train(self, part: Literal["all", "language_model", "adapter"]) -> None:
+        """Make a part of the weights trainable, with dropout."""
+        owner = self.peft or self.model
+        owner.train()
+        for name, parameter in owner.named_parameters():
+            if part == "adapter":
+                parameter.requires_grad_("lora_" in name)
+            else:
+                parameter.requires_grad_("lora_" not in name and (part == "all" or ".visual." not in name))
+
+    def eval(self) -> None:
+        """Leave the adapter alone trainable, without dropout: that would make the ratios of one version differ
+        from 1."""
+        self.train("adapter")
+        (self.peft or self.model).eval()
 
     def load_adapter(self, directory: Path) -> None:
         """Replace the adapter's weights by saved ones. Raises ``ValueError`` where they are not this adapter's."""

@@ -20,7 +20,7 @@ class RunFolder:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         self.adapters, self.checkpoints, self.base = root / "adapters", root / "checkpoints", root / "base"
-        self.warm_start_checkpoint = root / "warm-start" / "checkpoint.pt"
+        self.warm_start = root / "warm-start" / "checkpoint.pt"
         self.summary_file, self.curve_file = root / SUMMARY, root / CURVE
 
     def write_config(self, job_json: str) -> None:

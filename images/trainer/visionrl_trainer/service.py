@@ -29,7 +29,8 @@ class Bulletin:
         self.adapters: AdapterStore | None = None
         self.base: Path | None = None
         """Directory of the warm-started base, once it is complete."""
-        self.has_warm_start = False
+        self.exports_base = False
+        """Whether the job's warm start makes a base."""
 
     def update(self, **changes: object) -> None:
         """Replace fields of the report."""
@@ -70,8 +71,8 @@ def application(bulletin: Bulletin, key: str) -> Starlette:
         return FileResponse(path) if path else JSONResponse({"error": "no such adapter"}, status_code=404)
 
     async def base(request: Request) -> Response:
-        if not bulletin.has_warm_start:
-            return JSONResponse({"error": "this job has no warm start"}, status_code=404)
+        if not bulletin.exports_base:
+            return JSONResponse({"error": "this job serves model.base as it is"}, status_code=404)
         if bulletin.base is None:
             return JSONResponse({"error": "the warm start is still training"}, status_code=503)
         listed = {path.name: path for path in bulletin.base.iterdir()}

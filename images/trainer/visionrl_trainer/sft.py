@@ -75,14 +75,16 @@ def train(
 ) -> float:
     """Minimise the negative log-likelihood of the labels; returns the validation loss in nats per decision.
 
-    ``checkpoint`` is written every few hundred steps and resumed from when it exists.
+    Trains what ``settings.trains`` says. ``checkpoint`` is written every few hundred steps and resumed from when it
+    exists.
     """
-    policy.model.requires_grad_(True)
+    policy.train(settings.trains)
     parameters = policy.trainable()
     optimizers = full_optimizers(parameters, settings.optimizer, settings.learning_rate, settings.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     tokens = Tokens(policy, data.tools, policy.image_tokens(image_size).per_image)
     samples = [tokens.sample(demonstration) for demonstration in data.training]
+    held_out = [tokens.sample(demonstration) for demonstration in data.validation]
     first = _resume(policy, optimizers, generator, checkpoint)
     losses: list[float] = []
     for step in range(first, settings.steps):
@@ -98,15 +100,21 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % REPORT_EVERY == 0:
-            report(SftReport(step + 1, settings.steps, sum(losses[-REPORT_EVERY:]) / len(losses[-REPORT_EVERY:])))
-        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < settings.steps:
-            _save(policy, optimizers, generator, step + 1, checkpoint)
-    validation = validate(policy, [tokens.sample(item) for item in data.validation], data.images)
-    recent = losses[-REPORT_EVERY:]
-    report(SftReport(settings.steps, settings.steps, sum(recent) / max(1, len(recent)), validation))
-    policy.model.requires_grad_(False)
+        done = step + 1
+        if done % CHECKPOINT_EVERY == 0 and done < settings.steps:
+            _save(policy, optimizers, generator, done, checkpoint)
+            report(SftReport(done, settings.steps, _recent(losses), validate(policy, held_out, data.images)))
+        elif done % REPORT_EVERY == 0:
+            report(SftReport(done, settings.steps, _recent(losses)))
+    policy.eval()
+    validation = validate(policy, held_out, data.images)
+    report(SftReport(settings.steps, settings.steps, _recent(losses), validation))
     return validation
+
+
+def _recent(losses: Sequence[float]) -> float:
+    recent = losses[-REPORT_EVERY:]
+    return sum(recent) / max(1, len(recent))
 
 
 def decision_loss(policy: Policy, samples: Sequence[Sample], images: dict[str, bytes]) -> torch.Tensor:
@@ -161,7 +169,7 @@ def _save(
     draft = path.with_suffix(".draft")
     state = {
         "step": step,
-        "model": policy.model.state_dict(),
+        "weights": {name: parameter.detach() for name, parameter in policy.trainable()},
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "generator": generator.get_state(),
     }
@@ -176,7 +184,9 @@ def _resume(policy: Policy, optimizers: Sequence[torch.optim.Optimizer], generat
     if not path.exists():
         return 0
     saved = torch.load(path, map_location=policy.device, weights_only=True)
-    policy.model.load_state_dict(saved["model"])
+    with torch.no_grad():
+        for name, parameter in policy.trainable():
+            parameter.copy_(saved["weights"][name])
     for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
     generator.set_state(saved["generator"].cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from visionrl.checks import exports_base
 from visionrl.job import Component, Job
 from visionrl_operator.children.common import Manifest, selector
 
@@ -10,11 +11,11 @@ HOSTNAME = "kubernetes.io/hostname"
 
 def inference_affinity(job: Job) -> Manifest:
     # With a warm start the trainer runs first and inference follows it; otherwise the other way round.
-    return _affinity(job, "trainer", follows=job.spec.training.warm_start is not None)
+    return _affinity(job, "trainer", follows=exports_base(job.spec))
 
 
 def trainer_affinity(job: Job) -> Manifest:
-    return _affinity(job, "inference", follows=job.spec.training.warm_start is None)
+    return _affinity(job, "inference", follows=not exports_base(job.spec))
 
 
 def _affinity(job: Job, other: Component, follows: bool) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from visionrl.checks import exports_base, runs_inference
 from visionrl.job import JobSpec
 from visionrl_operator.observed import Observed
 
@@ -16,18 +17,13 @@ class Waiting:
     message: str
 
 
-def runs_inference(spec: JobSpec) -> bool:
-    """Supervised training alone needs a server only to be evaluated."""
-    return spec.algorithm.type == "rl" or spec.evaluation.episodes > 0
-
-
 def inference_waits_for(spec: JobSpec, observed: Observed, exists: bool) -> Waiting | None:
     """``exists``: inference was started before; it stays then, whatever the trainer does."""
     if not runs_inference(spec):
         return Waiting("NotNeeded", "no rollouts and no evaluation")
     if exists or spec.queue_name is not None:  # a queue admits all pods together: parts wait inside
         return None
-    if spec.training.warm_start is not None and not (observed.report and observed.report.base_ready):
+    if exports_base(spec) and not (observed.report and observed.report.base_ready):
         return Waiting("WaitingForBase", "waits for the trainer's warm start")
     return None
 
@@ -37,6 +33,6 @@ def trainer_waits_for(spec: JobSpec, observed: Observed) -> Waiting | None:
         return None
     if not observed.task_app.ready:
         return Waiting("WaitingForTaskApp", "waits for the task app")
-    if spec.training.warm_start is None and runs_inference(spec) and not observed.inference.ready:
+    if not exports_base(spec) and runs_inference(spec) and not observed.inference.ready:
         return Waiting("WaitingForInference", "waits for inference")
     return None

@@ -63,7 +63,7 @@ async def test_the_base_is_waited_for_and_absent_without_a_warm_start(
     client: httpx.AsyncClient, bulletin: Bulletin, tmp_path: Path
 ) -> None:
     assert (await client.get("/base/manifest.json", headers=KEY)).status_code == 404
-    bulletin.has_warm_start = True
+    bulletin.exports_base = True
     assert (await client.get("/base/manifest.json", headers=KEY)).status_code == 503
     base = tmp_path / "base"
     base.mkdir()
