@@ -319,6 +319,20 @@ class WarmStart(Model):
     """Turns of a teacher's episode."""
 
 
+class Guards(Model):
+    """Limits at which a run is stopped, with the reason; a limit that is null is not watched."""
+
+    max_mismatch_kl: PositiveFloat | None = Field(default=0.015, alias="maxMismatchKL")
+    """KL divergence between serving and training logprobs of one version, nats per token; checked before every
+    update."""
+    max_invalid_rate: Fraction | None = 0.9
+    """Share of answers without a usable tool call, in each of `patience` iterations."""
+    min_entropy: NonNegativeFloat | None = None
+    """Entropy of the policy, nats per token: not above this in `patience` iterations is a collapse."""
+    patience: PositiveInt = 3
+    """Iterations in a row that must break a limit."""
+
+
 class Training(Model):
     """Iterations, batch and optimizer."""
 
@@ -342,10 +356,6 @@ class Training(Model):
     """Gradient norm clip."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
     """Versions that rollouts may lag behind training; 0 is in step."""
-    max_mismatch_kl: PositiveFloat = 0.015
-    """Alarm on the KL divergence between serving and training logprobs of one version."""
-    stop_on_mismatch: bool = True
-    """End the attempt with an error at the alarm; otherwise only report it."""
     checkpoint_every: PositiveInt = 1
     """Iterations between checkpoints."""
     keep_checkpoints: PositiveInt = 2
@@ -353,6 +363,7 @@ class Training(Model):
     seed: NonNegativeInt = 0
     """Seed of start states, batches and the adapter's initial weights."""
     rewards: Rewards = Rewards()
+    guards: Guards = Guards()
     warm_start: WarmStart | None = None
 
 

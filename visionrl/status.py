@@ -76,6 +76,14 @@ class Progress(Model):
     evaluation: EvaluationProgress = EvaluationProgress()
     mismatch_kl: float | None = Field(default=None, alias="mismatchKL")
     """KL divergence between serving and training logprobs of the last batch."""
+    entropy: float | None = None
+    """Of the policy at its answers' tokens, nats, in the last batch."""
+    clip_fraction: float | None = None
+    """Share of tokens (of answers, for GSPO) whose ratio was clipped in the last updates."""
+    invalid_rate: float | None = None
+    """Share of the last batch's answers without a usable tool call."""
+    grad_norm: float | None = None
+    """Largest gradient norm of the last updates, before clipping."""
     staleness: int | None = None
     """Versions that the last batch lagged behind."""
     sync_seconds: float | None = None

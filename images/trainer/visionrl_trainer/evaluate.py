@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from visionrl.job import JobSpec
-from visionrl.rollout import EnvSpec, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
+from visionrl.job import JobSpec, Model
+from visionrl.rollout import AbortReason, EnvSpec, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
 from visionrl.status import Score
 from visionrl_trainer.sampler import PATIENCE_SECONDS
 from visionrl_trainer.taskapp import TaskApp
@@ -21,26 +20,74 @@ RESAMPLES = 10_000
 ACHIEVEMENTS = 22
 
 
+class EpisodeScore(Model):
+    """One episode of an evaluation."""
+
+    seed: int
+    achievements: int
+    """Unique achievements: the episode's return."""
+    unlocked: tuple[str, ...]
+    turns: int
+    steps: int
+    """Environment steps."""
+    invalid: int
+    """Decisions without a usable tool call."""
+    env_return: float
+    """Crafter's own reward, summed."""
+    aborted: AbortReason | None = None
+    """Why the episode was cut short; it counts with what it had."""
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of one policy on consecutive seeds."""
+    """Scores of one policy."""
 
     policy: str
-    seeds: tuple[int, ...]
-    returns: tuple[float, ...]
-    """Unique achievements of each seed's episode."""
-    rates: dict[str, float]
-    """Share of the episodes that unlocked each achievement."""
-    invalid_rate: float
-    """Share of decisions without a usable tool call."""
-    aborted: int
-    """Episodes that were aborted; they count with what they had."""
-    turns: int
+    episodes: tuple[EpisodeScore, ...]
+    """In the order of the seeds."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(episode.seed for episode in self.episodes)
+
+    @property
+    def returns(self) -> tuple[float, ...]:
+        """Unique achievements of each seed's episode."""
+        return tuple(float(episode.achievements) for episode in self.episodes)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Share of the episodes that unlocked each achievement, the most frequent first."""
+        unlocked = Counter(name for episode in self.episodes for name in episode.unlocked)
+        ranked = sorted(unlocked.items(), key=lambda item: (-item[1], item[0]))
+        return {name: count / len(self.episodes) for name, count in ranked}
+
+    @property
+    def turns(self) -> int:
+        return sum(episode.turns for episode in self.episodes)
+
+    @property
+    def invalid_rate(self) -> float:
+        """Share of decisions without a usable tool call."""
+        return sum(episode.invalid for episode in self.episodes) / max(1, self.turns)
+
+    @property
+    def aborted(self) -> int:
+        return sum(episode.aborted is not None for episode in self.episodes)
 
     @property
     def score(self) -> Score:
-        low, high = bootstrap(self.returns)
-        return Score(mean=float(np.mean(self.returns)), low=low, high=high, episodes=len(self.returns))
+        return interval(self.returns)
+
+    @property
+    def length(self) -> Score:
+        """Environment steps of an episode."""
+        return interval([episode.steps for episode in self.episodes])
+
+    @property
+    def env_return(self) -> Score:
+        """Crafter's own reward of an episode."""
+        return interval([episode.env_return for episode in self.episodes])
 
     def summary(self) -> dict[str, object]:
         """As it stands in ``summary.json``."""
@@ -51,6 +98,8 @@ class EvaluationResult:
             "invalid_rate": self.invalid_rate,
             "aborted": self.aborted,
             "turns": self.turns,
+            "length": self.length.mean,
+            "env_return": self.env_return.mean,
             "rates": self.rates,
             "returns": list(self.returns),
             "first_seed": self.seeds[0],
@@ -66,9 +115,27 @@ async def evaluate(
     on_episode: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
     """Play one episode a seed with this policy. ``run`` names the evaluation and makes it idempotent."""
+    scores = await play_seeds(taskapp, spec, policy, seeds, run, PATIENCE_SECONDS, lambda score, abort: on_episode())
+    return EvaluationResult(policy.config.model or policy.policy_name, tuple(scores))
+
+
+async def play_seeds(
+    taskapp: TaskApp,
+    spec: JobSpec,
+    policy: PolicySpec,
+    seeds: Sequence[int],
+    run: str,
+    patience: float,
+    on_score: Callable[[EpisodeScore, str], None],
+) -> list[EpisodeScore]:
+    """One episode a seed, ``rollout.maxConcurrent`` of them at once; scores in the order of the seeds.
+
+    ``on_score`` gets each score as its episode ends, and why it was aborted (or an empty text). Raises what
+    :meth:`TaskApp.rollout` raises, as a group.
+    """
     slots = asyncio.Semaphore(spec.rollout.max_concurrent)
 
-    async def play(seed: int) -> RolloutResponse:
+    async def play(seed: int) -> EpisodeScore:
         request = RolloutRequest(
             run_id=f"{run}/s{seed}",
             mode="eval",
@@ -79,28 +146,36 @@ async def evaluate(
             safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
         )
         async with slots:
-            response = await taskapp.rollout(request, PATIENCE_SECONDS)
-        on_episode()
-        return response
+            response = await taskapp.rollout(request, patience)
+        score = episode_score(seed, response)
+        on_score(score, response.abort_message or "")
+        return score
 
     async with asyncio.TaskGroup() as tasks:
         played = [tasks.create_task(play(seed)) for seed in seeds]
-    return result(policy.config.model or policy.policy_name, seeds, [task.result() for task in played])
+    return [task.result() for task in played]
 
 
-def result(policy: str, seeds: Sequence[int], responses: Sequence[RolloutResponse]) -> EvaluationResult:
-    """Aggregate the played episodes."""
-    decisions = [decision for response in responses for decision in response.trajectories[0].decisions]
-    unlocked: Counter[str] = Counter(name for decision in decisions for name in decision.unlocked)
-    return EvaluationResult(
-        policy=policy,
-        seeds=tuple(seeds),
-        returns=tuple(response.metrics.episode_returns[0] for response in responses),
-        rates={name: count / len(responses) for name, count in unlocked.most_common()},
-        invalid_rate=sum(not decision.valid for decision in decisions) / max(1, len(decisions)),
-        aborted=sum(response.aborted for response in responses),
+def episode_score(seed: int, response: RolloutResponse) -> EpisodeScore:
+    """What counts of a played episode."""
+    decisions = response.trajectories[0].decisions
+    unlocked = tuple(name for decision in decisions for name in decision.unlocked)
+    return EpisodeScore(
+        seed=seed,
+        achievements=len(unlocked),
+        unlocked=unlocked,
         turns=len(decisions),
+        steps=response.metrics.num_steps,
+        invalid=sum(not decision.valid for decision in decisions),
+        env_return=sum(decision.reward.env for decision in decisions),
+        aborted=response.abort_reason,
     )
+
+
+def interval(values: Sequence[float]) -> Score:
+    """Mean of the values with its bootstrap interval."""
+    low, high = bootstrap(values)
+    return Score(mean=float(np.mean(values)), low=low, high=high, episodes=len(values))
 
 
 def bootstrap(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -116,9 +191,7 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95) -> tuple[float,
 
 def paired_gain(before: Sequence[float], after: Sequence[float]) -> Score:
     """Mean difference of two policies' returns on the same seeds in the same order, with its interval."""
-    gains: NDArray[np.float64] = np.subtract(after, before)
-    low, high = bootstrap(gains.tolist())
-    return Score(mean=float(gains.mean()), low=low, high=high, episodes=len(gains))
+    return interval(np.subtract(after, before).tolist())
 
 
 def crafter_score(rates: dict[str, float]) -> float:

@@ -25,6 +25,7 @@ from visionrl_trainer import evaluate, report
 from visionrl_trainer.base import Preparation
 from visionrl_trainer.batch import Sample, with_advantages
 from visionrl_trainer.checkpoint import Checkpoints, RunState
+from visionrl_trainer.health import check, check_mismatch
 from visionrl_trainer.model import Policy, Vision
 from visionrl_trainer.optim import adapter_optimizer
 from visionrl_trainer.progress import Meter
@@ -36,9 +37,12 @@ from visionrl_trainer.service import Bulletin
 from visionrl_trainer.serving import Serving
 from visionrl_trainer.summary import summarise
 from visionrl_trainer.taskapp import TaskApp
-from visionrl_trainer.update import Mismatch, TrainingDiverged, encode, mismatch, trained_logprobs, update
+from visionrl_trainer.update import Mismatch, encode, mismatch, trained_logprobs, update
 
 logger = logging.getLogger(__name__)
+
+SHOWN = ("mismatch_kl", "entropy", "clip_fraction", "invalid_rate", "grad_norm", "staleness")
+"""Metrics of the last iteration that the status carries too."""
 
 
 async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
@@ -131,6 +135,7 @@ class _Run:
         times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.append_metrics(record)
+        check(self.folder.metrics(), spec.training.guards)
         self._advance(record)
         if self.state.iteration % spec.training.checkpoint_every == 0:
             self._checkpoint()
@@ -161,8 +166,7 @@ class _Run:
         self.meter.iteration(self.state.iteration, total, seconds)
         self.meter.set(
             reward=record["reward"],
-            mismatch_kl=record["mismatch_kl"],
-            staleness=record["staleness"],
+            **{name: record[name] for name in SHOWN},
             sync_seconds=round(self.sync_seconds, 3),
         )
         logger.info(
@@ -179,11 +183,7 @@ class _Run:
         temperature, micro_batch = spec.rollout.policy_config.temperature, spec.training.micro_batch_size
         old = trained_logprobs(self.policy, samples, vision, temperature, micro_batch)
         gap = self._mismatch(batch, samples, old, vision)
-        if gap.kl > spec.training.max_mismatch_kl and spec.training.stop_on_mismatch:
-            raise TrainingDiverged(
-                f"serving and training disagree: KL {gap.kl:.3g} per token exceeds training.maxMismatchKl "
-                f"({spec.training.max_mismatch_kl:g}); largest logprob difference {gap.max_abs:.3g}"
-            )
+        check_mismatch(gap.kl, gap.max_abs, spec.training.guards)
         stats = update(self.policy, self.optimizer, samples, old, vision, spec, self.shuffle)
         episodes = batch.episodes
         returns = [episode.achievements for episode in episodes]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visionrl.job import JobSpec
 from visionrl_trainer.batch import Frame, Sample
+from visionrl_trainer.health import TrainingDiverged
 from visionrl_trainer.losses import LossBatch, policy_loss
 from visionrl_trainer.model import Policy, Vision
 
@@ -41,10 +42,6 @@ class UpdateStats:
     advantage_std: float
     tokens: int
     updates: int
-
-
-class TrainingDiverged(RuntimeError):
-    """The run must stop: serving and training disagree, or a gradient is not finite."""
 
 
 def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, Vision]:

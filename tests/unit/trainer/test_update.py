@@ -9,8 +9,9 @@ import torch
 
 from visionrl.images import frame_hash
 from visionrl.job import Algorithm, JobSpec, PolicyModel, Training
+from visionrl_trainer.health import TrainingDiverged
 from visionrl_trainer.optim import adapter_optimizer
-from visionrl_trainer.update import TrainingDiverged, encode, micro_batches, mismatch, trained_logprobs, update
+from visionrl_trainer.update import encode, micro_batches, mismatch, trained_logprobs, update
 
 pytestmark = pytest.mark.vision
 
