@@ -12,8 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visionrl.job import EnvSettings, NonNegativeInt, PolicySettings, PositiveFloat, PositiveInt, Rewards
 
+PolicyName = Literal["crafter-react", "crafter-scripted", "crafter-random", "crafter-blind"]
+MODEL_POLICY: Literal["crafter-react"] = "crafter-react"
+"""A model behind an inference server."""
 SCRIPTED_POLICY: Literal["crafter-scripted"] = "crafter-scripted"
 """The teacher: reads the simulator's visible window, never offered to a model."""
+RANDOM_POLICY: Literal["crafter-random"] = "crafter-random"
+"""All actions alike."""
+BLIND_POLICY: Literal["crafter-blind"] = "crafter-blind"
+"""The best distribution over actions that never looks."""
 
 Seed = Annotated[int, Field(ge=0, le=2**53)]
 RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:/-]+$")]
@@ -32,7 +39,7 @@ class PolicyConfig(PolicySettings):
     """The job's policy settings plus where the model is and how this call samples."""
 
     model: str = ""
-    """Model or adapter name for the inference server; empty only for the scripted policy."""
+    """Model or adapter name for the inference server; empty only for policies without a model."""
     inference_url: str = ""
     """Base URL of an OpenAI-compatible server, with or without `/v1`; `?cid=…` is echoed as correlation id."""
     supports_vision: bool | None = None
@@ -56,7 +63,7 @@ class EnvSpec(Wire):
 
 
 class PolicySpec(Wire):
-    policy_name: Literal["crafter-react", "crafter-scripted"] = "crafter-react"
+    policy_name: PolicyName = MODEL_POLICY
     config: PolicyConfig = PolicyConfig()
 
 

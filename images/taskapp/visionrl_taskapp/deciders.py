@@ -1,4 +1,4 @@
-"""Who decides: a model behind an inference server, or the scripted teacher."""
+"""Who decides: a model behind an inference server, the scripted teacher, or a player that does not look."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visionrl.rollout import SCRIPTED_POLICY, RolloutRequest, ToolCall
+from visionrl.rollout import BLIND_POLICY, RANDOM_POLICY, SCRIPTED_POLICY, RolloutRequest, ToolCall
 from visionrl.tools import tool_call_text, tool_schema
 from visionrl_taskapp import scripted
+from visionrl_taskapp.blind import blind_plan, random_plan
 from visionrl_taskapp.inference_client import FIRST_CONTACT_S, InferenceClient, completion_body, completion_url
 from visionrl_taskapp.policy import Message
 from visionrl_taskapp.simulation import Observation
 from visionrl_taskapp.toolcalls import InvalidAnswer, call, message_text, parse
 
-# Keeps the perturbations' random stream apart from every other use of an episode's seed.
-_PERTURBATION_STREAM = 1
+# Keep these random streams apart from each other and from every other use of an episode's seed.
+_PERTURBATION_STREAM, _SIGHTLESS_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class Decider(Protocol):
 
 def decider(request: RolloutRequest, inference: InferenceClient) -> Decider:
     """The request's policy, for one episode."""
-    return Teacher(request) if request.policy.policy_name == SCRIPTED_POLICY else ModelPolicy(request, inference)
+    name = request.policy.policy_name
+    if name == SCRIPTED_POLICY:
+        return Teacher(request)
+    return Sightless(request) if name in (RANDOM_POLICY, BLIND_POLICY) else ModelPolicy(request, inference)
 
 
 class ModelPolicy:
@@ -112,3 +116,19 @@ class Teacher:
             label=text,
             finish_reason="stop",
         )
+
+
+class Sightless:
+    """crafter-random and crafter-blind: draw actions without looking; an episode's draws follow from its seed."""
+
+    def __init__(self, request: RolloutRequest) -> None:
+        self._name = request.policy.policy_name
+        self._plan = blind_plan if self._name == BLIND_POLICY else random_plan
+        self._max_actions = request.policy.config.max_actions
+        self._rng = np.random.default_rng((request.env.seed, _SIGHTLESS_STREAM))
+
+    async def decide(self, observation: Observation, messages: Sequence[Message], deadline: float) -> Choice:
+        plan = self._plan(self._max_actions, self._rng)
+        return Choice(
+            text=tool_call_text(plan), calls=(call(plan),), actions=tuple(plan), model=self._name, finish_reason="stop"
+        )  # fmt: skip

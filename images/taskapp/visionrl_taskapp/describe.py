@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from visionrl.checks import Problem
 from visionrl.job import FIRST_TRAINING_SEED, EnvSettings
-from visionrl.rollout import SCRIPTED_POLICY, EnvSpec, Safety
+from visionrl.rollout import EnvSpec, PolicyName, Safety
 from visionrl.tools import TOOL_NAME
 from visionrl_taskapp.rules import ACHIEVEMENTS, ACTIONS
 from visionrl_taskapp.validation import RequestError
@@ -40,7 +40,7 @@ def task_info(seed: int | None = None) -> dict[str, Any]:
         "inference": {
             "api": "OpenAI chat completions",
             "tool": TOOL_NAME,
-            "policies": ["crafter-react", SCRIPTED_POLICY],
+            "policies": list(get_args(PolicyName)),
         },
         "limits": Safety().model_dump(),
         "action_space": {"type": "discrete", "size": len(ACTIONS), "actions": list(ACTIONS)},

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from visionrl.rollout import SCRIPTED_POLICY, RolloutRequest
+from visionrl.rollout import RolloutRequest
 from visionrl_taskapp.answers import BadBodyError, answer, error, parse_json, raw, read_body
 from visionrl_taskapp.auth import KeyGuard
 from visionrl_taskapp.describe import SERVICE, VERSION, seeds_of, task_info
@@ -173,9 +173,10 @@ class TaskApp:
 
 def _summary(episode: Episode) -> str:
     request, abort = episode.request, episode.abort
+    player = request.policy.config.model or request.policy.policy_name
     end = f"aborted: {abort.reason}: {abort.message}" if abort else "ok"
     return (
-        f"episode {request.run_id} seed={request.env.seed} model={request.policy.config.model or SCRIPTED_POLICY!r} "
+        f"episode {request.run_id} seed={request.env.seed} model={player!r} "
         f"turns={len(episode.turns)} achievements={len(episode.unlocked)} {end}"
     )
 

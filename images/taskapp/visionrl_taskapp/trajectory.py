@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionrl.rollout import (
-    SCRIPTED_POLICY,
     AbortReason,
     Decision,
     DecisionSample,
@@ -93,7 +92,7 @@ def response(episode: Episode, trace: dict[str, Any] | None = None) -> RolloutRe
             "mode": request.mode,
             "seed": request.env.seed,
             "policy_name": request.policy.policy_name,
-            "model": config.model or SCRIPTED_POLICY,
+            "model": config.model or request.policy.policy_name,
             "training_session_id": request.training_session_id,
         },
         aborted=abort is not None,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from visionrl.checks import Problem
 from visionrl.jobfile import problems
-from visionrl.rollout import SCRIPTED_POLICY, RolloutRequest
+from visionrl.rollout import MODEL_POLICY, SCRIPTED_POLICY, RolloutRequest
 from visionrl_taskapp.inference_client import completion_url
 from visionrl_taskapp.policy import sends_frames
 from visionrl_taskapp.rules import ACHIEVEMENTS
@@ -31,21 +31,21 @@ def parse_request(data: Any) -> RolloutRequest:
         request = RolloutRequest.model_validate(data)
     except ValidationError as error:
         raise RequestError(list(problems(error, RolloutRequest, by_alias=False))) from None
-    if wrong := [problem for check in (_model, _vision, _sampling, _scripted, _shape) for problem in check(request)]:
+    if wrong := [problem for check in _CHECKS for problem in check(request)]:
         raise RequestError(wrong)
     return request
 
 
 def _model(request: RolloutRequest) -> Iterator[Problem]:
-    config, scripted = request.policy.config, request.policy.policy_name == SCRIPTED_POLICY
-    if not config.model and not scripted:
+    config, needed = request.policy.config, request.policy.policy_name == MODEL_POLICY
+    if not config.model and needed:
         yield Problem("policy.config.model", "required: the model's or adapter's name at the inference server")
     if config.inference_url:
         try:
             completion_url(config.inference_url)
         except ValueError as error:
             yield Problem("policy.config.inference_url", str(error))
-    elif not scripted:
+    elif needed:
         yield Problem("policy.config.inference_url", "required: base URL of an OpenAI-compatible server")
 
 
@@ -73,12 +73,11 @@ def _sampling(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("policy.config.top_k", "must be empty with record.logprobs: it cuts off the distribution")
 
 
-def _scripted(request: RolloutRequest) -> Iterator[Problem]:
-    config = request.policy.config
-    if request.policy.policy_name == SCRIPTED_POLICY:
-        if request.record.logprobs:
-            yield Problem("record.logprobs", f"{SCRIPTED_POLICY} samples no tokens")
-    elif config.perturbation:
+def _without_model(request: RolloutRequest) -> Iterator[Problem]:
+    name = request.policy.policy_name
+    if name != MODEL_POLICY and request.record.logprobs:
+        yield Problem("record.logprobs", f"{name} samples no tokens")
+    if name != SCRIPTED_POLICY and request.policy.config.perturbation:
         yield Problem("policy.config.perturbation", f"only with policy_name {SCRIPTED_POLICY}")
 
 
@@ -95,3 +94,6 @@ def _shape(request: RolloutRequest) -> Iterator[Problem]:
             yield Problem(f"rewards.weights.{name}", f"no achievement; known: {', '.join(ACHIEVEMENTS)}")
     if request.rewards.weights and request.rewards.step_rewards != "per_achievement":
         yield Problem("rewards.weights", "only with step_rewards per_achievement")
+
+
+_CHECKS = (_model, _vision, _sampling, _without_model, _shape)

@@ -19,7 +19,7 @@ from visionrl_taskapp.episode import Services, UnreachableInferenceError, play
 from visionrl_taskapp.inference_client import Answer, InferenceError, UnreachableError
 from visionrl_taskapp.simulation import GREY, Worlds
 from visionrl_taskapp.trajectory import response
-from visionrl_taskapp.validation import parse_request
+from visionrl_taskapp.validation import RequestError, parse_request
 
 WOOD_SEED = 2_000_007
 
@@ -278,7 +278,7 @@ import asyncio, json, sys
 from concurrent.futures import ThreadPoolExecutor
 from visionrl_taskapp.episode import Services, play
 from visionrl_taskapp.simulation import Worlds
-from visionrl_taskapp.validation import parse_request
+from visionrl_taskapp.validation import RequestError, parse_request
 request = parse_request(json.loads(sys.argv[1]))
 episode = asyncio.run(play(request, Services(Worlds(), None, ThreadPoolExecutor(1))))
 print(json.dumps([[t.decision.state_hash, t.decision.images, t.decision.actions] for t in episode.turns]))
@@ -300,3 +300,26 @@ def _states(answer: RolloutResponse):
 
 def _images(answer: RolloutResponse):
     return [decision.images[0] for decision in answer.trajectories[0].decisions]
+
+
+# --- players without eyes
+
+
+@pytest.mark.parametrize("name", ["crafter-random", "crafter-blind"])
+async def test_a_player_that_does_not_look_follows_from_its_seed(services, name):
+    async def actions(seed, control="none"):
+        config = {"max_llm_calls": 6, "max_actions": 4, "image_control": control}
+        request = request_data(policy__policy_name=name, policy__config=config, env__seed=seed)
+        episode = await play(parse_request(request), services(None))
+        assert {turn.decision.model for turn in episode.turns} == {name}
+        assert all(turn.decision.valid and turn.decision.label is None for turn in episode.turns)
+        return [turn.decision.actions for turn in episode.turns]
+
+    assert await actions(WOOD_SEED) == await actions(WOOD_SEED, control="grey")
+    assert await actions(WOOD_SEED) != await actions(WOOD_SEED + 1)
+
+
+async def test_a_blind_player_is_not_perturbed_and_has_no_logprobs():
+    for change in ({"record__logprobs": True}, {"policy__config": {"perturbation": 0.5}}):
+        with pytest.raises(RequestError, match=r"crafter-blind samples no tokens|only with policy_name"):
+            parse_request(request_data(**{"policy__config": {}, **change}, policy__policy_name="crafter-blind"))
