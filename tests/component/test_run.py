@@ -139,6 +139,7 @@ def test_the_run_completes_and_says_what_it_did(finished: Run) -> None:
     assert len(summary["evaluation"]["before"]["returns"]) == 8
     assert {"rollout", "update", "evaluation", "sync"} <= set(summary["seconds"])
     assert (finished.folder / "reward.png").read_bytes().startswith(b"\x89PNG")
+    assert "held-out seed" in (finished.folder / "report.html").read_text()
 
 
 def test_serving_and_training_agree_after_every_version(finished: Run) -> None:

@@ -21,7 +21,7 @@ from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
 from visionrl.job import Job
 from visionrl.part import Part
 from visionrl.status import Score
-from visionrl_trainer import evaluate, report
+from visionrl_trainer import curves, evaluate, film, report
 from visionrl_trainer.base import Preparation
 from visionrl_trainer.batch import Sample, with_advantages
 from visionrl_trainer.checkpoint import Checkpoints, RunState
@@ -238,6 +238,7 @@ class _Run:
             found = await evaluate.evaluate(
                 self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
             )
+            film.save(await film.shoot(self.taskapp, spec, policy, iteration), self.folder.films)
         self.state = self.state.model_copy(
             update={"evaluations": [*self.state.evaluations, {"iteration": iteration, **found.summary()}]}
         )
@@ -270,8 +271,11 @@ class _Run:
             self.meter.evaluation(result["iteration"], score)
 
     def _finish(self) -> None:
-        """Write the summary and the picture."""
-        metrics = self.folder.metrics()
-        self.folder.write_summary(summarise(self.job, self.state, metrics))
-        report.reward_curve(metrics, self.state.evaluations, self.job.name, self.folder.curve_file)
+        """Write the summary, the picture and the report."""
+        metrics, evaluations, name = self.folder.metrics(), self.state.evaluations, self.job.name
+        summary = summarise(self.job, self.state, metrics)
+        self.folder.write_summary(summary)
+        curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
+        films = film.load_all(self.folder.films)
+        report.write_report(name, summary, metrics, evaluations, films, self.folder.report_file)
         self.bulletin.update(phase="Complete", message="")

@@ -10,7 +10,7 @@ from typing import Any
 
 from visionrl.durable import write_atomically
 
-METRICS, SUMMARY, CURVE = "metrics.jsonl", "summary.json", "reward.png"
+METRICS, SUMMARY, CURVE, REPORT = "metrics.jsonl", "summary.json", "reward.png", "report.html"
 
 
 class RunFolder:
@@ -21,7 +21,8 @@ class RunFolder:
         root.mkdir(parents=True, exist_ok=True)
         self.adapters, self.checkpoints, self.base = root / "adapters", root / "checkpoints", root / "base"
         self.warm_start = root / "warm-start" / "checkpoint.pt"
-        self.summary_file, self.curve_file = root / SUMMARY, root / CURVE
+        self.summary_file, self.curve_file, self.report_file = root / SUMMARY, root / CURVE, root / REPORT
+        self.films = root / "films"
 
     def write_config(self, job_json: str) -> None:
         """Keep the job that runs here, as ``config.json``."""

@@ -1,0 +1,68 @@
+"""The report is one page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from visionrl_trainer import film, report
+from visionrl_trainer.film import Film, FilmFrame
+
+SUMMARY = {
+    "iterations": 2,
+    "episodes": 8,
+    "turns": 40,
+    "adapter": "crafter-v000002",
+    "mismatch": {"max_abs": 1e-6},
+    "seconds": {"rollout": 12.0},
+    "evaluation": {"before": {"mean": 1.5, "low": 1.0, "high": 2.0, "episodes": 4}},
+}
+METRICS = [
+    {
+        "iteration": n,
+        "reward": 1.0 + n,
+        "reward_std": 0.5,
+        "episodes": 4,
+        "entropy": 0.5,
+        "clip_fraction": 0.1,
+        "grad_norm": 1.0,
+        "invalid_rate": 0.0,
+        "mismatch_max": 1e-6,
+        "seconds": 3.0,
+    }
+    for n in (1, 2)
+]
+EVALUATIONS = [
+    {"iteration": 0, "mean": 1.5, "low": 1.0, "high": 2.0, "episodes": 4, "rates": {"collect_wood": 0.5}},
+    {"iteration": 2, "mean": 2.5, "low": 2.0, "high": 3.0, "episodes": 4, "rates": {"collect_drink": 1.0}},
+]
+
+
+def a_film(iteration: int) -> Film:
+    frames = [FilmFrame(png="aGVsbG8=", actions=["do", "noop"], unlocked=["collect_wood"], valid=True)]
+    return Film(iteration=iteration, policy="crafter-v000000", seed=3, frames=frames)
+
+
+def test_it_shows_scores_curves_rates_and_films(tmp_path: Path) -> None:
+    report.write_report(
+        "crafter", SUMMARY, METRICS, EVALUATIONS, [a_film(0), a_film(1), a_film(2)], tmp_path / "r.html"
+    )
+    page = (tmp_path / "r.html").read_text()
+    assert "1.50 [1.00, 2.00] on 4 seeds" in page
+    assert page.count("<svg") == 2
+    assert "<td>collect_wood<td>50%<td>0%" in page
+    assert re.findall(r"<h3>iteration (\d)", page) == ["0", "2"]
+    assert "data:image/png;base64,aGVsbG8=" in page
+
+
+def test_nothing_is_loaded_from_elsewhere_and_names_are_escaped(tmp_path: Path) -> None:
+    report.write_report("<b>job</b>", SUMMARY, [], [], [], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "<b>job</b>" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_films_are_kept_by_iteration(tmp_path: Path) -> None:
+    for iteration in (12, 0):
+        film.save(a_film(iteration), tmp_path)
+    assert film.load_all(tmp_path) == [a_film(0), a_film(12)]
