@@ -21,7 +21,25 @@ import numpy as np
 from visionrl.job import FIRST_TRAINING_SEED
 from visionrl_taskapp.rules import ACTIONS
 
-BLIND_PROBABILITIES: Mapping[str, float] = {action: 1 / len(ACTIONS) for action in ACTIONS}
+BLIND_PROBABILITIES: Mapping[str, float] = {
+    "noop": 0.006,
+    "move_left": 0.099,
+    "move_right": 0.001,
+    "move_up": 0.034,
+    "move_down": 0.123,
+    "do": 0.478,
+    "sleep": 0.08,
+    "place_stone": 0.015,
+    "place_table": 0.039,
+    "place_furnace": 0.003,
+    "place_plant": 0.061,
+    "make_wood_pickaxe": 0.011,
+    "make_stone_pickaxe": 0.02,
+    "make_iron_pickaxe": 0.021,
+    "make_wood_sword": 0.003,
+    "make_stone_sword": 0.002,
+    "make_iron_sword": 0.005,
+}
 """Of each action; those that are not named are never taken."""
 
 _TURNS, _ACTIONS_A_TURN = 30, 4

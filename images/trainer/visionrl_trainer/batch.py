@@ -17,6 +17,9 @@ from visionrl_trainer import advantages
 
 Frame = NDArray[np.uint8]
 
+VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""Placeholders that a policy could sample by accident and that no server can serve afterwards: banned."""
+
 
 class SampleRejected(ValueError):
     """A decision that must not be trained on; the message says what disagrees."""
@@ -124,6 +127,26 @@ def read_sample(decision: Decision, expect: ImageTokens, frames: Mapping[str, Fr
     if missing := [digest for digest in decision.images if digest not in frames]:
         raise SampleRejected(f"{where}: image {missing[0][:12]} was not sent")
     return Sample(tuple(prompt), tuple(completion), tuple(logprobs), tuple(decision.images), decision.model)
+
+
+def chains(samples: Sequence[Sample]) -> list[range]:
+    """Runs of consecutive samples whose prompts continue each other token for token, as indices.
+
+    The turns of a segment form one: they can be computed as one row, each answer seeing what it saw when it was
+    sampled. An answer that the chat template renders differently than it was sampled ends the run.
+    """
+    found: list[range] = []
+    for index, sample in enumerate(samples):
+        if found and _continues(samples[index - 1], sample):
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return found
+
+
+def _continues(before: Sample, after: Sample) -> bool:
+    seen = before.prompt_ids + before.completion_ids
+    return after.prompt_ids[: len(seen)] == seen and after.images[: len(before.images)] == before.images
 
 
 def _checked_frame(digest: str, encoded: str) -> Frame:

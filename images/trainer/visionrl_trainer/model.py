@@ -21,12 +21,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from visionrl.job import Lora
-from visionrl_trainer.batch import Frame, ImageTokens, Sample
+from visionrl_trainer.batch import VISION_TOKENS, Frame, ImageTokens, Sample, chains
 
 # Linear layers of the language model that vLLM serves adapters on.
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Placeholders that the policy could sample by accident and that no server can serve afterwards.
-VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 BANNED_BIAS = -100.0
 
 
@@ -51,12 +49,14 @@ class Vision:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples collated into right-padded rows; causal attention never looks at the padding."""
+    """Chains of samples as right-padded rows; causal attention never looks at the padding."""
 
     ids_NL: Tensor
     positions_3NL: Tensor
     visual_NL: Tensor
     """Where the placeholders are."""
+    images: tuple[str, ...]
+    """Hashes of the frames, in the order of their placeholders."""
     row_T: Tensor
     """Row of every completion token."""
     predicts_T: Tensor
@@ -189,7 +189,7 @@ class Policy:
         """Log-probability of every sampled token and the entropy there, both [T], under ``temperature`` and the
         banned tokens, exactly as the server processes its logits. ``vision`` has the features by hash."""
         rows = self.collate(samples)
-        features = [vision[digest] for sample in samples for digest in sample.images]
+        features = [vision[digest] for digest in rows.images]
         hidden_NLH = self._hidden(rows, features)
         logits_TV = self.model.lm_head(hidden_NLH[rows.row_T, rows.predicts_T]).float()
         logprobs_TV = ((logits_TV + self._bias) / (temperature or 1.0)).log_softmax(dim=-1)
@@ -197,28 +197,30 @@ class Policy:
         return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
 
     def collate(self, samples: Sequence[Sample]) -> Rows:
-        """Right-padded rows of the samples."""
-        lengths = [len(sample.prompt_ids) + len(sample.completion_ids) for sample in samples]
-        pad = self.model.config.text_config.pad_token_id or 0
-        ids_NL = torch.full((len(samples), max(lengths)), pad)
-        positions_3NL = torch.zeros(3, len(samples), max(lengths), dtype=torch.long)
+        """Right-padded rows: one for each chain of samples (:func:`visionrl_trainer.batch.chains`)."""
+        runs = chains(samples)
+        texts = [samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids for run in runs]
+        longest = max(len(text) for text in texts)
+        ids_NL = torch.full((len(runs), longest), self.model.config.text_config.pad_token_id or 0)
+        positions_3NL = torch.zeros(3, len(runs), longest, dtype=torch.long)
         row: list[int] = []
         predicts: list[int] = []
         targets: list[int] = []
-        for n, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            ids = torch.tensor(sample.prompt_ids + sample.completion_ids)
-            ids_NL[n, :length] = ids
-            positions_3NL[:, n, :length] = self._positions_of(ids)
-            start = len(sample.prompt_ids) - 1
-            row += [n] * len(sample.completion_ids)
-            predicts += range(start, start + len(sample.completion_ids))
-            targets += sample.completion_ids
+        for n, (run, text) in enumerate(zip(runs, texts, strict=True)):
+            ids = torch.tensor(text)
+            ids_NL[n, : len(ids)] = ids
+            positions_3NL[:, n, : len(ids)] = self._positions_of(ids)
+            for sample in samples[run.start : run.stop]:
+                start, count = len(sample.prompt_ids) - 1, len(sample.completion_ids)
+                row += [n] * count
+                predicts += range(start, start + count)
+                targets += sample.completion_ids
         ids_NL = ids_NL.to(self.device)
-        # Padding may share the placeholder's id only by a broken tokenizer; samples never hold it in completions.
         return Rows(
             ids_NL,
             positions_3NL.to(self.device),
             ids_NL == self.model.config.image_token_id,
+            tuple(digest for run in runs for digest in samples[run[-1]].images),
             *(torch.tensor(values, device=self.device) for values in (row, predicts, targets)),
         )
 

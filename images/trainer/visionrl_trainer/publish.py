@@ -6,9 +6,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionrl.durable import fsync, sha256
-from visionrl_trainer.model import Policy
+
+if TYPE_CHECKING:  # it brings torch: serving files needs none of it
+    from visionrl_trainer.model import Policy
 
 MANIFEST = "manifest.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
