@@ -141,10 +141,10 @@ def _vision(spec: JobSpec) -> Iterator[Problem]:
         )
     if policy.use_vision and spec.model.supports_vision is False:
         yield Problem("spec.rollout.policyConfig.useVision", "is true, but model.supportsVision is false")
-    if uses_vision(spec) and images < 1:
+    if uses_vision(spec) and images < policy.segment_turns:
         yield Problem(
             "spec.inference.vllm.limitMmPerPrompt.image",
-            "must be at least 1: the policy sends one frame a prompt",
+            f"must be at least {policy.segment_turns}: the policy sends that many frames a prompt (segmentTurns)",
         )
     if spec.model.base == "tiny":
         merge = spec.model.tiny.spatial_merge_size if spec.model.tiny else 1

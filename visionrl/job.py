@@ -255,6 +255,9 @@ class PolicySettings(Model):
     """Actions that one tool call may carry."""
     history_turns: Annotated[int, Field(ge=0, le=64)] = 1
     """Former answers that stay in the prompt as the model's own turns (without their frames)."""
+    segment_turns: Annotated[int, Field(ge=1, le=64)] = 1
+    """Turns that share a prompt: within a segment, frames and answers stay and each prompt continues the one before;
+    then the context starts afresh. 1 is one frame a prompt. A segment is trained as one row."""
     system_prompt: str | None = None
     """Replaces the built-in prompt (rules, strategy, tool use)."""
     turn_timeout_s: PositiveFloat = 120.0

@@ -18,7 +18,7 @@ from visionrl.checks import Problem
 from visionrl.rollout import AbortReason, Decision, RolloutRequest, Timings
 from visionrl_taskapp.deciders import Choice, decider
 from visionrl_taskapp.inference_client import InferenceClient, InferenceError, UnreachableError
-from visionrl_taskapp.policy import Message, build_messages, without_pixels
+from visionrl_taskapp.policy import Frame, Message, PastTurn, build_messages, frames_of, with_pixels
 from visionrl_taskapp.rewards import decision_reward
 from visionrl_taskapp.simulation import Observation, Outcome, Simulation, Worlds
 from visionrl_taskapp.trajectory import Abort, Episode, Turn
@@ -83,7 +83,7 @@ class _Player:
         self._keep_images = services.keep_images or record.images or inline
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + request.safety.max_time_s
-        self._answers: list[str] = []
+        self._past: list[PastTurn] = []
         self.turns: list[Turn] = []
         self.ops = 0
 
@@ -97,9 +97,11 @@ class _Player:
             if self.ops + 2 > self._request.safety.max_ops:
                 return self._out_of_ops()
             turn_watch = _Stopwatch()
-            messages = build_messages(self._request.policy.config, self._answers, observation.frame, observation.text)
+            config = self._request.policy.config
+            messages = build_messages(config, self._past, observation.frame, observation.text)
+            frames = frames_of(config, self._past, observation.frame)
             decision_watch = _Stopwatch()
-            choice = await self._decide(observation, messages)
+            choice = await self._decide(observation, with_pixels(messages, frames))
             if isinstance(choice, Abort):
                 return choice
             decision_ms = decision_watch.ms()
@@ -115,7 +117,7 @@ class _Player:
                 env_step_ms=env_ms,
                 overhead_ms=turn_watch.ms() - decision_ms - env_ms,
             )
-            self._record(observation, messages, choice, outcome, timings)
+            self._record(observation, messages, frames, choice, outcome, timings)
             if len(actions) < len(choice.actions) and not outcome.done:
                 return self._out_of_ops()
             observation = following
@@ -138,14 +140,19 @@ class _Player:
             return Abort("inference_error", str(error))
 
     def _record(
-        self, observation: Observation, messages: list[Message], choice: Choice, outcome: Outcome, timings: Timings
+        self,
+        observation: Observation,
+        messages: list[Message],
+        frames: list[Frame],
+        choice: Choice,
+        outcome: Outcome,
+        timings: Timings,
     ) -> None:
         request, frame = self._request, observation.frame
-        prompt = without_pixels(messages, frame)
         valid = choice.error is None
         decision = Decision(
             index=len(self.turns),
-            images=[frame.sha256] if frame else [],
+            images=[shown.sha256 for shown in frames],
             text=choice.text,
             tool_calls=list(choice.calls),
             valid=valid,
@@ -160,14 +167,14 @@ class _Player:
             token_ids=choice.token_ids,
             logprobs=choice.logprobs,
             state_hash=observation.state_hash,
-            messages=prompt if request.record.messages else None,
+            messages=messages if request.record.messages else None,
             label=choice.label,
             timings=timings,
         )
         self.turns.append(
             Turn(
                 decision=decision,
-                messages=prompt,
+                messages=messages,
                 frame=frame if self._keep_images else frame and replace(frame, png=b""),
                 inventory=dict(observation.view.inventory),
                 text=observation.text,
@@ -178,7 +185,7 @@ class _Player:
                 ended=time.time(),
             )
         )
-        self._answers.append(choice.text)
+        self._past.append(PastTurn(frame, observation.text, choice.text))
 
     def _out_of_ops(self) -> Abort:
         return Abort("max_ops", f"safety.max_ops ({self._request.safety.max_ops}) reached after {self.ops} operations")

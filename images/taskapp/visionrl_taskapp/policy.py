@@ -1,8 +1,9 @@
 """crafter-react: what the model is told, shown and offered.
 
-The built-in prompt states the rules of the installed Crafter (`rules()`), a strategy and the tool. One frame a
-prompt: former answers stay as the model's own turns, their frames are replaced by a short text, so that the roles
-alternate as chat templates want them to and a prompt's length is bounded.
+The built-in prompt states the rules of the installed Crafter (`rules()`), a strategy and the tool. The context
+is one frame, or a segment of turns that grows and then starts afresh. Answers from before it stay as the model's own
+turns, their frames replaced by a short text: the roles alternate as chat templates want them to, and a prompt's
+length is bounded.
 """
 
 from __future__ import annotations
@@ -43,38 +44,67 @@ def sends_frames(config: PolicyConfig) -> bool:
     return not config.model or takes_images(config.model)
 
 
-def build_messages(
-    config: PolicyConfig, history: Sequence[str], frame: Frame | None, state_text: str | None
-) -> list[Message]:
-    """The prompt of one decision, images as PNG data URLs.
+@dataclass(frozen=True)
+class PastTurn:
+    """What a former prompt showed last, and the answer to it."""
 
-    `history` holds the episode's former answers, oldest first; the last `history_turns` of them are shown. A text
-    policy passes no frame and gets string contents; in image-only mode `state_text` is None.
+    frame: Frame | None
+    text: str | None
+    answer: str
+
+
+def build_messages(
+    config: PolicyConfig, history: Sequence[PastTurn], frame: Frame | None, state_text: str | None
+) -> list[Message]:
+    """The prompt of one decision, images by hash: ``{"type": "image", "sha256": …}``.
+
+    `history` holds the episode's former turns, oldest first. Those of the current segment are shown whole, so the
+    prompt continues the segment's last one; of those before it, the last `history_turns` answers are shown without
+    their frames. A text policy passes no frame and gets string contents; in image-only mode `state_text` is None.
     """
     prompt = system_prompt(config) if config.system_prompt is None else config.system_prompt
     messages: list[Message] = [{"role": "system", "content": prompt}] if prompt else []
-    placeholder = EARLIER_STATE if frame is None else EARLIER_FRAME
-    for answer in history[len(history) - min(config.history_turns, len(history)) :]:
-        messages.append({"role": "user", "content": placeholder})
-        messages.append({"role": "assistant", "content": answer})
+    start = segment_start(config, len(history))
+    for past in history[start - min(config.history_turns, start) : start]:
+        messages.append({"role": "user", "content": EARLIER_STATE if past.frame is None else EARLIER_FRAME})
+        messages.append({"role": "assistant", "content": past.answer})
+    for past in history[start:]:
+        messages.append({"role": "user", "content": _observation(past.frame, past.text)})
+        messages.append({"role": "assistant", "content": past.answer})
     messages.append({"role": "user", "content": _observation(frame, state_text)})
     return messages
 
 
-def without_pixels(messages: Sequence[Message], frame: Frame | None) -> list[Message]:
-    """The same messages with the frame named by its hash instead of carried."""
-    if frame is None:
-        return list(messages)
-    *earlier, last = messages
-    parts = [{"type": "image", "sha256": frame.sha256} if p["type"] == "image_url" else p for p in last["content"]]
-    return [*earlier, {**last, "content": parts}]
+def frames_of(config: PolicyConfig, history: Sequence[PastTurn], frame: Frame | None) -> list[Frame]:
+    """The frames of that prompt, in order."""
+    shown = [past.frame for past in history[segment_start(config, len(history)) :]]
+    return [image for image in (*shown, frame) if image is not None]
+
+
+def segment_start(config: PolicyConfig, turn: int) -> int:
+    """First turn of the segment that this turn belongs to."""
+    return turn - turn % config.segment_turns
+
+
+def with_pixels(messages: Sequence[Message], frames: Sequence[Frame]) -> list[Message]:
+    """The same messages with each image as a PNG data URL, as a server takes it."""
+    urls = {frame.sha256: f"data:image/png;base64,{base64.b64encode(frame.png).decode()}" for frame in frames}
+
+    def part(content: Message) -> Message:
+        if content["type"] != "image":
+            return content
+        return {"type": "image_url", "image_url": {"url": urls[content["sha256"]]}}
+
+    return [
+        message if isinstance(message["content"], str) else {**message, "content": list(map(part, message["content"]))}
+        for message in messages
+    ]
 
 
 def _observation(frame: Frame | None, state_text: str | None) -> str | list[Message]:
     if frame is None:
         return state_text or ""
-    url = f"data:image/png;base64,{base64.b64encode(frame.png).decode()}"
-    image = {"type": "image_url", "image_url": {"url": url}}
+    image = {"type": "image", "sha256": frame.sha256}
     return [{"type": "text", "text": state_text}, image] if state_text is not None else [image]
 
 
@@ -84,7 +114,11 @@ def _observation(frame: Frame | None, state_text: str | None) -> str | list[Mess
 def system_prompt(config: PolicyConfig) -> str:
     """Rules, strategy and tool use, for this configuration."""
     seen = _IMAGE_GUIDE if sends_frames(config) else _TEXT_GUIDE
-    last = "You see only the current situation, so decide from it alone."
+    last = (
+        "You see only the current situation, so decide from it alone."
+        if config.segment_turns == 1
+        else "What came last is the current situation."
+    )
     return "\n\n".join(
         (
             "You play Crafter, a survival game on a grid. Unlock as many different achievements as you can; each "

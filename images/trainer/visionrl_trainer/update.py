@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visionrl.job import JobSpec
-from visionrl_trainer.batch import Frame, Sample
+from visionrl_trainer.batch import Frame, Sample, chains
 from visionrl_trainer.health import TrainingDiverged
 from visionrl_trainer.losses import LossBatch, policy_loss
 from visionrl_trainer.model import Policy, Vision
@@ -61,7 +61,7 @@ def trained_logprobs(
     """Logprobs of each sample's completion under the policy as it is, without gradient."""
     found: list[Tensor] = [torch.empty(0)] * len(samples)
     with torch.no_grad():
-        for indices in micro_batches(range(len(samples)), samples, micro_batch):
+        for indices in micro_batches(chains(samples), samples, micro_batch):
             rows = [samples[index] for index in indices]
             logprobs_T, _ = policy.logprobs(rows, vision, temperature)
             for index, values in zip(indices, logprobs_T.split([len(row.completion_ids) for row in rows]), strict=True):
@@ -96,12 +96,13 @@ def update(
     not finite; the weights are then still those of the last step.
     """
     training, temperature = spec.training, spec.rollout.policy_config.temperature
-    order = torch.randperm(len(samples), generator=shuffle).tolist()
+    runs = chains(samples)
+    order = torch.randperm(len(runs), generator=shuffle)
     parameters = [parameter for _, parameter in policy.trainable()]
     totals = _Totals()
-    for step in torch.tensor(order).tensor_split(min(training.updates_per_iteration, len(samples))):
-        chosen = step.tolist()
-        tokens = sum(len(samples[index].completion_ids) for index in chosen)
+    for step in order.tensor_split(min(training.updates_per_iteration, len(runs))):
+        chosen = [runs[index] for index in step.tolist()]
+        tokens = sum(len(samples[index].completion_ids) for run in chosen for index in run)
         optimizer.zero_grad(set_to_none=True)
         for indices in micro_batches(chosen, samples, training.micro_batch_size):
             rows = [samples[index] for index in indices]
@@ -113,7 +114,7 @@ def update(
                 serving_logprobs_T=torch.tensor([v for row in rows for v in row.logprobs], device=policy.device),
                 advantages_N=torch.tensor([row.advantage for row in rows], device=policy.device),
                 row_T=torch.arange(len(rows), device=policy.device).repeat_interleave(lengths_N),
-                rows=len(chosen),
+                rows=sum(len(run) for run in chosen),
                 tokens=tokens,
                 longest=spec.rollout.policy_config.max_tokens,
                 base_logprobs_T=_base_logprobs(policy, rows, vision, spec),
@@ -131,11 +132,17 @@ def update(
     return totals.stats(float(advantages_N.std(unbiased=False)))
 
 
-def micro_batches(indices: Sequence[int], samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
-    """Indices in chunks of at most ``size`` rows, rows of like length together: little padding."""
-    by_length = sorted(indices, key=lambda i: len(samples[i].prompt_ids) + len(samples[i].completion_ids))
-    for start in range(0, len(by_length), size):
-        yield by_length[start : start + size]
+def micro_batches(runs: Sequence[range], samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
+    """Indices of whole chains in groups of at most ``size`` samples (a longer chain stands alone), chains of like
+    length together: little padding."""
+    group: list[int] = []
+    for run in sorted(runs, key=lambda run: len(samples[run[-1]].prompt_ids) + len(samples[run[-1]].completion_ids)):
+        if group and len(group) + len(run) > size:
+            yield group
+            group = []
+        group += run
+    if group:
+        yield group
 
 
 def _base_logprobs(

@@ -13,15 +13,21 @@ from visionrl_taskapp.png import encode_png
 from visionrl_taskapp.policy import (
     EARLIER_FRAME,
     Frame,
+    PastTurn,
     build_messages,
+    frames_of,
     sends_frames,
     state_text,
     system_prompt,
-    without_pixels,
+    with_pixels,
 )
 from visionrl_taskapp.rules import ACTIONS, rules
 
 FRAME = Frame("ab" * 32, b"\x89PNG")
+
+
+def past(*answers: str, frame: Frame | None = FRAME, text: str | None = None) -> list[PastTurn]:
+    return [PastTurn(frame, text, answer) for answer in answers]
 
 
 def config(**settings) -> PolicyConfig:
@@ -47,7 +53,7 @@ def test_frames_are_sent_by_explicit_wish_then_by_support_then_by_name(model, ex
 
 
 def test_an_image_only_prompt_is_the_system_prompt_and_the_frame_alone():
-    system, user = build_messages(config(history_turns=0), ["an answer"], FRAME, None)
+    system, user = with_pixels(build_messages(config(history_turns=0), past("an answer"), FRAME, None), [FRAME])
     assert system["role"] == "system"
     assert [part["type"] for part in user["content"]] == ["image_url"]
     url = user["content"][0]["image_url"]["url"]
@@ -56,18 +62,17 @@ def test_an_image_only_prompt_is_the_system_prompt_and_the_frame_alone():
 
 def test_a_vision_prompt_with_state_has_text_before_the_image():
     user = build_messages(config(image_only_mode=False), [], FRAME, "Vitals: 9")[-1]
-    assert [part["type"] for part in user["content"]] == ["text", "image_url"]
-    assert user["content"][0]["text"] == "Vitals: 9"
+    assert user["content"] == [{"type": "text", "text": "Vitals: 9"}, {"type": "image", "sha256": FRAME.sha256}]
 
 
 def test_a_text_prompt_is_a_string():
-    messages = build_messages(config(model="gpt-3.5"), ["one"], None, "Vitals: 9")
+    messages = build_messages(config(model="gpt-3.5"), past("one", frame=None, text="Vitals: 8"), None, "Vitals: 9")
     assert all(isinstance(message["content"], str) for message in messages)
     assert messages[-1] == {"role": "user", "content": "Vitals: 9"}
 
 
 def test_former_answers_stay_as_the_models_own_words_without_their_frames():
-    messages = build_messages(config(history_turns=2), ["first", "second", "third"], FRAME, None)
+    messages = build_messages(config(history_turns=2), past("first", "second", "third"), FRAME, None)
     assert [(m["role"], m["content"]) for m in messages[1:-1]] == [
         ("user", EARLIER_FRAME),
         ("assistant", "second"),
@@ -79,7 +84,7 @@ def test_former_answers_stay_as_the_models_own_words_without_their_frames():
 @given(st.lists(st.text(min_size=1), max_size=6), st.integers(0, 8), st.booleans())
 def test_roles_alternate_and_one_image_is_sent_whatever_the_history(history, turns, with_prompt):
     prompt = None if with_prompt else ""
-    messages = build_messages(config(history_turns=turns, system_prompt=prompt), history, FRAME, None)
+    messages = build_messages(config(history_turns=turns, system_prompt=prompt), past(*history), FRAME, None)
     if with_prompt:
         assert messages.pop(0)["role"] == "system"
     assert [m["role"] for m in messages] == ["user", "assistant"] * min(turns, len(history)) + ["user"]
@@ -90,12 +95,30 @@ def test_the_jobs_system_prompt_replaces_the_built_in_one():
     assert build_messages(config(system_prompt="Play."), [], FRAME, None)[0] == {"role": "system", "content": "Play."}
 
 
-def test_recorded_messages_name_the_image_by_its_hash():
-    messages = build_messages(config(image_only_mode=False), ["x"], FRAME, "state")
-    recorded = without_pixels(messages, FRAME)
-    assert recorded[:-1] == messages[:-1]
-    assert recorded[-1]["content"] == [{"type": "text", "text": "state"}, {"type": "image", "sha256": FRAME.sha256}]
-    assert "image_url" in messages[-1]["content"][1], "the messages that are sent keep their pixels"
+def test_pixels_are_added_for_the_server_and_the_record_keeps_hashes():
+    recorded = build_messages(config(image_only_mode=False), past("x"), FRAME, "state")
+    sent = with_pixels(recorded, [FRAME])
+    assert sent[:-1] == recorded[:-1]
+    assert [part["type"] for part in sent[-1]["content"]] == ["text", "image_url"]
+    assert recorded[-1]["content"][1] == {"type": "image", "sha256": FRAME.sha256}
+
+
+@given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 12))
+def test_within_a_segment_each_prompt_continues_the_one_before_then_the_context_starts_afresh(turns, former, length):
+    settings = config(segment_turns=turns, history_turns=former)
+    history: list[PastTurn] = []
+    before: list[dict] = []
+    for turn in range(length):
+        frame = Frame(f"{turn:064x}", b"")
+        messages = build_messages(settings, history, frame, None)
+        frames = frames_of(settings, history, frame)
+        assert [f.sha256 for f in frames] == [f"{t:064x}" for t in range(turn - turn % turns, turn + 1)]
+        assert sum(isinstance(m["content"], list) for m in messages) == len(frames) <= turns
+        if turn % turns:
+            assert messages[: len(before)] == before
+            assert messages[len(before)] == {"role": "assistant", "content": f"answer {turn - 1}"}
+        history.append(PastTurn(frame, None, f"answer {turn}"))
+        before = messages
 
 
 def test_the_frame_that_is_sent_is_lossless():
@@ -103,7 +126,7 @@ def test_the_frame_that_is_sent_is_lossless():
     env.reset(1)
     pixels = env.render()
     frame = Frame(frame_hash(pixels), encode_png(pixels))
-    url = build_messages(config(), [], frame, None)[-1]["content"][0]["image_url"]["url"]
+    url = with_pixels(build_messages(config(), [], frame, None), [frame])[-1]["content"][0]["image_url"]["url"]
     assert frame_hash(decode_png(base64.b64decode(url.partition(",")[2]))) == frame.sha256
 
 

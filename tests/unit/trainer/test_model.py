@@ -118,3 +118,39 @@ def test_only_the_language_models_linears_are_trained(policy) -> None:
     names = [name for name, _ in policy.trainable()]
     assert names
     assert all("language_model.layers" in name and "lora_" in name for name in names)
+
+
+@pytest.fixture
+def segment(policy, samples, frames) -> list[Sample]:
+    """Four turns that share a growing prompt, then one that starts afresh."""
+    tokenizer = policy.processor.tokenizer
+    between = tuple(
+        tokenizer.encode("\n<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 81 + "<|vision_end|><|im_end|>\n")
+    ) + tuple(tokenizer.encode("<|im_start|>assistant\n"))
+    turns = [samples[0]]
+    for sample in samples[1:]:
+        seen = turns[-1].prompt_ids + turns[-1].completion_ids
+        images = turns[-1].images + sample.images
+        turns.append(Sample(seen + between, sample.completion_ids, (), images, sample.model))
+    return [*turns, samples[0]]
+
+
+def test_the_turns_of_a_segment_are_one_row(policy, segment) -> None:
+    rows = policy.collate(segment)
+    assert len(rows.ids_NL) == 2
+    assert len(rows.images) == 5
+
+
+def test_a_segment_has_the_same_logprobs_as_one_row_and_turn_by_turn(policy, segment, frames) -> None:
+    disturb(policy)
+    vision = see(policy, frames)
+    with torch.no_grad():
+        together, _ = policy.logprobs(segment, vision, 1.0)
+        apart = torch.cat([policy.logprobs([turn], vision, 1.0)[0] for turn in segment])
+    torch.testing.assert_close(together, apart, rtol=0, atol=5e-6)
+
+
+def test_an_answer_that_reads_differently_in_the_next_prompt_ends_the_row(policy, segment) -> None:
+    first, second, *_ = segment
+    altered = Sample(first.prompt_ids, (*first.completion_ids[:-2], 7, first.completion_ids[-1]), (), first.images, "m")
+    assert len(policy.collate([altered, second]).ids_NL) == 2

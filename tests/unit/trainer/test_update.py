@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(policy, p
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, policy.trainable(), strict=True))
 
 
-def test_micro_batches_cover_every_row_once(samples) -> None:
-    chunks = list(micro_batches([0, 2, 3], samples, 2))
-    assert sorted(index for chunk in chunks for index in chunk) == [0, 2, 3]
-    assert all(len(chunk) <= 2 for chunk in chunks)
+def test_micro_batches_cover_every_sample_once_and_keep_chains_together(samples) -> None:
+    groups = list(micro_batches([range(0, 1), range(1, 4)], samples, 2))
+    assert sorted(map(sorted, groups)) == [[0], [1, 2, 3]]
+    assert list(micro_batches([range(0, 1), range(1, 2)], samples, 2)) == [[0, 1]]
