@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
-from visionrl.cli.extras import operator_packages
+from visionrl.cli.extras import needed_packages
 from visionrl.jobfile import JobFileError, load_job
 
 HELP = "print the Kubernetes objects of a job"
@@ -57,7 +57,7 @@ def command(options: argparse.Namespace) -> int:
 
 def rendered(file: Path, namespace: str | None) -> list[dict[str, Any]]:
     """The objects of the job in a file, the key masked."""
-    with operator_packages("render"):
+    with needed_packages("render"):
         from visionrl_operator.children import all_children
         from visionrl_operator.children.common import Owner
     job = load_job(file)

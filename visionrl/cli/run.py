@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visionrl.cli.extras import operator_packages
+from visionrl.cli.extras import needed_packages
 
 HELP = "run a job on this machine"
 DESCRIPTION = """Run a job on this machine: task app, inference server and trainer as processes.
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    with operator_packages("run"):
+    with needed_packages("run"):
         from visionrl_operator.local.run import RunOptions, run
     return run(
         RunOptions(options.file, runs=options.runs, port=options.port, fresh=options.fresh, as_json=options.json)
