@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from visionrl.status import JobStatus
 from visionrl_operator.api import Api, ApiError
 from visionrl_operator.apply import Applier, NameTaken
-from visionrl_operator.children.common import Owner, Ref, part_name, ref
+from visionrl_operator.children.common import Manifest, Owner, Ref, part_name, ref
 from visionrl_operator.children.config import KEY_FILE, key_name
 from visionrl_operator.clock import moment
 from visionrl_operator.decide import Decision, decide
@@ -32,6 +33,7 @@ SECRET_CHECK_SECONDS = 300.0
 # A Job without a pod for this long probably cannot make one.
 PODLESS_SECONDS = 3.0
 PODLESS_CHECK_SECONDS = 30.0
+STAGE = {"Secret": 0, "ConfigMap": 0, "Deployment": 2, "Job": 2}
 
 logger = logging.getLogger(__name__)
 
@@ -141,17 +143,23 @@ class Reconciler:
             return
         for target in decision.deletions:
             await self._applier.delete(owner, target)
-        for child in decision.children:
-            try:
-                await self._applier.apply(owner, child)
-            except (ApiError, NameTaken) as error:
-                why = error.message if isinstance(error, ApiError) else str(error)
-                self._refusals[job.uid] = f"cannot make {ref(child)}: {why}"
-                raise
-            if child["kind"] == "Secret":
-                self._secret_seen[job.uid] = time.monotonic()
+        for stage in _stages(decision.children):
+            done = await asyncio.gather(*(self._apply(job, child) for child in stage), return_exceptions=True)
+            for problem in done:
+                if problem is not None:
+                    raise problem
         if decision.children:
             self._refusals.pop(job.uid, None)
+
+    async def _apply(self, job: StoredJob, child: Manifest) -> None:
+        try:
+            await self._applier.apply(job.object.owner, child)
+        except (ApiError, NameTaken) as error:
+            why = error.message if isinstance(error, ApiError) else str(error)
+            self._refusals[job.uid] = f"cannot make {ref(child)}: {why}"
+            raise
+        if child["kind"] == "Secret":
+            self._secret_seen[job.uid] = time.monotonic()
 
     def _with_refusal(self, job: StoredJob, status: JobStatus) -> JobStatus:
         """The status with what kept the last pass from making a child, as the reason."""
@@ -177,6 +185,19 @@ class Reconciler:
                 await self._api.create(EVENT, owner.namespace, event(owner, item, now))
             except ApiError as error:
                 logger.warning("%s/%s: event %s is lost: %s", owner.namespace, owner.name, item.reason, error)
+
+
+def _stages(children: Sequence[Manifest]) -> Iterator[list[Manifest]]:
+    """In the given order, but together what does not need each other: what pods mount comes first, then addresses
+    and policies, then pods."""
+    stage: list[Manifest] = []
+    for child in children:
+        if stage and STAGE.get(child["kind"], 1) != STAGE.get(stage[-1]["kind"], 1):
+            yield stage
+            stage = []
+        stage.append(child)
+    if stage:
+        yield stage
 
 
 async def read_key(api: Api, store: Store, key: Key) -> str | None:

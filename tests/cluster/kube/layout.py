@@ -19,7 +19,7 @@ class Cluster:
     """Two clusters with different names and address ranges can run at once.
 
     name: at most 10 lower-case letters and digits, for a network link may be called 15 characters.
-    network: a /16, shared out as: the link to the host .0.0/30, pods .1.0/24, Services .2.0/24.
+    network: a /16, shared out as: the link to the host .0.0/30, pods .1.0/24, Services .16.0/20.
     root: the work folder; all of the cluster's files, removed with it.
     """
 
@@ -51,7 +51,7 @@ class Cluster:
 
     @property
     def services(self) -> IPv4Network:
-        return self._subnet(2, 24)
+        return self._subnet(16, 20)
 
     @property
     def host_address(self) -> IPv4Address:

@@ -1,0 +1,325 @@
+"""The operator under many jobs, against a real API server without a node: ``python -m tests.bench.operator``.
+
+Applies jobs one at a time, then all at once, and measures from the answer to each POST until a watch of our own has
+shown all of the job's first children. Then it counts what a quiet cluster makes the operator write, and how long a
+restarted operator takes to know all jobs again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from tests.cluster.kube import cluster as kube_cluster
+from tests.cluster.kube.layout import Cluster
+from tests.support.jobs import document
+from tests.support.operator import Operator, free_port
+from visionrl_operator.api import Api, KubernetesTransport
+from visionrl_operator.crd import crd
+from visionrl_operator.kinds import CHILD_SELECTOR, CHILDREN, JOB
+
+NAMESPACE = "bench"
+# What a job without a warm start gets at once, Secrets aside (they are made first, and not watched by label here).
+FIRST_CHILDREN = {"ConfigMap": 1, "NetworkPolicy": 2, "Service": 3, "Deployment": 2}
+SERVERS = ("kube-apiserver", "etcd", "kube-controller", "kube-scheduler")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Results:
+    """Seconds, except where the name says otherwise."""
+
+    jobs: int
+    single_p50: float = 0.0
+    single_p99: float = 0.0
+    all_children: float = 0.0
+    each_p50: float = 0.0
+    each_p99: float = 0.0
+    posting: float = 0.0
+    writes_per_job: float = 0.0
+    settled: float = 0.0
+    quiet_writes_per_minute: float = 0.0
+    rss_mib: float = 0.0
+    restart: float = 0.0
+    restart_writes: int = 0
+    cpu_operator: float = 0.0
+    cpu_apiserver: float = 0.0
+    cpu_etcd: float = 0.0
+    cpu_controllers: float = 0.0
+    cpu_others: float = 0.0
+    cores: int = 0
+    load_before: float = 0.0
+
+
+class Arrivals:
+    """When each job had all of its first children."""
+
+    def __init__(self) -> None:
+        self.complete: dict[str, float] = {}
+        self._missing: dict[str, dict[str, int]] = defaultdict(lambda: dict(FIRST_CHILDREN))
+        self._changed = asyncio.Event()
+
+    def see(self, kind: str, name: str) -> None:
+        missing = self._missing[name]
+        missing[kind] -= 1
+        if all(count <= 0 for count in missing.values()) and name not in self.complete:
+            self.complete[name] = time.monotonic()
+            self._changed.set()
+
+    async def wait(self, names: list[str], limit_s: float) -> None:
+        waiting = set(names)
+        try:
+            async with asyncio.timeout(limit_s):
+                while waiting := waiting - self.complete.keys():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            name = min(waiting)
+            raise SystemExit(f"{len(waiting)} jobs lack children; {name}: {dict(self._missing[name])}") from None
+
+
+@asynccontextmanager
+async def watching(transport: KubernetesTransport) -> AsyncIterator[Arrivals]:
+    """Watches of our own, one a kind."""
+    arrivals = Arrivals()
+    tasks = [asyncio.create_task(_watch(transport, kind, arrivals)) for kind in FIRST_CHILDREN]
+    await asyncio.sleep(1)
+    try:
+        yield arrivals
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) -> None:
+    configuration: Any = transport._configuration
+    url = f"{configuration.host}{CHILDREN[kind].path(NAMESPACE)}"
+    parameters = {"watch": "true", "labelSelector": CHILD_SELECTOR}
+    response = await transport._rest.pool_manager.get(url, params=parameters, timeout=aiohttp.ClientTimeout(total=None))
+    async for line in response.content:
+        event = json.loads(line)
+        if event["type"] == "ADDED":
+            arrivals.see(kind, event["object"]["metadata"]["labels"]["visionrl.dev/job"])
+
+
+def job(name: str) -> dict[str, Any]:
+    found = document()
+    found["metadata"] |= {"name": name, "namespace": NAMESPACE}
+    return found
+
+
+async def post(api: Api, names: list[str], at_once: int) -> dict[str, float]:
+    """Create jobs; when each was answered."""
+    slots, answered = asyncio.Semaphore(at_once), {}
+
+    async def one(name: str) -> None:
+        async with slots:
+            await api.create(JOB, NAMESPACE, job(name))
+            answered[name] = time.monotonic()
+
+    await asyncio.gather(*(one(name) for name in names))
+    return answered
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
+    os.environ |= {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*", "no_proxy": "*"}
+    transport = await KubernetesTransport.connect(connections=64)
+    api = Api(transport, 60)
+    results = Results(options.jobs, cores=os.cpu_count() or 0, load_before=os.getloadavg()[0])
+    await api.groups()  # opens the session that the watches use
+    port = free_port()
+    with running(kubeconfig, port, options) as operator:
+        async with watching(transport) as arrivals:
+            say("one job at a time")
+            waits = []
+            for index in range(options.single):
+                name = f"single-{index}"
+                answered = await post(api, [name], 1)
+                await arrivals.wait([name], 60)
+                waits.append(arrivals.complete[name] - answered[name])
+            results.single_p50, results.single_p99 = percentile(waits, 0.5), percentile(waits, 0.99)
+
+            say(f"{options.jobs} jobs at once")
+            names = [f"many-{index}" for index in range(options.jobs)]
+            writes, cpu, started = await writes_of(port), cpu_seconds(operator), time.monotonic()
+            answered = await post(api, names, options.at_once)
+            results.posting = time.monotonic() - started
+            await arrivals.wait(names, options.limit)
+            results.all_children = max(arrivals.complete[name] for name in names) - started
+            latencies = [arrivals.complete[name] - answered[name] for name in names]
+            results.each_p50, results.each_p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
+            spent = {who: seconds - cpu[who] for who, seconds in cpu_seconds(operator).items()}
+            results.cpu_operator, results.cpu_apiserver = spent["operator"], spent["kube-apiserver"]
+            results.cpu_etcd, results.cpu_others = spent["etcd"], spent["others"]
+            results.cpu_controllers = spent["kube-controller"] + spent["kube-scheduler"]
+
+            say("until nothing is written any more")
+            results.settled = await settled(port, started)
+            results.writes_per_job = (await writes_of(port) - writes) / options.jobs
+
+            say(f"{options.quiet:g} s of quiet")
+            before = await writes_of(port)
+            await asyncio.sleep(options.quiet)
+            results.quiet_writes_per_minute = (await writes_of(port) - before) * 60 / options.quiet
+            results.rss_mib = operator.rss_mib()
+
+            say("restart")
+            operator.kill()
+            port = free_port()
+            started = time.monotonic()
+            with running(kubeconfig, port, options):
+                results.restart = time.monotonic() - started
+                await settled(port, started)
+                results.restart_writes = int(await writes_of(port))
+    await api.close()
+    return results
+
+
+@contextmanager
+def running(kubeconfig: Path, port: int, options: argparse.Namespace) -> Iterator[Operator]:
+    """The operator, until it knows everything."""
+    arguments = ["--no-leader-election", "--namespace", NAMESPACE, "--workers", str(options.workers)]
+    with Operator.start(kubeconfig, port, arguments) as operator:
+        operator.wait_ready(120)
+        try:
+            yield operator
+        except BaseException:
+            say(f"the operator's last lines:\n{operator.tail()}")
+            raise
+
+
+async def writes_of(port: int) -> float:
+    """Writes so far, by the operator's own count."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics", timeout=60)).text
+    return sum(
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith("visionrl_operator_api_writes_t")
+    )
+
+
+async def settled(port: int, started: float) -> float:
+    """Wait until nothing is written for ten seconds; when the last write was, counted from the start."""
+    count, last = -1.0, time.monotonic()
+    while time.monotonic() - last < 10:
+        now = await writes_of(port)
+        if now != count:
+            count, last = now, time.monotonic()
+        await asyncio.sleep(0.5)
+    return last - started
+
+
+def cpu_seconds(operator: Operator) -> dict[str, float]:
+    """CPU time so far: of the operator, of the servers by name, and of everybody else on this machine."""
+    found: dict[str, float] = dict.fromkeys((*SERVERS, "operator"), 0.0)
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            text = (folder / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        name, fields = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
+        seconds = (int(fields[11]) + int(fields[12])) / TICKS
+        if int(folder.name) == operator.pid:
+            found["operator"] += seconds
+        else:
+            server = next((server for server in SERVERS if name.startswith(server[:15])), None)
+            if server:
+                found[server] += seconds
+    total = sum(int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    idle = sum(int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[4:6])
+    found["others"] = (total - idle) / TICKS - sum(found.values())
+    return found
+
+
+def show(results: Results) -> None:
+    window = results.all_children * results.cores
+
+    def share(seconds: float) -> str:
+        return f"{seconds:.1f} s CPU, {seconds / window:.0%} of {results.cores} cores"
+
+    table = Table(title=f"operator, {results.jobs} jobs, real API server, {results.cores} cores")
+    for column in ("what", "figure", "goal"):
+        table.add_column(column)
+    rows = [
+        ("one job: POST answered → children seen, p50", f"{results.single_p50 * 1000:.0f} ms", ""),
+        ("one job, p99", f"{results.single_p99 * 1000:.0f} ms", "≤ 250 ms"),
+        (f"{results.jobs} jobs at once: first POST → last child", f"{results.all_children:.1f} s", "≤ 30 s"),
+        ("  of it, posting the jobs", f"{results.posting:.1f} s", ""),
+        ("  each job, p50 / p99", f"{results.each_p50:.1f} / {results.each_p99:.1f} s", ""),
+        ("  API server", share(results.cpu_apiserver), ""),
+        ("  etcd", share(results.cpu_etcd), ""),
+        ("  controller manager and scheduler", share(results.cpu_controllers), ""),
+        ("  operator", share(results.cpu_operator), ""),
+        ("  everything else (this program, other work)", share(results.cpu_others), ""),
+        ("writes per job until settled, events included", f"{results.writes_per_job:.1f}", ""),
+        ("settled (last write)", f"{results.settled:.1f} s", ""),
+        ("writes in a quiet minute", f"{results.quiet_writes_per_minute:.1f}", "0"),
+        ("RSS", f"{results.rss_mib:.0f} MiB", "≤ 200 MB"),
+        ("restart after SIGKILL: all jobs known", f"{results.restart:.1f} s", "≤ 10 s"),
+        ("  writes of the restarted operator", f"{results.restart_writes}", "0"),
+        ("load average before", f"{results.load_before:.1f}", ""),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.operator", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1000, help="created at once (default: 1000)")
+    parser.add_argument("--single", type=int, default=50, help="created one after the other (default: 50)")
+    parser.add_argument("--at-once", type=int, default=8, help="POSTs in flight (default: 8)")
+    parser.add_argument("--workers", type=int, default=16, help="of the operator (default: 16)")
+    parser.add_argument("--quiet", type=float, default=60, help="seconds of quiet (default: 60)")
+    parser.add_argument("--limit", type=float, default=600, help="give up after this many seconds (default: 600)")
+    parser.add_argument("--name", default="opbench", help="of the cluster that is brought up")
+    parser.add_argument("--cidr", default="10.203.0.0/16", help="its network")
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down either way
+    options = parse()
+    cluster = Cluster.of(options.name, options.cidr)
+    try:
+        kube = kube_cluster.up(cluster, control_plane_only=True)
+        kube.kubectl.apply(crd(cel=False))
+        kube.kubectl("create", "namespace", NAMESPACE)
+        kube.kubectl.wait_for("serviceaccount", "default", "-n", NAMESPACE)
+        kube.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
+        results = asyncio.run(measure(options, kube.kubeconfig))
+    finally:
+        kube_cluster.down(cluster)
+    print(json.dumps(asdict(results))) if options.json else show(results)
+
+
+if __name__ == "__main__":
+    main()
