@@ -47,7 +47,7 @@ class Run:
                 "iterations": ITERATIONS,
                 "groupsPerIteration": 2,
                 "groupSize": 4,
-                "learningRate": 2e-3,
+                "learningRate": 2e-4,
                 "warmStart": {"episodes": 40, "steps": 250, "turns": 20, "optimizer": "muon"},
             },
             evaluation={"episodes": 8},
