@@ -1,0 +1,159 @@
+"""What is kept of the traces, and where it goes: the settings of ``visionrl filter``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from visionrl.jobfile import problems
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+
+
+class FilterError(Exception):
+    """What keeps data from being made; the message is for the user."""
+
+
+class Section(BaseModel):
+    """Strict: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Selection(Section):
+    """Which episodes are kept."""
+
+    input_db: str | Annotated[list[str], Field(min_length=1)]
+    """Traces to read: a traces.db or several."""
+    output_dir: str
+    """Folder that the data is written to."""
+    min_steps: Annotated[int, Field(ge=0)] = 0
+    """Fewest decisions of an episode."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Most decisions of an episode."""
+    min_achievements: Annotated[int, Field(ge=0)] = 0
+    """Fewest unique achievements of an episode."""
+    detect_loops: bool = False
+    """Drop episodes that go in circles, by the two bounds that follow."""
+    max_repeated_actions: Annotated[int, Field(ge=1)] = 10
+    """Most decisions in a row with the same actions."""
+    min_unique_states: Annotated[int, Field(ge=1)] = 1
+    """Fewest different observations (frames, or texts where none was sent) of an episode."""
+    filter_errors: bool = True
+    """Drop episodes that an error cut short."""
+    filter_timeouts: bool = True
+    """Drop episodes that ran out of time."""
+    export_format: Literal["sft_jsonl"] = "sft_jsonl"
+    """One JSON object a line: messages, tools, metadata."""
+    include_images: bool = True
+    """Write the frames; otherwise a message names them by their hash, which nothing can be trained on."""
+    include_metadata: bool = True
+    """Write where each line comes from."""
+
+
+class Examples(Section):
+    """Which decisions of the kept episodes are kept."""
+
+    max_sequence_length: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of prompt and answer: as the server counted them, estimated where it did not."""
+    deduplicate: bool = True
+    """Drop a decision whose prompt and answer were seen before."""
+    shuffle: bool = True
+    """Mix the lines, by the split's seed; otherwise they keep the order of the traces."""
+    require_valid_tool_calls: bool = True
+    """Drop answers that are no usable tool call."""
+    filter_empty_responses: bool = True
+    """Drop answers without text."""
+
+
+class Split(Section):
+    """Training and validation. An environment seed is on one side alone, whatever was played on it."""
+
+    val: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the environment seeds that are for validation."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split and of the order of lines."""
+    stratify_by: Literal["achievements", "none"] = "achievements"
+    """Spread good and bad seeds evenly over both sides."""
+    train_file: FileName = "train.jsonl"
+    """File name of the training data."""
+    val_file: FileName = "val.jsonl"
+    """File name of the validation data."""
+
+
+class Output(Section):
+    """What else is written."""
+
+    images: Literal["inline", "files"] = "inline"
+    """`inline` writes frames as data URLs, `files` as images/<hash>.png beside the data, each one once."""
+    save_stats: bool = True
+    """Write what was kept, what was dropped and why."""
+    stats_file: FileName = "stats.json"
+    """File name of that."""
+    save_filtered_episode_ids: bool = False
+    """Write episode_ids.json: by file, the episodes that were kept, and why each of the others was dropped."""
+
+
+class FilterConfig(Section):
+    """The whole file."""
+
+    filter: Selection
+    sft: Examples = Examples()
+    split: Split = Split()
+    output: Output = Output()
+
+    @property
+    def inputs(self) -> list[Path]:
+        given = self.filter.input_db
+        return [Path(path) for path in ([given] if isinstance(given, str) else given)]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.filter.output_dir)
+
+
+SECTIONS: dict[str, type[Section]] = {"filter": Selection, "sft": Examples, "split": Split, "output": Output}
+EPISODE_IDS = "episode_ids.json"
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The tables of a file, unchecked. Raises :class:`FilterError`."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FilterError(f"{file}: {error.strerror}") from None
+    except ValueError as error:  # tomllib's errors, and bytes that are no UTF-8
+        raise FilterError(f"{file}: no valid TOML: {error}") from None
+
+
+def make_config(data: dict[str, Any], source: str) -> FilterConfig:
+    """Check the settings. Raises :class:`FilterError` that names every field that is wrong."""
+    try:
+        config = FilterConfig.model_validate(data)
+    except ValidationError as error:
+        listed = problems(error, FilterConfig, by_alias=False)
+        raise FilterError("\n".join(f"{source}: {problem}" for problem in listed)) from None
+    wrong = [f"{source}: {problem}" for problem in _contradictions(config)]
+    if wrong:
+        raise FilterError("\n".join(wrong))
+    return config
+
+
+def _contradictions(config: FilterConfig) -> list[str]:
+    selection, found = config.filter, []
+    if selection.max_steps is not None and selection.max_steps < selection.min_steps:
+        found.append(f"filter.max_steps: must not be below min_steps ({selection.min_steps})")
+    bounds = selection.model_fields_set & {"max_repeated_actions", "min_unique_states"}
+    if bounds and not selection.detect_loops:
+        found.append(f"filter.{min(bounds)}: has no effect without detect_loops = true")
+    names = [config.split.train_file, config.split.val_file]
+    names += [config.output.stats_file] if config.output.save_stats else []
+    names += [EPISODE_IDS] if config.output.save_filtered_episode_ids else []
+    if twice := {name for name in names if names.count(name) > 1}:
+        found.append(f"split, output: {min(twice)} is the name of two files")
+    if not selection.include_images and "images" in config.output.model_fields_set:
+        found.append("output.images: has no effect with filter.include_images = false")
+    return found
