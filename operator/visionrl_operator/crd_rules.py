@@ -61,9 +61,9 @@ CONTRADICTIONS = (
         "must be a multiple of 32 (the width of a head)",
     ),
     (
-        "!has(self.training.warmStart) || self.model.base == 'tiny'",
-        "training.warmStart",
-        "trains all weights and is offered for base tiny; remove it, or set model.base to tiny",
+        "!has(self.training.warmStart) || self.training.warmStart.trains == 'adapter' || self.model.base == 'tiny'",
+        "training.warmStart.trains",
+        "a new base model is offered for base tiny only; set trains to adapter, or model.base to tiny",
     ),
     (
         "!has(self.rollout.policyConfig.useVision) || !self.rollout.policyConfig.useVision "

@@ -1,0 +1,413 @@
+"""Passes over a job against an API server in memory: what gets written, what a death in between leaves, what people
+are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from tests.support.fake_api import Died, FakeApi, answer, client, failure
+from tests.support.jobs import document
+from visionrl.status import TrainerReport
+from visionrl_operator.api import ApiError
+from visionrl_operator.apply import NameTaken
+from visionrl_operator.kinds import Kind
+from visionrl_operator.metrics import Metrics
+from visionrl_operator.observe import TrainerPod
+from visionrl_operator.reconciler import Reconciler
+from visionrl_operator.status_writer import Outdated
+from visionrl_operator.store import Key, Store
+
+DEMO = Key("default", "demo")
+
+
+class NoProbes:
+    """Reports as the test says."""
+
+    def __init__(self) -> None:
+        self.current: TrainerReport | None = None
+        self.followed: TrainerPod | None = None
+
+    def follow(self, key: Key, pod: TrainerPod | None) -> None:
+        self.followed = pod
+
+    def report(self, key: Key) -> TrainerReport | None:
+        return self.current
+
+    def stop(self, key: Key) -> None:
+        self.followed = None
+
+
+class World:
+    """An API server, and the operator that runs against it; ``restart`` is what a killed pod's successor knows."""
+
+    def __init__(self, changes: dict[str, Any] | None = None, workload: Kind | None = None) -> None:
+        self.server, self.workload = FakeApi(), workload
+        self.probes = NoProbes()
+        found = document(changes)
+        found["metadata"]["namespace"] = "default"
+        self.server.put("visionrljobs", found)
+        self.restart()
+
+    def restart(self) -> None:
+        self.store = Store()
+        self.server.lives = None
+        self.reconciler = Reconciler(client(self.server), self.store, self.probes, Metrics(), self.workload)  # type: ignore[arg-type]
+        self.server.tell(self.store)
+
+    async def reconcile(self) -> int:
+        """One pass; how many writes it took."""
+        before = len(self.server.writes)
+        self.server.tell(self.store)
+        await self.reconciler.reconcile(DEMO)
+        return len(self.server.writes) - before
+
+    async def settle(self, passes: int = 20) -> None:
+        for _ in range(passes):
+            if await self.reconcile() == 0:
+                return
+        raise AssertionError("never done")
+
+    @property
+    def job(self) -> dict[str, Any]:
+        return self.server.get("visionrljobs", "demo")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.job["status"]
+
+    def condition(self, type_: str) -> dict[str, Any]:
+        return next(condition for condition in self.status["conditions"] if condition["type"] == type_)
+
+    def events(self) -> list[str]:
+        return [event["reason"] for event in self.server.of("events")]
+
+    def change(self, **spec: Any) -> None:
+        job = self.job
+        job["spec"] |= spec
+        job["metadata"]["generation"] += 1
+        self.server.put("visionrljobs", job)
+
+    # --- kubelet and controllers
+
+    def run_pod(self, component: str, owner_uid: str, state: dict[str, Any] | None = None, **metadata: Any) -> str:
+        name = f"demo-{component}-{owner_uid}"
+        labels = {"visionrl.dev/job": "demo", "visionrl.dev/component": component}
+        running = state is None
+        status = state or {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:01Z"}}}],
+        }
+        if not running:
+            status = {"phase": "Failed", "containerStatuses": [{"restartCount": 0, "state": state}]}
+        existing = self.server.objects.get(("pods", "default", name), {"metadata": {}})["metadata"]
+        pod = {
+            "metadata": {
+                **existing,
+                "name": name,
+                "namespace": "default",
+                "labels": labels,
+                "ownerReferences": [{"uid": owner_uid, "controller": True}],
+                **metadata,
+            },
+            "spec": {"nodeName": "node1"},
+            "status": status,
+        }
+        self.server.put("pods", pod)
+        return name
+
+    def servers_ready(self) -> None:
+        for component in ("taskapp", "inference"):
+            self.run_pod(component, f"rs-{component}")
+
+    def trainer(self) -> dict[str, Any]:
+        [job] = [job for job in self.server.of("jobs") if "deletionTimestamp" not in job["metadata"]]
+        return job
+
+    def trainer_runs(self) -> None:
+        self.run_pod("trainer", self.trainer()["metadata"]["uid"])
+
+    def trainer_ends(self, code: int, reason: str = "Error") -> None:
+        job = self.trainer()
+        started = "2026-01-01T00:00:01Z"
+        ended = {"terminated": {"exitCode": code, "reason": reason, "startedAt": started}}
+        self.run_pod("trainer", job["metadata"]["uid"], ended)
+        kind = "Failed" if code else "Complete"
+        job["status"] = {"conditions": [{"type": kind, "status": "True", "message": "has ended"}]}
+        self.server.put("jobs", job)
+
+
+async def running(changes: dict[str, Any] | None = None) -> World:
+    world = World({"failurePolicy.backoffSeconds": 0.0, **(changes or {})})
+    await world.settle()
+    world.servers_ready()
+    await world.settle()
+    world.trainer_runs()
+    await world.settle()
+    return world
+
+
+async def test_a_job_gets_its_children_and_then_peace() -> None:
+    world = World()
+    await world.reconcile()
+    made = {f"{body['kind']}/{name}" for (_, _, name), body in world.server.objects.items() if body["kind"] != "Event"}
+    assert made == {
+        "VisionRLJob/demo", "Secret/demo-key", "ConfigMap/demo-config",
+        "NetworkPolicy/demo-parts", "NetworkPolicy/demo-report",
+        "Service/demo-taskapp", "Service/demo-inference", "Service/demo-trainer",
+        "Deployment/demo-taskapp", "Deployment/demo-inference",
+    }  # fmt: skip
+    assert world.server.writes[0].endswith("/visionrljobs/demo/status"), "the status comes first"
+    assert "POST" in world.server.writes[-1] and world.events() == ["Created"], "events come last"
+    assert await world.reconcile() == 0
+    world.restart()
+    assert await world.reconcile() == 0, "a restarted operator has nothing to write"
+
+
+async def test_a_job_from_start_to_end() -> None:
+    world = await running()
+    assert world.status["phase"] == "Running"
+    assert world.probes.followed is not None
+    assert world.probes.followed.address == "10.0.0.1"
+    world.trainer_ends(0, "Completed")
+    await world.settle()
+    world.server.finish_deletions(world.store)
+    await world.settle()
+    assert world.status["phase"] == "Complete"
+    assert world.server.of("deployments") == [], "the GPUs are free"
+    assert world.events() == ["Created", "Ready", "Completed"]
+
+
+async def test_a_failed_trainer_is_followed_by_another_and_never_joined_by_it() -> None:
+    world = await running()
+    world.trainer_ends(137, "OOMKilled")
+    await world.reconcile()
+    assert world.status["attempt"] == 1
+    [old] = world.server.of("jobs")
+    assert "deletionTimestamp" in old["metadata"], "gone before its successor comes"
+    await world.settle()
+    assert len(world.server.of("jobs")) == 1
+    world.server.finish_deletions(world.store)
+    await world.settle()
+    [new] = world.server.of("jobs")
+    assert new["metadata"]["name"] == "demo-trainer-1"
+    assert world.status["attempts"][0]["cause"] == "trainer: exit code 137 (OOMKilled)"
+    assert "Restarted" in world.events()
+
+
+async def test_a_trainer_pod_that_is_taken_away_is_an_uncounted_restart() -> None:
+    world = await running()
+    world.run_pod("trainer", world.trainer()["metadata"]["uid"], deletionTimestamp="2026-01-01T00:01:00Z")
+    await world.reconcile()
+    assert (world.status["attempt"], world.status["restarts"]) == (1, 0)
+    assert "deletionTimestamp" in world.server.of("jobs")[0]["metadata"], "its Job cannot start another pod"
+
+
+async def test_the_jobs_failure_alone_decides_nothing() -> None:
+    world = await running()
+    job = world.trainer()
+    job["status"] = {"conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}]}
+    world.server.put("jobs", job)
+    await world.reconcile()
+    assert world.status["attempt"] == 0, "the exit code is not known yet"
+    world.trainer_ends(2)
+    await world.settle()
+    assert world.status["phase"] == "Failed", "a configuration error is not retried"
+
+
+async def test_suspending_and_resuming() -> None:
+    world = await running()
+    world.change(suspend=True)
+    await world.settle()
+    world.server.finish_deletions(world.store)
+    for name in list(world.server.objects):
+        if name[0] == "pods":
+            world.store.remove("Pod", world.server.objects.pop(name))
+    await world.settle()
+    assert world.status["phase"] == "Suspended"
+    assert not world.server.of("deployments")
+    assert not world.server.of("jobs")
+    world.change(suspend=False)
+    await world.settle()
+    assert len(world.server.of("deployments")) == 2
+    assert [reason for reason in world.events() if "us" in reason or "ume" in reason] == ["Suspended", "Resumed"]
+
+
+@pytest.mark.parametrize("lives", range(13))
+async def test_killed_after_any_write_it_goes_on_to_the_same_end(lives: int) -> None:
+    world, whole = World(), World()
+    await whole.settle()
+    world.server.lives = lives
+    with contextlib.suppress(Died):
+        for _ in range(3):
+            await world.reconcile()
+    world.restart()
+    await world.settle()
+    names = {key for key in world.server.objects if key[0] != "events"}
+    assert names == {key for key in whole.server.objects if key[0] != "events"}
+    assert world.status == {**whole.status, **times_of(world.status)}
+
+
+def times_of(status: dict[str, Any]) -> dict[str, Any]:
+    return {name: status[name] for name in ("startTime", "activeSince", "activeSeconds", "conditions")}
+
+
+@pytest.mark.parametrize("lives", range(6))
+async def test_killed_while_an_attempt_follows_another_it_counts_once(lives: int) -> None:
+    world = await running()
+    world.trainer_ends(1)
+    world.server.lives = lives
+    with contextlib.suppress(Died):
+        await world.reconcile()
+    world.restart()
+    await world.settle()
+    world.server.finish_deletions(world.store)
+    await world.settle()
+    assert (world.status["attempt"], world.status["restarts"]) == (1, 1)
+    assert [job["metadata"]["name"] for job in world.server.of("jobs")] == ["demo-trainer-1"]
+
+
+async def test_two_operators_at_once_make_everything_once() -> None:
+    world = World()
+    other = Store()
+    second = Reconciler(client(world.server), other, world.probes, Metrics())  # type: ignore[arg-type]
+    world.server.tell(other)
+    world.server.tell(world.store)
+    results = await asyncio.gather(world.reconciler.reconcile(DEMO), second.reconcile(DEMO), return_exceptions=True)
+    assert any(isinstance(result, Outdated) for result in results), "one of them had an old view"
+    await world.settle()
+    secrets = [write for write in world.server.writes if write.startswith("POST") and write.endswith("/secrets")]
+    assert len(world.server.of("secrets")) == 1
+    assert len(secrets) == 1
+
+
+async def test_an_old_view_of_the_job_writes_nothing() -> None:
+    world = World()
+    world.change(suspend=True)  # the watch has not told yet
+    with pytest.raises(Outdated):
+        await world.reconciler.reconcile(DEMO)
+    assert world.server.of("deployments") == []
+
+
+async def test_a_deleted_secret_is_missed_after_a_restart_at_the_latest() -> None:
+    world = World()
+    await world.settle()
+    del world.server.objects["secrets", "default", "demo-key"]
+    world.restart()
+    await world.settle()
+    assert len(world.server.of("secrets")) == 1
+
+
+async def test_deleted_children_are_made_again() -> None:
+    world = World()
+    await world.settle()
+    for plural, name in (("services", "demo-trainer"), ("configmaps", "demo-config"), ("deployments", "demo-taskapp")):
+        gone = world.server.objects.pop((plural, "default", name))
+        world.store.remove(gone["kind"], gone)
+    await world.settle()
+    assert len(world.server.of("services")) == 3
+    assert world.server.get("configmaps", "demo-config")
+    assert world.server.get("deployments", "demo-taskapp")
+
+
+async def test_children_of_a_former_job_of_that_name_are_left_alone() -> None:
+    world = World()
+    await world.settle()
+    world.job["metadata"]["uid"] = "another-object"
+    world.job["status"] = {}
+    world.server.put("visionrljobs", world.job)
+    world.restart()
+    before = {name: body["metadata"]["resourceVersion"] for name, body in world.server.objects.items()}
+    with pytest.raises(NameTaken, match="demo-key exists and is not this job's"):
+        await world.reconcile()
+    changed = {
+        name[0]
+        for name, body in world.server.objects.items()
+        if before.get(name) != body["metadata"]["resourceVersion"]
+    }
+    assert changed == {"visionrljobs"}
+
+
+async def test_what_the_server_refuses_is_the_reason_that_people_read() -> None:
+    world = World()
+    world.server.fault = lambda method, path: (
+        failure(403, "Forbidden", "exceeded quota: few-services") if "/services/" in path else None
+    )
+    with pytest.raises(ApiError):
+        await world.reconcile()
+    with pytest.raises(ApiError):
+        await world.reconcile()
+    assert world.status["reason"].startswith("cannot make Service/demo-")
+    assert "exceeded quota: few-services" in world.status["reason"]
+    world.server.fault = lambda method, path: None
+    await world.settle()
+    assert "quota" not in world.status.get("reason", "")
+
+
+async def test_why_a_trainer_gets_no_pod_is_asked_and_told() -> None:
+    world = World({"failurePolicy.backoffSeconds": 0.0})
+    await world.settle()
+    world.servers_ready()
+    await world.settle()
+    uid = world.trainer()["metadata"]["uid"]
+    event = {"message": 'pods "x" is forbidden: exceeded quota: gpus', "lastTimestamp": "2026-01-01T00:00:05Z"}
+
+    def events_of_the_job(method: str, path: str) -> Any:
+        return answer(200, {"metadata": {}, "items": [event]}) if f"involvedObject.uid%3D{uid}" in path else None
+
+    world.server.fault = events_of_the_job
+    outcome = await world.reconciler.reconcile(DEMO)
+    assert outcome.again_after is not None
+    assert "exceeded quota: gpus" in world.condition("TrainerRunning")["message"]
+    assert world.condition("TrainerRunning")["reason"] == "FailedCreate"
+
+
+async def test_an_invalid_job_is_told_what_is_wrong_and_gets_nothing() -> None:
+    world = World({"training.groupSize": 1, "training.grupsPerIteration": 3})
+    await world.settle()
+    assert world.condition("Accepted")["status"] == "False"
+    assert "grupsPerIteration" in world.condition("Accepted")["message"]
+    assert {key[0] for key in world.server.objects} == {"visionrljobs", "events"}
+    assert world.events() == ["Invalid"]
+
+
+async def test_events_that_cannot_be_posted_stop_nothing() -> None:
+    world = World()
+    world.server.fault = lambda method, path: (
+        failure(403, "Forbidden") if path.partition("?")[0].endswith("/events") else None
+    )
+    await world.settle()
+    assert len(world.server.of("deployments")) == 2
+
+
+async def test_a_finished_queued_job_gives_its_quota_back() -> None:
+    kueue = Kind("Workload", "kueue.x-k8s.io/v1beta1", "workloads")
+    world = World({"queueName": "gpus"}, workload=kueue)
+    await world.settle()
+    world.server.put("workloads", {"kind": "Workload", "metadata": {"name": "demo", "namespace": "default"}})
+    world.trainer_runs()
+    await world.settle()
+    assert world.server.of("workloads")
+    world.trainer_ends(0, "Completed")
+    await world.settle()
+    assert world.server.of("workloads") == []
+
+
+async def test_an_expired_job_is_deleted() -> None:
+    world = await running({"lifecycle.ttlSecondsAfterFinished": 0})
+    world.trainer_ends(0, "Completed")
+    await world.reconcile()
+    assert world.server.of("visionrljobs") == []
+
+
+async def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+    world = await running()
+    world.job["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
+    world.server.put("visionrljobs", world.job)
+    assert await world.reconcile() == 0
+    assert world.probes.followed is None
