@@ -35,9 +35,9 @@ def evaluate(options: EvalOptions) -> int:
     try:
         return asyncio.run(_evaluate(options))
     except* (EvalError, LocalError, JobFileError, RolloutRefused, ConnectionError) as group:
-        error(str(next(_leaves(group))))
+        error(str(_first(group)))
     except* OSError as group:
-        problem = next(_leaves(group))
+        problem = _first(group)
         assert isinstance(problem, OSError)
         error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
     return 1
@@ -159,10 +159,8 @@ def _locked(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors inside a group."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+def _first(error: BaseException) -> BaseException:
+    """The error itself, or the first one of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from visionrl.cli.evaluation.results import Comparison, Results
-from visionrl.cli.evaluation.text import score_text, signed
+from visionrl.cli.evaluation.text import signed
 from visionrl.cli.seeds import seeds_text
+from visionrl_operator.local.text import score_text
 
 PLAIN_LINES = 10
 """Progress lines of a whole evaluation where there is no terminal."""
