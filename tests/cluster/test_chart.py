@@ -13,10 +13,10 @@ from ruamel.yaml import YAML
 from visionrl_operator import options
 
 from .kube import tools
+from .release import CHART
 
 pytestmark = pytest.mark.cluster
 
-CHART = Path(__file__).parents[2] / "charts" / "visionrl"
 VALUE_FILES = sorted((CHART / "ci").glob("*.yaml"))
 RELEASE, NAMESPACE = "visionrl", "operators"
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from . import project_images
 from .kube import cluster as kube_cluster
-from .kube.host import KubeError
+from .release import CRD, Release
 from .test_chart import CHART, VALUE_FILES, by_file
 
 pytestmark = pytest.mark.cluster
 
-CRD = "visionrljobs.visionrl.dev"
 JOB = {
     "apiVersion": "visionrl.dev/v1alpha1",
     "kind": "VisionRLJob",
@@ -32,51 +29,6 @@ JOB = {
 def operator_image(kube: kube_cluster.Running) -> str:
     project_images.ensure(kube, "operator")
     return project_images.tag("operator")
-
-
-class Release:
-    """One release in a namespace of its own."""
-
-    def __init__(self, kube: kube_cluster.Running, namespace: str, image: str) -> None:
-        self.kube, self.namespace, self.image = kube, namespace, image
-        self.name = f"r{uuid.uuid4().hex[:6]}"
-        self.operator = f"{self.name}-visionrl-operator"
-
-    def values(self, *settings: str) -> list[str]:
-        repository, tag = self.image.rsplit(":", 1)
-        image = (f"image.repository={repository}", f"image.tag={tag}")
-        return [word for setting in (*image, *settings) for word in ("--set", setting)]
-
-    def deploy(self, *settings: str) -> str:
-        """Install or upgrade, until the operator is ready; what helm says.
-
-        --take-ownership: the definition stays after a release, this one may find another's.
-        """
-        words = ["--install", "--wait", "--timeout", "120s", "--take-ownership", "--namespace", self.namespace]
-        try:
-            return self.kube.helm("upgrade", self.name, str(CHART), *words, *self.values(*settings))
-        except KubeError as error:
-            pods = self.kube.kubectl("describe", "pods", "--namespace", self.namespace)
-            logs = ["logs", f"deployment/{self.operator}", "--namespace", self.namespace, "--tail=50"]
-            raise AssertionError(f"{error}\n{pods}\n{self._try(*logs)}") from None
-
-    def _try(self, *arguments: str) -> str:
-        try:
-            return self.kube.kubectl(*arguments)
-        except KubeError as error:
-            return str(error)
-
-    def uninstall(self) -> None:
-        self.kube.helm("uninstall", self.name, "--namespace", self.namespace, "--ignore-not-found", "--wait")
-
-    def deployment(self) -> dict[str, Any]:
-        return self.kube.kubectl.get("deployment", self.operator, "--namespace", self.namespace)
-
-    def may(self, verb: str, what: str, namespace: str, *options: str) -> bool:
-        """Whether the API server lets the operator's account do that."""
-        account = f"--as=system:serviceaccount:{self.namespace}:{self.operator}"
-        words = ["auth", "can-i", "--quiet", verb, what, "--namespace", namespace, account, *options]
-        return self.kube.kubectl.succeeds(*words)
 
 
 @pytest.fixture

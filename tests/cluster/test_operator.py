@@ -1,0 +1,453 @@
+"""The operator as a process against a real API server and its controllers. There is no kubelet: what nodes would
+report of pods is written by the tests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.support.jobs import document
+from tests.support.operator import Operator, free_port
+from visionrl.status import PolicyVersions, Progress, TrainerReport
+from visionrl_operator.crd import crd
+
+from .kube import cluster as kube_cluster
+from .kube.host import KubeError, wait_until
+from .kube.layout import Cluster
+
+pytestmark = pytest.mark.cluster
+
+FIRST_CHILDREN = {
+    "secret/demo-key",
+    "configmap/demo-config",
+    "networkpolicy.networking.k8s.io/demo-parts",
+    "networkpolicy.networking.k8s.io/demo-report",
+    "service/demo-taskapp",
+    "service/demo-inference",
+    "service/demo-trainer",
+    "deployment.apps/demo-taskapp",
+    "deployment.apps/demo-inference",
+}
+KINDS = "secret,configmap,networkpolicy,service,deployment,job,pvc"
+OURS = "app.kubernetes.io/managed-by=visionrl-operator"
+
+
+@pytest.fixture(scope="module")
+def kube() -> Iterator[kube_cluster.Running]:
+    """A control plane of this module's own, with the custom resource for servers without CEL."""
+    cluster = Cluster.of(
+        os.environ.get("VISIONRL_OPERATOR_KUBE_NAME", "optest"),
+        os.environ.get("VISIONRL_OPERATOR_KUBE_CIDR", "10.202.0.0/16"),
+    )
+    was_up = kube_cluster.is_up(cluster)
+    running = kube_cluster.up(cluster, control_plane_only=True)
+    try:
+        running.kubectl.apply(crd(cel=False))
+        running.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
+        yield running
+    finally:
+        if not was_up:
+            kube_cluster.down(cluster)
+
+
+class World:
+    """A namespace with jobs, pods and operators."""
+
+    def __init__(self, kube: kube_cluster.Running, namespace: str) -> None:
+        self.kube, self.namespace = kube, namespace
+
+    def operator(self, *arguments: str, election: bool = False) -> AbstractContextManager[Operator]:
+        arguments = ("--namespace", self.namespace, *arguments, *(() if election else ("--no-leader-election",)))
+        return Operator.start(self.kube.kubeconfig, free_port(), arguments, POD_NAMESPACE=self.namespace)
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.kube.kubectl(*arguments, "-n", self.namespace)
+
+    # --- jobs
+
+    def apply(self, changes: dict[str, Any] | None = None, name: str = "demo") -> None:
+        found = document(changes)
+        found["metadata"]["name"] = name
+        self.kube.kubectl.apply(found, namespace=self.namespace)
+
+    def patch(self, spec: dict[str, Any]) -> None:
+        self.kubectl("patch", "vrl", "demo", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def job(self, name: str = "demo") -> dict[str, Any]:
+        return self.kube.kubectl.get("vrl", name, "-n", self.namespace)
+
+    def status(self, name: str = "demo") -> dict[str, Any]:
+        return self.job(name).get("status", {})
+
+    def condition(self, type_: str, name: str = "demo") -> dict[str, Any]:
+        found = [condition for condition in self.status(name).get("conditions", []) if condition["type"] == type_]
+        return found[0] if found else {"status": "Unknown", "reason": "", "message": ""}
+
+    def events(self) -> list[str]:
+        events = self.kube.kubectl.get("events", "-n", self.namespace)["items"]
+        mine = [event for event in events if event["involvedObject"]["kind"] == "VisionRLJob"]
+        return [event["reason"] for event in sorted(mine, key=lambda event: int(event["metadata"]["resourceVersion"]))]
+
+    # --- children
+
+    def children(self, name: str = "demo") -> set[str]:
+        selector = f"{OURS},visionrl.dev/job={name}"
+        return set(self.kubectl("get", KINDS, "-l", selector, "-o", "name").split())
+
+    def wait_for_children(self, expected: set[str] = FIRST_CHILDREN) -> None:
+        self.wait(lambda: self.children() == expected, f"the children {sorted(expected)}")
+
+    def wait(self, holds: Any, what: str, limit_s: float = 60) -> None:
+        try:
+            wait_until(holds, what, limit_s)
+        except KubeError as error:
+            raise AssertionError(f"{error}; {json.dumps(self.status())}") from None
+
+    # --- what a node would report
+
+    def pod_of(self, component: str) -> str:
+        selector = f"visionrl.dev/job=demo,visionrl.dev/component={component}"
+        pods = self.kube.kubectl.get("pods", "-l", selector, "-n", self.namespace)["items"]
+        live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return str(live[-1]["metadata"]["name"]) if live else ""
+
+    def pod_status(self, component: str, status: dict[str, Any]) -> None:
+        self.wait(lambda: self.pod_of(component), f"the {component}'s pod")
+        patch = json.dumps({"status": status})
+        self.kubectl("patch", "pod", self.pod_of(component), "--subresource=status", "--type=merge", "-p", patch)
+
+    def pod_runs(self, component: str, address: str = "127.0.0.1") -> None:
+        state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+        ready = {"type": "Ready", "status": "True"}
+        self.pod_status(
+            component,
+            {
+                "phase": "Running",
+                "podIP": address,
+                "conditions": [ready],
+                "containerStatuses": [container(component, state, ready=True)],
+            },
+        )
+
+    def pod_ends(self, component: str, code: int, reason: str) -> None:
+        started, finished = "2026-01-01T00:00:00Z", "2026-01-01T00:10:00Z"
+        ended = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": finished}
+        phase = "Failed" if code else "Succeeded"
+        statuses = [container(component, {"terminated": ended}, ready=False)]
+        self.pod_status(component, {"phase": phase, "conditions": [], "containerStatuses": statuses})
+
+
+def container(name: str, state: dict[str, Any], ready: bool) -> dict[str, Any]:
+    return {"name": name, "ready": ready, "restartCount": 0, "image": "x", "imageID": "x", "state": state}
+
+
+@pytest.fixture
+def world(kube: kube_cluster.Running, namespace: str) -> World:
+    return World(kube, namespace)
+
+
+class FakeTrainer:
+    """Serves a report on a loopback address of its own, to who has the key."""
+
+    def __init__(self, world: World, address: str) -> None:
+        self.world, self.address = world, address
+        self.report = TrainerReport(phase="Starting")
+        self.refused = 0
+
+    def __enter__(self) -> FakeTrainer:
+        secret = self.world.kube.kubectl.get("secret", "demo-key", "-n", self.world.namespace)
+        key = base64.b64decode(secret["data"]["api-key"]).decode()
+        trainer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                allowed = self.headers["Authorization"] == f"Bearer {key}"
+                trainer.refused += not allowed
+                self.send_response(200 if allowed else 401)
+                self.end_headers()
+                if allowed:
+                    self.wfile.write(trainer.report.model_dump_json(by_alias=True).encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer((self.address, 8000), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+# --- one job
+
+
+MISTAKES: list[tuple[str, dict[str, Any], str]] = [
+    ("unknown-key", {"training.grupSize": 4}, "spec.training.grupSize"),
+    ("wrong-type", {"training.iterations": "three"}, "spec.training.iterations"),
+    ("out-of-range", {"training.iterations": 0}, "spec.training.iterations"),
+    ("enum", {"algorithm.loss": "ppo"}, "spec.algorithm.loss"),
+    ("pattern", {"taskApp.resources": {"memory": "lots"}}, "spec.taskApp.resources.memory"),
+    ("group-of-one", {"training.groupSize": 1}, "spec.training.groupSize"),
+    ("gpu-split", {"inference.gpu": {"count": 2}}, "spec.inference.gpu.count"),
+    ("no-images", {"inference.vllm.limitMmPerPrompt": {"image": 0}}, "spec.inference.vllm.limitMmPerPrompt.image"),
+    ("text-model", {"model.base": "Qwen/Qwen3-4B"}, "spec.rollout.policyConfig.imageOnlyMode"),
+    ("two-volumes", {"storage": {"runClaim": "a", "runSize": "1Gi"}}, "spec.storage.runSize"),
+    ("match-all", {"failurePolicy.rules": [{"action": "Fail"}]}, "spec.failurePolicy.rules[0]"),
+    ("reserved", {"overrides.trainer.env": [{"name": "VISIONRL_JOB", "value": "x"}]}, "spec.overrides.trainer.env[0]"),
+    ("module-names", {"model.lora": {"targetModules": 3}}, "spec.model.lora.targetModules"),
+    ("no-room", {"rollout.policyConfig.maxTokens": 5000}, "spec.rollout.policyConfig.maxTokens"),
+]
+
+
+def test_every_mistake_is_told_by_its_field(world: World) -> None:
+    refused, silent = {}, []
+    with world.operator() as operator:
+        operator.wait_ready()
+        for name, changes, _ in MISTAKES:
+            try:
+                world.apply(changes, name)
+            except KubeError as error:
+                refused[name] = str(error)
+        for name, _, path in MISTAKES:
+            if name not in refused:
+                world.wait(lambda name=name: world.condition("Accepted", name)["status"] == "False", f"{name} refused")
+                assert world.status(name)["phase"] == "Pending"
+                assert world.children(name) == set()
+                refused[name] = world.condition("Accepted", name)["message"]
+            if path.rpartition(".")[2] not in refused[name]:
+                silent.append((name, refused[name]))
+    assert not silent
+
+
+def test_a_job_that_was_there_first_gets_all_children_and_then_peace(world: World) -> None:
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children()
+        world.wait(lambda: world.condition("TaskAppReady")["reason"] == "Unschedulable", "the scheduler's answer")
+        assert world.status()["reason"] == "taskApp: Unschedulable (no nodes available to schedule pods)"
+        assert world.events() == ["Created"]
+
+        shown = world.kubectl("get", "vrl", "demo", "--no-headers").split()
+        assert shown[:2] == ["demo", "Pending"]
+
+        def writes() -> list[str]:
+            return [line for line in operator.get("/metrics").text.splitlines() if "api_writes_total{" in line]
+
+        world.kubectl("annotate", "vrl", "demo", "kubectl.kubernetes.io/nudge=1")
+        before = writes()
+        with pytest.raises(KubeError):  # nothing to wait for: five quiet seconds
+            wait_until(lambda: writes() != before, "a write that nobody needs", 5)
+        assert operator.stop() == 0
+
+
+def test_a_whole_life(world: World) -> None:
+    world.apply({"failurePolicy.backoffSeconds": 0.0})
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children()
+        for component in ("taskapp", "inference"):
+            world.pod_runs(component)
+        world.wait_for_children(FIRST_CHILDREN | {"job.batch/demo-trainer-0"})
+
+        with FakeTrainer(world, "127.0.7.1") as trainer:
+            world.pod_runs("trainer", "127.0.7.1")
+            world.wait(lambda: world.status()["phase"] == "Running", "the trainer to run")
+            progress = Progress(iteration=1, total=3, reward=2.5, episodes_per_minute=70.0)
+            policy = PolicyVersions(trained="demo-v000001", serving="demo-v000001")
+            trainer.report = TrainerReport(phase="Training", base_ready=True, progress=progress, policy=policy)
+            world.wait(lambda: world.status()["progress"]["iteration"] == 1, "progress")
+            shown = world.kubectl("get", "vrl", "demo", "--no-headers").split()
+            assert shown[:6] == ["demo", "Running", "1", "2.5", "70", "demo-v000001"]
+            assert trainer.refused == 0
+
+        world.pod_ends("trainer", 137, "OOMKilled")
+        world.wait_for_children(FIRST_CHILDREN | {"job.batch/demo-trainer-1"})
+        status = world.status()
+        assert (status["attempt"], status["restarts"]) == (1, 1)
+        assert status["attempts"][0]["cause"] == "trainer: exit code 137 (OOMKilled)"
+
+        world.pod_runs("trainer", "127.0.7.2")
+        world.wait(lambda: world.status()["phase"] == "Running", "the second attempt to run")
+        world.pod_ends("trainer", 0, "Completed")
+        world.wait(lambda: world.status()["phase"] == "Complete", "the end")
+        world.wait(lambda: not any("deployment" in child for child in world.children()), "the servers' end")
+        assert world.events() == ["Created", "Ready", "Restarted", "Ready", "Completed"]
+        assert "job.batch/demo-trainer-1" in world.children(), "the trainer's log stays"
+
+
+def test_changes_are_applied_or_refused(world: World) -> None:
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children()
+
+        def config() -> dict[str, Any]:
+            data = world.kube.kubectl.get("configmap", "demo-config", "-n", world.namespace)["data"]
+            return json.loads(data["job.json"])["spec"]
+
+        world.patch({"training": {"iterations": 7}})
+        world.wait(lambda: config()["training"]["iterations"] == 7, "the new number of iterations")
+
+        world.patch({"training": {"groupSize": 4}, "evaluation": {"episodes": 2}})
+        world.wait(lambda: world.condition("Accepted")["reason"] == "Immutable", "the refusal")
+        assert "spec.training.groupSize cannot change" in world.condition("Accepted")["message"]
+        world.wait(lambda: config()["evaluation"]["episodes"] == 2, "what may change all the same")
+        assert config()["training"]["groupSize"] == 8
+
+        world.patch({"training": {"groupSize": 8}})
+        world.wait(lambda: world.condition("Accepted")["status"] == "True", "the change that was taken back")
+
+
+def test_suspending_and_resuming(world: World) -> None:
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children()
+        world.patch({"suspend": True})
+        servers = {"deployment.apps/demo-taskapp", "deployment.apps/demo-inference"}
+        world.wait_for_children(FIRST_CHILDREN - servers)
+        world.wait(lambda: world.status()["phase"] == "Suspended", "the phase")
+        world.wait(lambda: not world.pod_of("taskapp") and not world.pod_of("inference"), "the pods' end")
+        world.patch({"suspend": False})
+        world.wait_for_children()
+        world.wait(lambda: world.events()[-2:] == ["Suspended", "Resumed"], "the events")
+
+
+def test_deleting_the_job_deletes_everything(world: World) -> None:
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children()
+        assert "finalizers" not in world.job()["metadata"]
+        world.kubectl("delete", "vrl", "demo")
+        wait_until(lambda: world.children() == set(), "the garbage collector", 120)
+        world.apply()
+        world.wait_for_children()
+        owners = world.kube.kubectl.get("secret", "demo-key", "-n", world.namespace)["metadata"]["ownerReferences"]
+        assert [owner["uid"] for owner in owners] == [world.job()["metadata"]["uid"]]
+
+
+def test_a_deleted_child_comes_back(world: World) -> None:
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children()
+        world.kubectl("delete", "service/demo-trainer", "deployment/demo-taskapp", "networkpolicy/demo-parts")
+        world.wait_for_children()
+
+
+def test_a_quota_is_told_in_one_line(world: World) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "no-pods"},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    world.kube.kubectl.apply(quota, namespace=world.namespace)
+    wait_until(lambda: "used" in world.kubectl("get", "quota", "no-pods", "-o", "yaml"), "the quota to be counted", 30)
+    world.apply({"queueName": None})
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait(lambda: "exceeded quota: no-pods" in json.dumps(world.status()), "the reason")
+        assert world.condition("TaskAppReady")["reason"] == "FailedCreate"
+
+
+def test_pods_of_a_queued_job_form_a_group(world: World) -> None:
+    world.apply({"queueName": "gpus"})
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_children(FIRST_CHILDREN | {"job.batch/demo-trainer-0"})
+        for component in ("taskapp", "inference", "trainer"):
+            world.wait(lambda component=component: world.pod_of(component), f"the {component}'s pod")
+            metadata = world.kube.kubectl.get("pod", world.pod_of(component), "-n", world.namespace)["metadata"]
+            assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+            assert metadata["labels"]["kueue.x-k8s.io/pod-group-name"] == "demo"
+            assert metadata["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "3"
+
+
+# --- operators that die, and several at once
+
+
+def names(count: int) -> list[str]:
+    return [f"job-{index}" for index in range(count)]
+
+
+def expect_all(world: World, jobs: list[str]) -> None:
+    """Every job has exactly its children, and one Secret that is its own."""
+
+    def counts() -> dict[str, int]:
+        listed = world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()
+        return {job: sum(1 for child in listed if f"/{job}-" in child) for job in jobs}
+
+    expected = dict.fromkeys(jobs, len(FIRST_CHILDREN))
+    wait_until(lambda: counts() == expected, f"{len(FIRST_CHILDREN)} children of each job", 180)
+    pods = world.kubectl("get", "pods", "-o", "name").split()
+    wait_until(lambda: len(world.kubectl("get", "pods", "-o", "name").split()) == 2 * len(jobs), f"not {pods}", 60)
+
+
+def test_killed_again_and_again_it_leaves_no_gap_and_no_double(world: World) -> None:
+    jobs = names(12)
+    for job in jobs:
+        world.apply(name=job)
+    for enough in (5, 30, 70):
+        with world.operator() as operator:
+            operator.wait_ready()
+            wait_until(
+                lambda enough=enough: len(world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()) >= enough,
+                f"{enough} children",
+                120,
+            )
+            operator.kill()
+    with world.operator() as operator:
+        operator.wait_ready()
+        expect_all(world, jobs)
+
+
+def test_two_operators_without_election_do_no_harm(world: World) -> None:
+    jobs = names(8)
+    with world.operator() as first, world.operator() as second:
+        first.wait_ready()
+        second.wait_ready()
+        for job in jobs:
+            world.apply(name=job)
+        expect_all(world, jobs)
+        for job in jobs:
+            world.wait(lambda job=job: world.condition("Accepted", job)["status"] == "True", f"{job}'s status")
+
+
+def test_of_two_replicas_one_leads_and_the_other_takes_over(world: World) -> None:
+    with world.operator(election=True) as first:
+        first.wait_ready()
+        with world.operator(election=True) as second:
+            second.wait_for_state("standing by")
+            assert second.get("/readyz").status_code == 200, "a rollout may go on"
+            world.apply()
+            world.wait_for_children()
+
+            first.kill()
+            second.wait_ready(60)
+            world.apply(name="after-death")
+            wait_until(lambda: len(world.children("after-death")) == len(FIRST_CHILDREN), "the successor's work", 60)
+
+            with world.operator(election=True) as third:
+                third.wait_for_state("standing by")
+                assert second.stop() == 0
+                third.wait_ready(20)
+
+
+def test_a_namespace_without_jobs_is_nothing_to_wait_for(world: World) -> None:
+    with world.operator() as operator:
+        operator.wait_ready()
+        assert operator.get("/healthz").text == "ok\n"
+        assert operator.stop() == 0
