@@ -154,7 +154,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 def _checked(where: str, name: str, value: Any, kind: type) -> Any:
     if type(value) is kind:
         return value
-    found = "missing" if value is None else f"a {type(value).__name__}, not a {kind.__name__}"
+    found = "missing" if value is None else f"expected {kind.__name__}, found {type(value).__name__}"
     separator = "" if not name else "." if where.endswith("]") else ": "
     raise SftFileError(f"{where}{separator}{name}: {found}")
 

@@ -128,7 +128,8 @@ class Journal:
         self.run = run
         self.done: dict[int, EpisodeScore] = {}
         self._out = out
-        self._head = {"settings": settings, "seeds": seeds_text(seeds)}
+        # As it is read again: JSON knows no tuples.
+        self._head = json.loads(json.dumps({"settings": settings, "seeds": seeds_text(seeds)}))
         self.file = out.with_name(f"{out.name}.partial") if out else None
         if self.file and self.file.exists():
             self._resume(self.file)
@@ -152,7 +153,7 @@ class Journal:
             head, *lines = file.read_text(encoding="utf-8").splitlines()
             data = json.loads(head)
             self.run = data.pop("run")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise EvalError(f"{file} is not the journal of an evaluation; delete it or choose another --out") from None
         if data != self._head:
             there, here = dict(_flat(data)), dict(_flat(self._head))
