@@ -30,7 +30,7 @@ from visionrl_operator.leader import Leader
 from visionrl_operator.metrics import Metrics
 from visionrl_operator.options import Options
 from visionrl_operator.probe import Probes
-from visionrl_operator.reconciler import CONFIRM_SECONDS, Reconciler, phase_of, read_key
+from visionrl_operator.reconciler import CONFIRM_SECONDS, Reconciler, read_key
 from visionrl_operator.status_writer import Outdated
 from visionrl_operator.store import Entry, Key, Store, StoredJob
 from visionrl_operator.watchdog import KINDS, Watchdog
@@ -40,6 +40,7 @@ from visionrl_operator.workqueue import ShutDown, WorkQueue
 SETTLE_SECONDS = 0.2
 PASS_SECONDS = 120.0
 WATCHDOG_GRACE_SECONDS = 10.0
+FIRST_CHECK_SECONDS = 30.0
 STOP_SECONDS = 20.0
 CRD_CHECK_SECONDS = 5.0
 
@@ -106,7 +107,7 @@ async def _controller(
     missed: Callable[[str, int], None] = lambda kind, count: metrics.missed_news.labels(kind).inc(count)  # noqa: E731
     watchdog = Watchdog(api, store, options.namespaces, missed)
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
-    metrics.watch_phases(lambda: (phase_of(job) for _, job in store.jobs()))
+    metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))
 
     stop_informer = asyncio.Event()
     # Before the informer starts: when kopf stops, it ends every task that is younger than itself.
@@ -114,8 +115,8 @@ async def _controller(
         asyncio.create_task(_work(queue, reconciler, store, metrics, health, number), name=f"worker {number}")
         for number in range(options.workers)
     ]
-    watch = asyncio.create_task(_watch(watchdog, health, options.watchdog_interval), name="watchdog")
-    informer = asyncio.create_task(_inform(options, store, stop, stop_informer), name="informer")
+    watch = asyncio.create_task(_watch(watchdog, options.watchdog_interval), name="watchdog")
+    informer = asyncio.create_task(_inform(options, watchdog, store, health, stop, stop_informer), name="informer")
     try:
         yield [informer, watch, *workers]
     finally:
@@ -136,11 +137,9 @@ def _enqueue(queue: WorkQueue[Key], key: Key, entry: Entry | None) -> None:
     queue.add_after(key, 0 if isinstance(entry, StoredJob) else SETTLE_SECONDS)
 
 
-async def _watch(watchdog: Watchdog, health: Health, interval: float) -> None:
-    started = time.monotonic()
-    await watchdog.wait_until_synced()
-    logger.info("all that exists is known after %.1f s", time.monotonic() - started)
-    health.synced.set()
+async def _watch(watchdog: Watchdog, interval: float) -> None:
+    # The first time soon: what was deleted between our own lists and kopf's is known to neither.
+    await asyncio.sleep(min(interval, FIRST_CHECK_SECONDS))
     await watchdog.run(interval, WATCHDOG_GRACE_SECONDS)
 
 
@@ -209,7 +208,20 @@ async def _kueue_workload(api: Api) -> Kind | None:
 # --- kopf
 
 
-async def _inform(options: Options, store: Store, stop: asyncio.Event, stop_informer: asyncio.Event) -> None:
+async def _inform(
+    options: Options,
+    watchdog: Watchdog,
+    store: Store,
+    health: Health,
+    stop: asyncio.Event,
+    stop_informer: asyncio.Event,
+) -> None:
+    """List everything, then have kopf list it again and watch it. Our own lists are known ten times sooner: kopf runs
+    a task for each object."""
+    started = time.monotonic()
+    await watchdog.list_everything()
+    logger.info("all that exists is known after %.1f s", time.monotonic() - started)
+    health.synced.set()
     existing = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=_registry(store),

@@ -42,17 +42,13 @@ class Asked:
 
 def own_children(job: StoredJob, children: Mapping[Ref, Child]) -> dict[Ref, Child]:
     """Those that this very object owns: not those of another object that had its name before, and no pods."""
-    return {
-        ref: child
-        for ref, child in children.items()
-        if ref.kind != POD.name and child.owner_uid == job.object.owner.uid
-    }
+    return {ref: child for ref, child in children.items() if ref.kind != POD.name and child.owner_uid == job.owner.uid}
 
 
 def observe(
     job: StoredJob, children: Mapping[Ref, Child], asked: Asked, report: TrainerReport | None, spare_key: str
 ) -> Observed:
-    own, name = own_children(job, children), job.object.name
+    own, name = own_children(job, children), job.owner.name
     hashes = {ref: child.hash for ref, child in own.items()}
     if asked.has_secret:
         hashes[Ref("Secret", key_name(name))] = ""

@@ -78,7 +78,7 @@ class Reconciler:
         await self._carry_out(job, decision)
         if any(ref(child) == Ref("Deployment", part_name(key.name, "taskApp")) for child in decision.children):
             told += self._created(job, observed.has(Ref("Deployment", part_name(key.name, "taskApp"))))
-        await self._tell(job.object.owner, told, now)
+        await self._tell(job.owner, told, now)
 
         timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
         timers += [look_again] if look_again is not None else []
@@ -98,7 +98,7 @@ class Reconciler:
         """Answers, and when to ask again."""
         asked = Asked(has_secret=await self._has_secret(job, untouched=not children and not job.status))
         if self._workload is not None and job.object.document["spec"].get("queueName"):
-            owner = job.object.owner
+            owner = job.owner
             workload = await self._api.get(self._workload, owner.namespace, owner.name)
             asked = replace(asked, workload=workload is not None)
         podless = {} if previous.finished else podless_attempts(job, children)
@@ -115,7 +115,7 @@ class Reconciler:
             return True
         if untouched:
             return False  # making it tells whether it was there
-        owner = job.object.owner
+        owner = job.owner
         secret = await self._api.get(SECRET, owner.namespace, key_name(owner.name))
         owners = [found["uid"] for found in secret["metadata"].get("ownerReferences", ())] if secret else []
         if owner.uid not in owners:
@@ -127,7 +127,7 @@ class Reconciler:
         """The newest message of the Job controller about a pod that it could not make."""
         selector = f"involvedObject.uid={child.uid},reason=FailedCreate"
         try:
-            found = await self._api.list(EVENT, job.object.owner.namespace, fieldSelector=selector, limit=10)
+            found = await self._api.list(EVENT, job.owner.namespace, fieldSelector=selector, limit=10)
         except ApiError as error:
             logger.warning("why %s has no pod cannot be read: %s", child.ref, error)
             return ""
@@ -137,7 +137,7 @@ class Reconciler:
     # --- carrying out
 
     async def _carry_out(self, job: StoredJob, decision: Decision) -> None:
-        owner = job.object.owner
+        owner = job.owner
         if decision.delete_job:
             await self._applier.delete_job(owner)
             return
@@ -153,7 +153,7 @@ class Reconciler:
 
     async def _apply(self, job: StoredJob, child: Manifest) -> None:
         try:
-            await self._applier.apply(job.object.owner, child)
+            await self._applier.apply(job.owner, child)
         except (ApiError, NameTaken) as error:
             why = error.message if isinstance(error, ApiError) else str(error)
             self._refusals[job.uid] = f"cannot make {ref(child)}: {why}"
@@ -209,8 +209,3 @@ async def read_key(api: Api, store: Store, key: Key) -> str | None:
     if not any(owner["uid"] == job.uid for owner in secret["metadata"].get("ownerReferences", ())):
         return None
     return base64.b64decode(secret["data"][KEY_FILE]).decode()
-
-
-def phase_of(job: StoredJob) -> str:
-    """As the status tells it; a job that nobody has looked at is pending."""
-    return str(job.status.get("phase", "Pending"))

@@ -53,7 +53,7 @@ async def write_status(api: Api, store: Store, job: StoredJob, status: JobStatus
     patch = merge_patch(job.status, plain(status))
     if not patch:
         return False
-    owner = job.object.owner
+    owner = job.owner
     body = {"metadata": {"resourceVersion": str(job.version), "uid": owner.uid}, "status": patch}
     written = await api.patch_status(JOB, owner.namespace, owner.name, body)
     if written is None:

@@ -6,9 +6,10 @@ itself, or that changes nothing for it, wake nobody up.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from visionrl_operator.children.common import HASH_ANNOTATION, JOB_LABEL, Owner, Ref
@@ -46,27 +47,43 @@ class Child:
     hash: str = ""
     detail: PodView | RunView | str = ""
 
-    def same(self, other: Child | None) -> bool:
+    def same(self, other: Entry | None) -> bool:
         """Whether nothing that matters differs."""
-        return other is not None and self._content() == other._content()
-
-    def _content(self) -> tuple[Any, ...]:
-        return self.ref, self.uid, self.owner_uid, self.deleting, self.hash, self.detail
+        return isinstance(other, Child) and replace(self, version=other.version) == other
 
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A VisionRLJob."""
+    """A VisionRLJob. Document and status are kept as text: as parsed objects, thousands of them would be most of the
+    operator's memory."""
 
-    object: JobObject
+    owner: Owner
+    generation: int
     version: int
     created: str
     deleting: bool
-    status: Mapping[str, Any] = field(default_factory=dict)
+    phase: str
+    """As the status tells it; a job that nobody has looked at is pending."""
+    document_text: str
+    status_text: str
 
     @property
     def uid(self) -> str:
-        return self.object.owner.uid
+        return self.owner.uid
+
+    @property
+    def object(self) -> JobObject:
+        return JobObject(self.owner, self.generation, json.loads(self.document_text))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """As it was written; empty before the first pass."""
+        found: dict[str, Any] = json.loads(self.status_text)
+        return found
+
+    def same(self, other: Entry | None) -> bool:
+        """Whether nothing that matters differs."""
+        return isinstance(other, StoredJob) and replace(self, version=other.version) == other
 
 
 Entry = Child | StoredJob
@@ -153,12 +170,10 @@ class Store:
         entry: Entry
         if kind == JOB.name:
             entry = self._jobs[key] = _stored_job(body, version)
-            news = not isinstance(old, StoredJob) or _job_content(old) != _job_content(entry)
         else:
             entry = _child(kind, body, version)
             self._children.setdefault(key, {})[entry.ref] = entry
-            news = not entry.same(old if isinstance(old, Child) else None)
-        if news and wake:
+        if wake and not entry.same(old):
             self._changed(key, entry)
 
 
@@ -185,19 +200,22 @@ def _stored_job(body: Body, version: int) -> StoredJob:
         # The parts get these with the job file; kubectl's copy of the object would be most of it.
         "annotations": {k: v for k, v in metadata.get("annotations", {}).items() if "kubernetes.io/" not in k},
     }
-    document = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": shown, "spec": body["spec"]}
-    owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"])
+    document = {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": shown, "spec": body["spec"]}
+    status = body.get("status", {})
     return StoredJob(
-        object=JobObject(owner, metadata.get("generation", 1), document),
+        owner=Owner(metadata["name"], metadata["namespace"], metadata["uid"]),
+        generation=metadata.get("generation", 1),
         version=version,
         created=metadata["creationTimestamp"],
         deleting="deletionTimestamp" in metadata,
-        status=body.get("status", {}),
+        phase=status.get("phase", "Pending"),
+        document_text=_text(document),
+        status_text=_text(status),
     )
 
 
-def _job_content(job: StoredJob) -> tuple[Any, ...]:
-    return job.object, job.deleting, job.status
+def _text(document: Body) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _child(kind: str, body: Body, version: int) -> Child:

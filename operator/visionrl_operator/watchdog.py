@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.kinds import CHILD_SELECTOR, JOB, WATCHED_CHILDREN, Kind
@@ -27,13 +27,15 @@ class Stalled(Exception):
     """A watch brings no news."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Listing:
-    """A kind's objects at one time."""
+    """What a list showed, of thousands of objects only what is needed."""
 
-    kind: Kind
-    items: list[Body]
-    version: int
+    uids: set[str] = field(default_factory=set)
+    unknown: list[Body] = field(default_factory=list)
+    """Objects of which the store did not know what the list showed."""
+    version: int = 0
+    """What was deleted after it is not missing."""
 
 
 class Watchdog:
@@ -51,39 +53,35 @@ class Watchdog:
         self._namespaces: list[str | None] = list(namespaces) or [None]
         self._strikes: dict[Kind, int] = {}
 
-    async def wait_until_synced(self, patience: float = 10.0, step: float = 0.05) -> None:
-        """Until the watches have told of everything that exists."""
+    async def list_everything(self) -> None:
+        """Fill the store, jobs first: of a job that is known, all children are. Raises ``ApiError``."""
         for kind in KINDS:
-            while True:
-                listing = await self._list(kind, cached=False)
-                waited = 0.0
-                while (unknown := self._unknown(listing)) and waited < patience:
-                    await self._sleep(step)
-                    waited += step
-                if not unknown:
-                    break
-                logger.warning("%d %s have not been told of yet", len(unknown), kind.plural)
-            self._drop_vanished(listing)
+            async for items, _ in self._pages(kind, cached=False):
+                for body in items:
+                    self._store.feed(kind.name, body)
 
     async def run(self, interval: float, grace: float) -> None:
-        """Compare for ever. Raises :class:`Stalled`."""
+        """Compare now, and again after every interval, for ever. Raises :class:`Stalled`."""
         while True:
-            await self._sleep(interval)
             for kind in KINDS:
                 try:
                     await self.check(kind, grace)
                 except ApiError as error:
                     logger.warning("%s cannot be listed: %s", kind.plural, error)
+            await self._sleep(interval)
 
     async def check(self, kind: Kind, grace: float) -> None:
         """Compare one kind. Raises :class:`Stalled` at the second strike in a row."""
-        listing = await self._list(kind, cached=True)
-        if self._unknown(listing) or self._vanished(listing):
+        listing = await self._list(kind)
+        if listing.unknown or self._vanished(kind, listing):
             await self._sleep(grace)
-        unknown = self._unknown(listing)
-        missed = len(unknown) + self._drop_vanished(listing)
+        unknown = [body for body in listing.unknown if not self._knows(kind, body)]
+        vanished = self._vanished(kind, listing)
         for body in unknown:
             self._store.feed(kind.name, body)
+        for key, entry in vanished:
+            self._store.forget(kind.name, entry, key)
+        missed = len(unknown) + len(vanished)
         self._strikes[kind] = self._strikes.get(kind, 0) + 1 if missed else 0
         if missed:
             self._missed(kind.name, missed)
@@ -91,43 +89,37 @@ class Watchdog:
         if self._strikes[kind] >= STRIKES:
             raise Stalled(f"the watch of {kind.plural} brings no news")
 
-    async def _list(self, kind: Kind, cached: bool) -> Listing:
-        items: list[Body] = []
-        version = 0
+    async def _list(self, kind: Kind) -> Listing:
+        listing = Listing()
+        async for items, version in self._pages(kind, cached=True):
+            listing.uids.update(body["metadata"]["uid"] for body in items)
+            listing.unknown += [body for body in items if not self._knows(kind, body)]
+            listing.version = min(listing.version or version, version)
+        return listing
+
+    async def _pages(self, kind: Kind, cached: bool) -> AsyncIterator[tuple[list[Body], int]]:
+        """Objects and the version of the list that they are from. ``cached`` lets the API server answer from memory,
+        a little late perhaps."""
+        parameters: dict[str, str | int] = {"limit": PAGE}
+        if kind != JOB:
+            parameters["labelSelector"] = CHILD_SELECTOR
         for namespace in self._namespaces:
-            parameters: dict[str, str | int] = {"limit": PAGE}
-            if kind != JOB:
-                parameters["labelSelector"] = CHILD_SELECTOR
-            first = {"resourceVersion": "0"} if cached else {}
-            page = await self._api.list(kind, namespace, **parameters, **first)
-            found = list(page["items"])
-            while token := page["metadata"].get("continue"):
-                page = await self._api.list(kind, namespace, **parameters, **{"continue": token})
-                found += page["items"]
-            items += found
-            # What was deleted after the oldest of the lists is not missing from it.
-            oldest = version_of(page)
-            version = min(version, oldest) if version else oldest
-        return Listing(kind, items, version)
+            more: dict[str, str] = {"resourceVersion": "0"} if cached else {}
+            while True:
+                page = await self._api.list(kind, namespace, **parameters, **more)
+                yield page["items"], version_of(page)
+                token = page["metadata"].get("continue")
+                if not token:
+                    break
+                more = {"continue": token}
 
-    def _unknown(self, listing: Listing) -> list[Body]:
-        name, store = listing.kind.name, self._store
-        return [
-            body
-            for body in listing.items
-            if not store.knows(body["metadata"]["uid"], store.find(name, body), version_of(body))
-        ]
+    def _knows(self, kind: Kind, body: Body) -> bool:
+        entry = self._store.find(kind.name, body)
+        return self._store.knows(body["metadata"]["uid"], entry, version_of(body))
 
-    def _vanished(self, listing: Listing) -> list[tuple[Key, Child | StoredJob]]:
-        listed = {body["metadata"]["uid"] for body in listing.items}
+    def _vanished(self, kind: Kind, listing: Listing) -> list[tuple[Key, Child | StoredJob]]:
         return [
             (key, entry)
-            for key, entry in self._store.entries(listing.kind.name)
-            if entry.uid not in listed and entry.version <= listing.version
+            for key, entry in self._store.entries(kind.name)
+            if entry.uid not in listing.uids and entry.version <= listing.version
         ]
-
-    def _drop_vanished(self, listing: Listing) -> int:
-        vanished = self._vanished(listing)
-        for key, entry in vanished:
-            self._store.forget(listing.kind.name, entry, key)
-        return len(vanished)

@@ -112,14 +112,13 @@ async def test_an_object_that_ended_after_the_list_is_not_brought_back() -> None
     assert not world.missed
 
 
-async def test_work_begins_when_everything_is_known() -> None:
+async def test_what_exists_is_known_at_once() -> None:
     world = World()
     found = document()
     found["metadata"]["namespace"] = "default"
     world.server.put("visionrljobs", found)
     world.service("a")
-    world.while_asleep = [lambda: None, lambda: None, lambda: world.server.tell(world.store)]
-    await world.dog.wait_until_synced()
+    await world.dog.list_everything()
     assert world.store.job(DEMO) is not None
     assert world.has("a")
 
