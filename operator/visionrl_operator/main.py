@@ -39,7 +39,7 @@ from visionrl_operator.workqueue import ShutDown, WorkQueue
 # News of children come in bursts; those of a job itself are acted on at once.
 SETTLE_SECONDS = 0.2
 PASS_SECONDS = 120.0
-WATCHDOG_GRACE_SECONDS = 10.0
+WATCHDOG_GRACE_SECONDS = 30.0
 FIRST_CHECK_SECONDS = 30.0
 STOP_SECONDS = 20.0
 CRD_CHECK_SECONDS = 5.0
@@ -115,7 +115,7 @@ async def _controller(
         asyncio.create_task(_work(queue, reconciler, store, metrics, health, number), name=f"worker {number}")
         for number in range(options.workers)
     ]
-    watch = asyncio.create_task(_watch(watchdog, options.watchdog_interval), name="watchdog")
+    watch = asyncio.create_task(_watch(watchdog, health, options.watchdog_interval), name="watchdog")
     informer = asyncio.create_task(_inform(options, watchdog, store, health, stop, stop_informer), name="informer")
     try:
         yield [informer, watch, *workers]
@@ -137,7 +137,8 @@ def _enqueue(queue: WorkQueue[Key], key: Key, entry: Entry | None) -> None:
     queue.add_after(key, 0 if isinstance(entry, StoredJob) else SETTLE_SECONDS)
 
 
-async def _watch(watchdog: Watchdog, interval: float) -> None:
+async def _watch(watchdog: Watchdog, health: Health, interval: float) -> None:
+    await health.synced.wait()
     # The first time soon: what was deleted between our own lists and kopf's is known to neither.
     await asyncio.sleep(min(interval, FIRST_CHECK_SECONDS))
     await watchdog.run(interval, WATCHDOG_GRACE_SECONDS)

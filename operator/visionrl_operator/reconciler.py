@@ -46,6 +46,17 @@ class Outcome:
     again_after: float | None = None
 
 
+@dataclass
+class _Memory:
+    """What is remembered of a job between passes; all of it can be found out again."""
+
+    uid: str
+    secret_seen: float | None = None
+    """When its Secret was last seen (``time.monotonic``)."""
+    refusal: str = ""
+    """Why its children could not be made the last time, in the API server's words."""
+
+
 class Reconciler:
     """``workload`` is Kueue's kind, where the cluster has it."""
 
@@ -53,16 +64,14 @@ class Reconciler:
         self._api, self._store, self._probes, self._metrics = api, store, probes, metrics
         self._workload = workload
         self._applier = Applier(api, store, workload)
-        # When each job's Secret was last seen, by the job's uid.
-        self._secret_seen: dict[str, float] = {}
-        # Why a job's children could not be made the last time, in the API server's words.
-        self._refusals: dict[str, str] = {}
+        self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> Outcome:
         """Make it so. Raises ``ApiError``, ``NameTaken``, ``Outdated``: the pass is to be repeated."""
         job = self._store.job(key)
         if job is None or job.deleting:
             self._probes.stop(key)
+            self._memories.pop(key, None)
             return Outcome(wrote=False)
         now = datetime.now(UTC)
         previous, children = read_status(job.status), self._store.children(key)
@@ -85,10 +94,11 @@ class Reconciler:
         wrote = wrote or bool(decision.children or decision.deletions)
         return Outcome(wrote, min(timers, default=None))
 
-    def forget(self, uid: str) -> None:
-        """The job is gone."""
-        self._secret_seen.pop(uid, None)
-        self._refusals.pop(uid, None)
+    def _memory(self, job: StoredJob) -> _Memory:
+        key = Key(job.owner.namespace, job.owner.name)
+        if key not in self._memories or self._memories[key].uid != job.uid:
+            self._memories[key] = _Memory(job.uid)
+        return self._memories[key]
 
     # --- what no watch tells
 
@@ -110,7 +120,7 @@ class Reconciler:
         return asked, PODLESS_SECONDS if podless else None
 
     async def _has_secret(self, job: StoredJob, untouched: bool) -> bool:
-        seen = self._secret_seen.get(job.uid)
+        seen = self._memory(job).secret_seen
         if seen is not None and time.monotonic() - seen < SECRET_CHECK_SECONDS:
             return True
         if untouched:
@@ -120,7 +130,7 @@ class Reconciler:
         owners = [found["uid"] for found in secret["metadata"].get("ownerReferences", ())] if secret else []
         if owner.uid not in owners:
             return False
-        self._secret_seen[job.uid] = time.monotonic()
+        self._memory(job).secret_seen = time.monotonic()
         return True
 
     async def _creation_failure(self, job: StoredJob, child: Child) -> str:
@@ -149,22 +159,22 @@ class Reconciler:
                 if problem is not None:
                     raise problem
         if decision.children:
-            self._refusals.pop(job.uid, None)
+            self._memory(job).refusal = ""
 
     async def _apply(self, job: StoredJob, child: Manifest) -> None:
         try:
             await self._applier.apply(job.owner, child)
         except (ApiError, NameTaken) as error:
             why = error.message if isinstance(error, ApiError) else str(error)
-            self._refusals[job.uid] = f"cannot make {ref(child)}: {why}"
+            self._memory(job).refusal = f"cannot make {ref(child)}: {why}"
             raise
         if child["kind"] == "Secret":
-            self._secret_seen[job.uid] = time.monotonic()
+            self._memory(job).secret_seen = time.monotonic()
 
     def _with_refusal(self, job: StoredJob, status: JobStatus) -> JobStatus:
         """The status with what kept the last pass from making a child, as the reason."""
-        refusal = self._refusals.get(job.uid)
-        if refusal is None or status.finished:
+        refusal = self._memory(job).refusal
+        if not refusal or status.finished:
             return status
         return status.model_copy(update={"reason": refusal})
 
