@@ -8,7 +8,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tests.support.ports import free_port
 from visionrl.job import Job
 
 KEY = "the-key-of-this-job"
@@ -100,8 +100,7 @@ class InferenceServer:
     def __init__(self, job: Job, folder: Path, trainer_url: str) -> None:
         self.job, self.folder, self.trainer_url = job, folder, trainer_url
         self.process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.cache = folder / "cache"
         self.log = folder / "inference.log"

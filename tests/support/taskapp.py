@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from tests.support.ports import free_port
 from visionrl.tools import tool_call_text
 
 KEY = "the-key-of-this-job"
@@ -162,12 +162,6 @@ def taskapp(folder: Path, **variables: str) -> Iterator[TaskAppProcess]:
         ended_by_itself = process.poll() is not None and not running.stopped
         code, output = running.stop()
     assert not ended_by_itself, f"the task app ended with code {code}:\n{output}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _is_warm(running: TaskAppProcess) -> bool:
