@@ -20,6 +20,8 @@ setup: $(VENV)/.complete ## Make the locked CPU environment in .venv
 
 $(VENV)/.complete: requirements/cpu.lock requirements/dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "VisionRL needs Python 3.11 or newer; set PYTHON=")'
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { \
+	  echo "vLLM on the CPU needs libnuma: apt-get install libnuma1" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the locked environment (2.5 GB on disk, about two minutes)"
 	@$(BIN)/pip install -qq --no-deps -r requirements/cpu.lock -r requirements/dev.lock || { \

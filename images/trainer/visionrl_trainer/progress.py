@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from visionrl.status import EvaluationProgress, Progress, Score
 from visionrl_trainer.service import Bulletin
 
-RATE_WINDOW_SECONDS = 300.0
+FIRST_RATE_SECONDS = 2.0
+"""Time into a phase before its rate means anything."""
 
 
 class Meter:
@@ -20,7 +21,7 @@ class Meter:
     def __init__(self, bulletin: Bulletin, total: int) -> None:
         self.bulletin = bulletin
         self.seconds: dict[str, float] = defaultdict(float)
-        self._ends: deque[float] = deque()
+        self._phase_started, self._phase_episodes = time.monotonic(), 0
         self.set(total=total)
 
     def set(self, **changes: object) -> None:
@@ -33,14 +34,12 @@ class Meter:
         return self.bulletin.report.progress
 
     def episode(self, training: bool = True) -> None:
-        """One episode has ended."""
-        now = time.monotonic()
-        self._ends.append(now)
-        while self._ends and self._ends[0] < now - RATE_WINDOW_SECONDS:
-            self._ends.popleft()
+        """One episode has ended; the rate is that of the phase so far."""
+        self._phase_episodes += 1
+        elapsed = time.monotonic() - self._phase_started
         changes: dict[str, object] = {}
-        if len(self._ends) > 1:
-            changes["episodes_per_minute"] = round(60 * (len(self._ends) - 1) / (now - self._ends[0] + 1e-9), 1)
+        if elapsed > FIRST_RATE_SECONDS:
+            changes["episodes_per_minute"] = round(60 * self._phase_episodes / elapsed, 1)
         if training:
             changes["episodes"] = self.progress.episodes + 1
         self.set(**changes)
@@ -49,7 +48,8 @@ class Meter:
     def phase(self, name: str, message: str) -> Iterator[None]:
         """Time a phase and say what goes on."""
         self.bulletin.update(message=message)
-        started = time.monotonic()
+        started = self._phase_started = time.monotonic()
+        self._phase_episodes = 0
         try:
             yield
         finally:
