@@ -15,6 +15,7 @@ from visionrl.data.select import content_key, decision_fault, episode_fault
 from visionrl.data.split import World, validation_worlds
 from visionrl.data.stats import Side, Stats, as_json, tally
 from visionrl.data.write import Draft, ImageForm, line
+from visionrl.job import FIRST_TRAINING_SEED
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,11 @@ def _ids(faults: dict[str, str | None]) -> dict[str, Any]:
 
 def _stats(config: FilterConfig, kept: Kept, train: list[Example], val: list[Example]) -> Stats:
     warnings = []
+    if any(example.session.seed < FIRST_TRAINING_SEED for example in kept.examples):
+        warnings.append(
+            f"there are seeds below {FIRST_TRAINING_SEED}, which evaluations use: what is trained on this data must be "
+            "evaluated on others"
+        )
     if config.split.val > 0 and not val:
         warnings.append("validation is empty: all episodes are on one environment seed, which cannot be split")
     if len({str(example.session.tools) for example in kept.examples}) > 1:

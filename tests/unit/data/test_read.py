@@ -143,5 +143,13 @@ def test_a_task_app_may_still_write_while_it_is_read(tmp_path: Path) -> None:
 def test_one_seed_cannot_be_split_and_that_is_said(tmp_path: Path) -> None:
     stats = filter_traces(settings(database(tmp_path)))
     assert (stats.train.lines, stats.val.lines) == (1, 0)
-    assert stats.warnings == ["validation is empty: all episodes are on one environment seed, which cannot be split"]
+    assert "validation is empty: all episodes are on one environment seed, which cannot be split" in stats.warnings
     assert (tmp_path / "out" / "val.jsonl").read_bytes() == b""
+
+
+def test_seeds_of_evaluations_are_warned_of(tmp_path: Path) -> None:
+    [warning, _] = filter_traces(settings(database(tmp_path))).warnings
+    assert "seeds below 1000000, which evaluations use" in warning
+    (tmp_path / "traces.db").unlink()
+    path = database(tmp_path, metadata={**METADATA, "seed": 1_000_000})
+    assert "evaluations" not in str(filter_traces(settings(path)).warnings)
