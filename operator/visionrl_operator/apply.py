@@ -3,7 +3,7 @@ the pods upwards."""
 
 from __future__ import annotations
 
-from visionrl_operator.api import Api, Body
+from visionrl_operator.api import FIELD_CONFLICT, Api, ApiError, Body
 from visionrl_operator.children.common import Manifest, Owner, Ref, ref
 from visionrl_operator.decide import MADE_ONCE
 from visionrl_operator.kinds import CHILDREN, JOB, Kind
@@ -28,10 +28,10 @@ class Applier:
             raise _taken(target)
         if existing is not None and existing.deleting:
             return  # made again once it is gone
-        if kind.name in MADE_ONCE:
+        if kind.name in MADE_ONCE or (kind.name == "ConfigMap" and existing is None):
             made = await self._create(kind, owner, child)
         else:
-            made = await self._api.apply(kind, owner.namespace, target.name, child)
+            made = await self._apply(kind, owner, child, ours=existing is not None)
         if kind.name != "Secret":
             self._store.note(kind.name, made)
 
@@ -52,6 +52,16 @@ class Applier:
     async def delete_job(self, owner: Owner) -> None:
         """Delete the job itself; the garbage collector takes what it owns."""
         await self._api.delete(JOB, owner.namespace, owner.name, owner.uid, "Background")
+
+    async def _apply(self, kind: Kind, owner: Owner, child: Manifest, ours: bool) -> Body:
+        """What is not known to be ours is not forced to be. (Somebody else's ConfigMap would not conflict with ours,
+        so those are created.)"""
+        try:
+            return await self._api.apply(kind, owner.namespace, child["metadata"]["name"], child, force=ours)
+        except ApiError as error:
+            if error.reason == FIELD_CONFLICT:
+                raise _taken(ref(child)) from None
+            raise
 
     async def _create(self, kind: Kind, owner: Owner, child: Manifest) -> Body:
         name = child["metadata"]["name"]

@@ -203,6 +203,23 @@ def test_a_deleted_child_comes_back(world: World) -> None:
         world.wait_for_children()
 
 
+@pytest.mark.parametrize("kind", ["Service", "ConfigMap"])
+def test_what_belongs_to_others_is_told_and_left_alone(world: World, kind: str) -> None:
+    name = {"Service": "demo-trainer", "ConfigMap": "demo-config"}[kind]
+    content = {"spec": {"ports": [{"port": 80}]}} if kind == "Service" else {"data": {"mine": "yes"}}
+    foreign = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **content}
+    world.kube.kubectl.apply(foreign, namespace=world.namespace)
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait(
+            lambda: f"{kind}/{name} exists and is not this job's" in world.status().get("reason", ""), "the reason"
+        )
+        assert "ownerReferences" not in world.kube.kubectl.get(kind, name, "-n", world.namespace)["metadata"]
+        world.kubectl("delete", kind, name)
+        world.wait_for_children()
+
+
 def test_a_quota_is_told_in_one_line(world: World) -> None:
     quota = {
         "apiVersion": "v1",

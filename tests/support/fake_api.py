@@ -148,6 +148,8 @@ class FakeApi:
     def tell(self, store: Store) -> None:
         """What watches that work tell."""
         for (plural, _, _), body in list(self.objects.items()):
+            if plural != JOB.plural and "visionrl.dev/job" not in body["metadata"].get("labels", {}):
+                continue  # watches are label-selected
             if KINDS[plural] not in (EVENT, LEASE) and KINDS[plural].name in {JOB.name, *CHILDREN} - {"Secret"}:
                 store.feed(KINDS[plural].name, copy.deepcopy(body))
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.fake_api import Died, FakeApi, answer, client, failure
 from tests.support.jobs import document
 from visionrl.status import TrainerReport
-from visionrl_operator.api import ApiError
+from visionrl_operator.api import FIELD_CONFLICT, ApiError
 from visionrl_operator.apply import NameTaken
 from visionrl_operator.kinds import Kind
 from visionrl_operator.metrics import Metrics
@@ -332,6 +332,23 @@ async def test_children_of_a_former_job_of_that_name_are_left_alone() -> None:
         if before.get(name) != body["metadata"]["resourceVersion"]
     }
     assert changed == {"visionrljobs"}
+
+
+async def test_somebody_elses_config_map_is_not_taken_over() -> None:
+    world = World()
+    foreign = {"kind": "ConfigMap", "metadata": {"name": "demo-config", "namespace": "default"}, "data": {"a": "b"}}
+    world.server.put("configmaps", foreign)
+    with pytest.raises(NameTaken, match="ConfigMap/demo-config exists"):
+        await world.reconciler.reconcile(DEMO)
+    assert world.server.get("configmaps", "demo-config")["data"] == {"a": "b"}
+
+
+async def test_somebody_elses_service_is_not_taken_over() -> None:
+    world = World()
+    conflict = {"reason": "Conflict", "message": "x", "details": {"causes": [{"reason": FIELD_CONFLICT}]}}
+    world.server.fault = lambda method, path: answer(409, conflict) if "force=false" in path else None
+    with pytest.raises(NameTaken, match="exists and is not this job's"):
+        await world.reconcile()
 
 
 async def test_what_the_server_refuses_is_the_reason_that_people_read() -> None:
