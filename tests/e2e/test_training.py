@@ -13,7 +13,7 @@ from tests.e2e.conftest import ClusterJob, config, on_cpu
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-ITERATIONS = 6
+ITERATIONS = 16
 
 
 def short(document: dict[str, Any], **training: object) -> dict[str, Any]:
