@@ -27,7 +27,6 @@ MERGE_PATCH = "application/merge-patch+json"
 ATTEMPTS = 5
 FIRST_RETRY_SECONDS = 0.25
 LONGEST_RETRY_SECONDS = 10.0
-FIELD_CONFLICT = "FieldManagerConflict"
 RETRIED = frozenset({429, 500, 502, 503, 504})
 
 Body = dict[str, Any]
@@ -137,10 +136,9 @@ class Api:
         """The object as it is now; None where it changed since ``body`` was read."""
         return await _or_none(self._call("PUT", kind, kind.path(namespace, name), {}, JSON, body), 409)
 
-    async def apply(self, kind: Kind, namespace: str, name: str, body: Body, force: bool) -> Body:
-        """Server-side apply: the object as it is now. Without ``force``, fields that somebody else set otherwise are
-        an ``ApiError`` with the reason FIELD_CONFLICT."""
-        parameters = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()}
+    async def apply(self, kind: Kind, namespace: str, name: str, body: Body) -> Body:
+        """Server-side apply: the object as it is now."""
+        parameters = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = kind.path(namespace, name)
         return await self._call("PATCH", kind, path, parameters, APPLY_PATCH, body, RETRIED | {409})
 
@@ -189,7 +187,7 @@ class Api:
                     found: Body = json.loads(answer.content)
                     return found
                 error = _error(answer)
-                if answer.status not in retried or error.reason == FIELD_CONFLICT:
+                if answer.status not in retried:
                     raise error
                 delay = max(_backoff(attempt), _retry_after(answer))
             if attempt + 1 < ATTEMPTS:
@@ -211,10 +209,7 @@ def _error(answer: Answer) -> ApiError:
     """A proxy between us may answer with anything, so only a Status object is quoted."""
     try:
         status = json.loads(answer.content)
-        causes = (status.get("details") or {}).get("causes") or ()
-        conflict = any(cause.get("reason") == FIELD_CONFLICT for cause in causes)
-        reason = FIELD_CONFLICT if conflict else str(status.get("reason", ""))
-        return ApiError(answer.status, reason, str(status["message"]))
+        return ApiError(answer.status, str(status.get("reason", "")), str(status["message"]))
     except (ValueError, TypeError, KeyError, AttributeError):
         return ApiError(answer.status, "", answer.content[:200].decode(errors="replace").strip())
 

@@ -3,7 +3,7 @@ the pods upwards."""
 
 from __future__ import annotations
 
-from visionrl_operator.api import FIELD_CONFLICT, Api, ApiError, Body
+from visionrl_operator.api import Api, Body
 from visionrl_operator.children.common import Manifest, Owner, Ref, ref
 from visionrl_operator.decide import MADE_ONCE
 from visionrl_operator.kinds import CHILDREN, JOB, Kind
@@ -28,10 +28,12 @@ class Applier:
             raise _taken(target)
         if existing is not None and existing.deleting:
             return  # made again once it is gone
-        if kind.name in MADE_ONCE or (kind.name == "ConfigMap" and existing is None):
+        if kind.name in MADE_ONCE:
             made = await self._create(kind, owner, child)
         else:
-            made = await self._apply(kind, owner, child, ours=existing is not None)
+            if existing is None:
+                await self._refuse_taken(kind, owner, target)
+            made = await self._api.apply(kind, owner.namespace, target.name, child)
         if kind.name != "Secret":
             self._store.note(kind.name, made)
 
@@ -53,25 +55,25 @@ class Applier:
         """Delete the job itself; the garbage collector takes what it owns."""
         await self._api.delete(JOB, owner.namespace, owner.name, owner.uid, "Background")
 
-    async def _apply(self, kind: Kind, owner: Owner, child: Manifest, ours: bool) -> Body:
-        """What is not known to be ours is not forced to be. (Somebody else's ConfigMap would not conflict with ours,
-        so those are created.)"""
-        try:
-            return await self._api.apply(kind, owner.namespace, child["metadata"]["name"], child, force=ours)
-        except ApiError as error:
-            if error.reason == FIELD_CONFLICT:
-                raise _taken(ref(child)) from None
-            raise
+    async def _refuse_taken(self, kind: Kind, owner: Owner, target: Ref) -> None:
+        """Watches show what has our labels. Applying would merge with anything else of that name and make it ours, to
+        be deleted with the job: a volume, perhaps."""
+        found = await self._api.get(kind, owner.namespace, target.name)
+        if found is not None and not _owned(found, owner):
+            raise _taken(target)
 
     async def _create(self, kind: Kind, owner: Owner, child: Manifest) -> Body:
         name = child["metadata"]["name"]
         made = await self._api.create(kind, owner.namespace, child)
         if made is None:  # made before, by us or by somebody else
             made = await self._api.get(kind, owner.namespace, name)
-            owners = [] if made is None else made["metadata"].get("ownerReferences", [])
-            if made is None or not any(found["uid"] == owner.uid for found in owners):
+            if made is None or not _owned(made, owner):
                 raise _taken(ref(child))
         return made
+
+
+def _owned(body: Body, owner: Owner) -> bool:
+    return any(found["uid"] == owner.uid for found in body["metadata"].get("ownerReferences", ()))
 
 
 def _taken(target: Ref) -> NameTaken:

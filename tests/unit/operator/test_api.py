@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests.support.fake_api import answer, failure
-from visionrl_operator.api import ATTEMPTS, FIELD_CONFLICT, Answer, Api, ApiError
+from visionrl_operator.api import ATTEMPTS, Answer, Api, ApiError
 from visionrl_operator.kinds import CHILDREN, JOB
 
 SERVICE = CHILDREN["Service"]
@@ -54,7 +54,7 @@ TRANSIENT = [
 @pytest.mark.parametrize("problem", TRANSIENT, ids=str)
 async def test_applying_goes_on_after_a_passing_problem(problem: Answer | Exception) -> None:
     script = Script(problem, problem, MADE)
-    assert await api(script).apply(SERVICE, "default", "web", {}, force=True) == {"metadata": {"name": "web"}}
+    assert await api(script).apply(SERVICE, "default", "web", {}) == {"metadata": {"name": "web"}}
     assert script.sent == 3
 
 
@@ -62,7 +62,7 @@ async def test_applying_goes_on_after_a_passing_problem(problem: Answer | Except
 async def test_applying_gives_up_and_says_what_the_server_said(problem: Answer | Exception) -> None:
     script = Script(problem)
     with pytest.raises(ApiError) as caught:
-        await api(script).apply(SERVICE, "default", "web", {}, force=True)
+        await api(script).apply(SERVICE, "default", "web", {})
     assert script.sent == ATTEMPTS
     assert caught.value.status == (problem.status if isinstance(problem, Answer) else 0)
 
@@ -71,14 +71,14 @@ async def test_applying_gives_up_and_says_what_the_server_said(problem: Answer |
 async def test_a_refusal_is_not_repeated(status: int) -> None:
     script = Script(failure(status, "Refused", "exceeded quota: pods"))
     with pytest.raises(ApiError, match="exceeded quota: pods") as caught:
-        await api(script).apply(SERVICE, "default", "web", {}, force=True)
+        await api(script).apply(SERVICE, "default", "web", {})
     assert (script.sent, caught.value.status, caught.value.reason) == (1, status, "Refused")
 
 
 async def test_the_server_says_when_to_come_again() -> None:
     waits: list[float] = []
     script = Script(failure(429, Retry_After="7"), failure(429, Retry_After="soon"), failure(503), MADE)
-    await api(script, waits).apply(SERVICE, "default", "web", {}, force=True)
+    await api(script, waits).apply(SERVICE, "default", "web", {})
     assert waits[0] == 7
     assert all(0 < wait < 2 for wait in waits[1:])
 
@@ -113,9 +113,7 @@ async def test_a_conflict_that_is_no_existing_object_is_an_error() -> None:
 
 async def test_every_answered_request_is_counted() -> None:
     counted: list[Any] = []
-    await api(Script(failure(500), TimeoutError(), MADE), counted=counted).apply(
-        SERVICE, "default", "web", {}, force=True
-    )
+    await api(Script(failure(500), TimeoutError(), MADE), counted=counted).apply(SERVICE, "default", "web", {})
     assert counted == [("patch", "Service", 500), ("patch", "Service", 200)]
 
 
@@ -123,15 +121,3 @@ def test_paths() -> None:
     assert SERVICE.path("a", "b") == "/api/v1/namespaces/a/services/b"
     assert CHILDREN["Job"].path(None) == "/apis/batch/v1/jobs"
     assert JOB.path("a", "b", "status") == "/apis/visionrl.dev/v1alpha1/namespaces/a/visionrljobs/b/status"
-
-
-async def test_a_field_that_somebody_else_set_is_no_passing_conflict() -> None:
-    content = {
-        "reason": "Conflict",
-        "message": "conflict with kubectl",
-        "details": {"causes": [{"reason": FIELD_CONFLICT}]},
-    }
-    script = Script(answer(409, content))
-    with pytest.raises(ApiError) as caught:
-        await api(script).apply(SERVICE, "default", "web", {}, force=False)
-    assert (script.sent, caught.value.reason) == (1, FIELD_CONFLICT)

@@ -12,7 +12,7 @@ import pytest
 from tests.support.fake_api import Died, FakeApi, answer, client, failure
 from tests.support.jobs import document
 from visionrl.status import TrainerReport
-from visionrl_operator.api import FIELD_CONFLICT, ApiError
+from visionrl_operator.api import ApiError
 from visionrl_operator.apply import NameTaken
 from visionrl_operator.kinds import Kind
 from visionrl_operator.metrics import Metrics
@@ -22,6 +22,12 @@ from visionrl_operator.status_writer import Outdated
 from visionrl_operator.store import Key, Store
 
 DEMO = Key("default", "demo")
+OTHERS = [
+    ("configmaps", "ConfigMap", "demo-config"),
+    ("persistentvolumeclaims", "PersistentVolumeClaim", "demo-run"),
+    ("services", "Service", "demo-trainer"),
+    ("deployments", "Deployment", "demo-taskapp"),
+]
 
 
 class NoProbes:
@@ -334,21 +340,14 @@ async def test_children_of_a_former_job_of_that_name_are_left_alone() -> None:
     assert changed == {"visionrljobs"}
 
 
-async def test_somebody_elses_config_map_is_not_taken_over() -> None:
-    world = World()
-    foreign = {"kind": "ConfigMap", "metadata": {"name": "demo-config", "namespace": "default"}, "data": {"a": "b"}}
-    world.server.put("configmaps", foreign)
-    with pytest.raises(NameTaken, match="ConfigMap/demo-config exists"):
-        await world.reconciler.reconcile(DEMO)
-    assert world.server.get("configmaps", "demo-config")["data"] == {"a": "b"}
-
-
-async def test_somebody_elses_service_is_not_taken_over() -> None:
-    world = World()
-    conflict = {"reason": "Conflict", "message": "x", "details": {"causes": [{"reason": FIELD_CONFLICT}]}}
-    world.server.fault = lambda method, path: answer(409, conflict) if "force=false" in path else None
-    with pytest.raises(NameTaken, match="exists and is not this job's"):
+@pytest.mark.parametrize(("plural", "kind", "name"), OTHERS)
+async def test_what_belongs_to_others_is_not_taken_over(plural: str, kind: str, name: str) -> None:
+    world = World({"storage.runSize": "1Gi"})
+    foreign = world.server.put(plural, {"kind": kind, "metadata": {"name": name, "namespace": "default"}})
+    version = foreign["metadata"]["resourceVersion"]
+    with pytest.raises(NameTaken, match=f"{kind}/{name} exists and is not this job's"):
         await world.reconcile()
+    assert world.server.get(plural, name)["metadata"]["resourceVersion"] == version
 
 
 async def test_what_the_server_refuses_is_the_reason_that_people_read() -> None:
