@@ -45,6 +45,7 @@ OWNED = frozenset(
         "--enforce-eager",
         "--distributed-executor-backend",
         "--middleware",
+        "--mm-processor-cache-gb",
         "--enable-lora",
         "--max-lora-rank",
         "--max-loras",
@@ -91,6 +92,8 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
         "--limit-mm-per-prompt": json.dumps(
             {"image": vllm.limit_mm_per_prompt.image if uses_vision(spec) else 0, "video": 0}
         ),
+        # A frame is seen once, or as often as its segment has turns: vLLM's 4 GiB would only fill the memory.
+        "--mm-processor-cache-gb": 1,
         "--tool-call-parser": "hermes",
         "--max-lora-rank": next(rank for rank in LORA_RANKS if rank >= spec.model.lora.r),
         "--max-loras": lora_slots,
