@@ -1,0 +1,65 @@
+"""The specification of a VisionRLJob: one pydantic model that everything else is made from.
+
+The CRD's schema, the printed plan, the configuration that the pods read and the local run all come from
+:class:`Job`. Keys are camelCase in files (Kubernetes API conventions) and snake_case in Python; unknown keys and
+values of the wrong type are refused. Rules that span several fields are in :mod:`visionrl.checks`.
+"""
+
+from visionrl.job.base import API_GROUP, API_VERSION, FIRST_TRAINING_SEED, KIND, Model, NonNegativeInt
+from visionrl.job.model import Lora, PolicyModel, TinyModel
+from visionrl.job.operations import (
+    Component,
+    EnvVar,
+    FailurePolicy,
+    FailureRule,
+    Lifecycle,
+    Overrides,
+    Placement,
+    PodPatch,
+    Storage,
+)
+from visionrl.job.parts import Gpu, ImageLimits, Inference, Resources, TaskApp, Toleration, Trainer, Vllm
+from visionrl.job.rollout import EnvSettings, PolicySettings, Rollout
+from visionrl.job.spec import Job, JobSpec, Metadata
+from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, Training, WarmStart
+
+__all__ = [
+    "API_GROUP",
+    "API_VERSION",
+    "FIRST_TRAINING_SEED",
+    "KIND",
+    "Algorithm",
+    "Component",
+    "EnvSettings",
+    "EnvVar",
+    "Evaluation",
+    "FailurePolicy",
+    "FailureRule",
+    "Gpu",
+    "Guards",
+    "ImageLimits",
+    "Inference",
+    "Job",
+    "JobSpec",
+    "Lifecycle",
+    "Lora",
+    "Metadata",
+    "Model",
+    "NonNegativeInt",
+    "Overrides",
+    "Placement",
+    "PodPatch",
+    "PolicyModel",
+    "PolicySettings",
+    "Resources",
+    "Rewards",
+    "Rollout",
+    "Storage",
+    "TaskApp",
+    "TinyModel",
+    "Toleration",
+    "Trainer",
+    "Training",
+    "Vllm",
+    "WarmStart",
+]

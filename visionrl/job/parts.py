@@ -1,0 +1,106 @@
+"""The three parts: images, resources, GPUs, and vLLM's settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from visionrl.job.base import Model, PositiveInt, Quantity
+
+
+class Resources(Model):
+    """Requests and, where given, limits of the part's container."""
+
+    cpu: Quantity = "1"
+    """CPU request."""
+    memory: Quantity = "2Gi"
+    """Memory request and limit."""
+    ephemeral_storage: Quantity | None = None
+    """Local disk request and limit."""
+
+
+class Toleration(Model):
+    """A Kubernetes toleration."""
+
+    key: str | None = None
+    """Taint key; empty with operator Exists matches every taint."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """Whether `value` is compared."""
+    value: str | None = None
+    """Taint value, with operator Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; empty matches every effect."""
+
+
+class Gpu(Model):
+    """GPUs of a part and the nodes that have them."""
+
+    count: Annotated[int, Field(ge=1, le=16)] = 1
+    """GPUs of the pod."""
+    products: list[str] = Field(default_factory=lambda: ["NVIDIA-H200"])
+    """Accepted values of the node label `product_label`; empty accepts any node."""
+    product_label: str = "nvidia.com/gpu.product"
+    """Node label that names the product (GPU feature discovery)."""
+    resource_name: str = "nvidia.com/gpu"
+    """Extended resource that is requested."""
+    tolerations: list[Toleration] = Field(default_factory=lambda: [Toleration(key="nvidia.com/gpu")])
+    """Tolerations for GPU nodes."""
+    runtime_class_name: str | None = None
+    """RuntimeClass, where the cluster needs one for GPUs."""
+
+
+class TaskApp(Model):
+    """The environment server."""
+
+    image: str = "visionrl/taskapp:0.1.0"
+    """Container image."""
+    resources: Resources = Resources()
+
+
+class ImageLimits(Model):
+    """Multi-modal items that one prompt may carry."""
+
+    image: Annotated[int, Field(ge=0, le=64)] = 1
+    """Images a prompt."""
+
+
+class Vllm(Model):
+    """vLLM's engine arguments. Those that the job already decides (model, adapters, keys) are not offered."""
+
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that one model copy is split over."""
+    max_model_len: Annotated[int, Field(ge=128)] = 4096
+    """Longest prompt plus completion, in tokens."""
+    limit_mm_per_prompt: ImageLimits = ImageLimits()
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory that vLLM takes."""
+    max_num_seqs: PositiveInt = 64
+    """Sequences decoded together."""
+    enforce_eager: bool = False
+    """Skip CUDA graphs: quicker start, slower decoding."""
+    cpu_kv_cache_gib: PositiveInt = 1
+    """KV cache of the CPU backend, in GiB; ignored on a GPU."""
+    extra_args: list[str] = Field(default_factory=list)
+    """Further arguments of the vLLM server, in order; one that the job itself sets is refused."""
+
+
+class Inference(Model):
+    """The vLLM server. Without `gpu` it runs vLLM's CPU backend."""
+
+    image: str = "visionrl/inference:0.1.0"
+    """Container image."""
+    gpu: Gpu | None = None
+    vllm: Vllm = Vllm()
+    resources: Resources = Resources(cpu="4", memory="32Gi")
+    startup_timeout_seconds: PositiveInt = 1800
+    """Time that loading the model may take before the container is restarted."""
+
+
+class Trainer(Model):
+    """The trainer. Without `gpu` it trains on the CPU."""
+
+    image: str = "visionrl/trainer:0.1.0"
+    """Container image."""
+    gpu: Gpu | None = None
+    resources: Resources = Resources(cpu="4", memory="32Gi")

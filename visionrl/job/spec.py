@@ -1,0 +1,58 @@
+"""The object as a user writes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from visionrl.job.base import JobName, Model
+from visionrl.job.model import PolicyModel
+from visionrl.job.operations import FailurePolicy, Lifecycle, Overrides, Placement, Storage
+from visionrl.job.parts import Inference, TaskApp, Trainer
+from visionrl.job.rollout import Rollout
+from visionrl.job.training import Algorithm, Evaluation, Training
+
+
+class JobSpec(Model):
+    """What the user wants."""
+
+    algorithm: Algorithm = Algorithm()
+    model: PolicyModel
+    task_app: TaskApp = TaskApp()
+    inference: Inference = Inference()
+    trainer: Trainer = Trainer()
+    rollout: Rollout = Rollout()
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    storage: Storage = Storage()
+    placement: Placement = Placement()
+    failure_policy: FailurePolicy = FailurePolicy()
+    lifecycle: Lifecycle = Lifecycle()
+    suspend: bool = False
+    """No pods run while true; training goes on from the last checkpoint afterwards."""
+    queue_name: str | None = None
+    """Kueue LocalQueue that admits the job."""
+    overrides: Overrides = Overrides()
+
+
+class Metadata(Model):
+    """The part of Kubernetes' object metadata that a job file may set."""
+
+    name: JobName
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Job(Model):
+    """A VisionRLJob as a user writes it."""
+
+    api_version: Literal["visionrl.dev/v1alpha1"]
+    kind: Literal["VisionRLJob"]
+    metadata: Metadata
+    spec: JobSpec
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name

@@ -1,0 +1,140 @@
+"""What is learned, from what, and how it is judged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from visionrl.job.base import (
+    FIRST_TRAINING_SEED,
+    Fraction,
+    Model,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class Algorithm(Model):
+    """What is optimised, and how advantages are formed."""
+
+    type: Literal["rl", "sft"] = "rl"
+    """`rl` samples rollouts and follows the policy gradient; `sft` stops after the supervised warm start."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "gspo"
+    """Policy-gradient loss. Token-level ratios: GRPO, Dr.GRPO, DAPO, CISPO; sequence-level ratio: GSPO."""
+    advantage: Literal["outcome", "turn", "state_anchored"] = "outcome"
+    """`outcome` compares whole episodes of a group, `turn` the return-to-go at the same turn of the group,
+    `state_anchored` adds a comparison of decisions taken from the same simulator state (GiGPO)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """Standard deviation that advantages are divided by."""
+    gamma: Fraction = 1.0
+    """Discount per turn of the return-to-go; used by `turn` and `state_anchored`."""
+    clip_low: PositiveFloat | None = None
+    """Lower clip range ε of the ratio; empty takes the loss's published default."""
+    clip_high: PositiveFloat | None = None
+    """Upper clip range ε of the ratio; empty takes the loss's published default."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the base model (the same model with the adapter off)."""
+    importance_cap: PositiveFloat = 2.0
+    """Truncation of the importance ratio between training and serving logprobs (truncated importance sampling)."""
+
+
+class Rewards(Model):
+    """Rewards of the decisions. The event reward is +1 for each achievement unlocked for the first time."""
+
+    step_rewards: Literal["off", "consistent", "per_achievement"] = "off"
+    """`consistent`: `step_lambda` for a decision that unlocks anything; `per_achievement`: the sum of `weights`."""
+    step_lambda: NonNegativeFloat = 1.0
+    """Size of the *consistent* step reward."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Weight per achievement of *per_achievement*; one that is not named weighs 1."""
+    invalid_penalty: NonNegativeFloat = 0.0
+    """Subtracted from a decision whose answer is no valid tool call."""
+
+
+class WarmStart(Model):
+    """Supervised steps on a scripted player's episodes, before reinforcement learning."""
+
+    trains: Literal["all", "language_model", "adapter"] = "all"
+    """`all` weights or those of the `language_model` (the vision tower stays): the result is the base model that
+    adapters are trained on, and is served in place of `model.base`. `adapter`: the base stays, the result is the
+    first version of the adapter."""
+    episodes: PositiveInt
+    """Episodes that the scripted player plays."""
+    steps: PositiveInt
+    """Optimizer steps."""
+    batch_size: PositiveInt = 32
+    """Decisions a step."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate (linear warm-up, cosine decay)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of the matrices and leaves the rest to AdamW."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay."""
+    perturbation: Fraction = 0.25
+    """Mean share of turns whose executed actions are random; the label is always the player's."""
+    turns: PositiveInt = 30
+    """Turns of a teacher's episode."""
+
+
+class Guards(Model):
+    """Limits at which a run is stopped, with the reason; a limit that is null is not watched."""
+
+    max_mismatch_kl: PositiveFloat | None = Field(default=0.015, alias="maxMismatchKL")
+    """KL divergence between serving and training logprobs of one version, nats per token; checked before every
+    update."""
+    max_invalid_rate: Fraction | None = 0.9
+    """Share of answers without a usable tool call, in each of `patience` iterations."""
+    min_entropy: NonNegativeFloat | None = None
+    """Entropy of the policy, nats per token: not above this in `patience` iterations is a collapse."""
+    patience: PositiveInt = 3
+    """Iterations in a row that must break a limit."""
+
+
+class Training(Model):
+    """Iterations, batch and optimizer."""
+
+    iterations: PositiveInt
+    """Policy updates from rollouts. May be raised while the job runs."""
+    groups_per_iteration: PositiveInt = 2
+    """Start states sampled for one iteration."""
+    group_size: PositiveInt = 8
+    """Episodes from one start state."""
+    max_resampling: Annotated[int, Field(ge=0, le=10)] = 0
+    """Times that groups whose episodes all earned the same are replaced by other start states (dynamic sampling)."""
+    learning_rate: PositiveFloat = 5e-5
+    """AdamW's learning rate on the adapter."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay on the adapter."""
+    updates_per_iteration: PositiveInt = 1
+    """Optimizer steps into which an iteration's decisions are split."""
+    micro_batch_size: PositiveInt = 64
+    """Decisions in one forward and backward pass; bounds memory, leaves the gradient as it is."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm clip."""
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
+    """Versions that rollouts may lag behind training; 0 is in step."""
+    checkpoint_every: PositiveInt = 1
+    """Iterations between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept on disk."""
+    seed: NonNegativeInt = 0
+    """Seed of start states, batches and the adapter's initial weights."""
+    rewards: Rewards = Rewards()
+    guards: Guards = Guards()
+    warm_start: WarmStart | None = None
+
+
+class Evaluation(Model):
+    """Episodes on held-out seeds, before, during and after training."""
+
+    first_seed: Annotated[int, Field(ge=0, lt=FIRST_TRAINING_SEED)] = 0
+    """First seed; the seeds are consecutive."""
+    episodes: NonNegativeInt = 8
+    """Number of seeds; 0 switches evaluation off."""
+    every_iterations: NonNegativeInt = 0
+    """Iterations between evaluations during training; 0 evaluates before and after only."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Sampling temperature; empty takes the policy's."""
