@@ -5,7 +5,16 @@ The CRD's schema, the printed plan, the configuration that the pods read and the
 values of the wrong type are refused. Rules that span several fields are in :mod:`visionrl.checks`.
 """
 
-from visionrl.job.base import API_GROUP, API_VERSION, FIRST_TRAINING_SEED, KIND, Model, NonNegativeInt
+from visionrl.job.base import (
+    API_GROUP,
+    API_VERSION,
+    FIRST_TRAINING_SEED,
+    KIND,
+    Model,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from visionrl.job.model import Lora, PolicyModel, TinyModel
 from visionrl.job.operations import (
     Component,
@@ -51,6 +60,8 @@ __all__ = [
     "PodPatch",
     "PolicyModel",
     "PolicySettings",
+    "PositiveFloat",
+    "PositiveInt",
     "Resources",
     "Rewards",
     "Rollout",
