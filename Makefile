@@ -1,4 +1,4 @@
-# make setup · demo · test · check · cluster-test · images · bench      (make help explains)
+# make setup · demo · learn · test · check · cluster-test · images · bench      (make help explains)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ TAG ?= 0.1.0
 PARTS := operator taskapp inference trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check cluster-test e2e-kind images cpu-base images-cpu crds bench clean
+.PHONY: help setup demo learn test check cluster-test e2e-kind images cpu-base images-cpu crds bench clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -33,6 +33,9 @@ $(VENV)/.complete: requirements/cpu.lock requirements/dev.lock pyproject.toml
 
 demo: setup ## Train the tiny model on this machine: configs/crafter-tiny.yaml
 	$(BIN)/visionrl run configs/crafter-tiny.yaml
+
+learn: setup ## The learning evidence: controls, training, ablations (docs/learning.md); again to go on
+	$(BIN)/python -m recipes.learn
 
 test: setup ## All tests that need no cluster and no GPU
 	$(BIN)/python -m pytest -m "not cluster and not gpu"

@@ -6,11 +6,11 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS, prepare
+from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS, Variant, prepare
 
 LEARN_JOB = Path("configs/crafter-learn.yaml")
 MAIN = "crafter-learn"
@@ -56,52 +56,50 @@ class Step:
 
 def all_steps(places: Places) -> list[Step]:
     """Controls first: they take minutes and need no training."""
-    evaluate = functools.partial(_evaluate, places)
-    main = str(places.main_run)
-    steps = [
+    run = str(places.main_run)
+    return [
         _policy(places, "random", "1 to 4 random actions a turn"),
         _policy(places, "blind", "the best action distribution that never looks"),
         _policy(places, "scripted", "the teacher"),
         _train(places, "main", "main", "warm start, then reinforcement learning", LEARN_JOB, MAIN),
-        *(
-            evaluate(
-                control,
-                "blinded",
-                f"the final policy with {control} images, against blind",
-                lambda control=control: ["--run", main, "--control", control],
-                against="blind",
-            )
-            for control in ("grey", "shuffled")
-        ),
-        evaluate(
-            "ablation-base",
-            "ablations",
-            "the supervised model on the ablations' seeds",
-            lambda: ["--run", main, "--base", "--seeds", SEEDS],
-        ),
-        evaluate(
-            "ablation-reference",
-            "ablations",
+        _blinded(places, "grey"),
+        _blinded(places, "shuffled"),
+        _ablated(places, "base", "the supervised model on the ablations' seeds", lambda: ["--run", run, "--base"]),
+        _ablated(
+            places,
+            "reference",
             f"the main run after {ITERATIONS} iterations",
-            lambda: ["--run", main, "--version", version_after(places.main_run, ITERATIONS), "--seeds", SEEDS],
-            against="ablation-base",
+            lambda: ["--run", run, "--version", version_after(places.main_run, ITERATIONS)],
         ),
+        *(step for variant in VARIANTS for step in _ablation(places, variant)),
     ]
-    for variant in VARIANTS:
-        job_file, run = places.root / "jobs" / f"{variant.job}.yaml", places.runs / variant.job
-        train = _train(places, f"train-{variant.name}", "ablations", f"train: {variant.label}", job_file, variant.job)
-        made = functools.partial(prepare, LEARN_JOB, variant, job_file, places.main_run, run)
-        steps.append(Step(train.name, train.group, train.about, train.command, train.result, made))
-        steps.append(
-            evaluate(
-                f"ablation-{variant.name}",
-                "ablations",
-                f"evaluate: {variant.label}",
-                lambda run=run: ["--run", str(run), "--seeds", SEEDS],
-                against="ablation-base",
-            )
-        )
-    return steps
+
+
+def _policy(places: Places, name: str, about: str) -> Step:
+    return _evaluate(places, name, "controls", about, lambda: ["--policy", f"crafter-{name}"])
+
+
+def _blinded(places: Places, control: str) -> Step:
+    def who() -> list[str]:
+        return ["--run", str(places.main_run), "--control", control]
+
+    about = f"the final policy with {control} images, against blind"
+    return _evaluate(places, control, "blinded", about, who, against="blind")
+
+
+def _ablation(places: Places, variant: Variant) -> tuple[Step, Step]:
+    """Train, then evaluate."""
+    job_file, run = places.root / "jobs" / f"{variant.job}.yaml", places.runs / variant.job
+    train = _train(places, f"train-{variant.name}", "ablations", f"train: {variant.label}", job_file, variant.job)
+    made = functools.partial(prepare, LEARN_JOB, variant, job_file, places.main_run, run)
+    judge = _ablated(places, variant.name, f"evaluate: {variant.label}", lambda: ["--run", str(run)])
+    return replace(train, prepare=made), judge
+
+
+def _ablated(places: Places, name: str, about: str, who: Callable[[], list[str]]) -> Step:
+    """On the ablations' seeds, against the supervised model."""
+    against = None if name == "base" else "ablation-base"
+    return _evaluate(places, f"ablation-{name}", "ablations", about, lambda: [*who(), "--seeds", SEEDS], against)
 
 
 def version_after(run: Path, iterations: int) -> str:
@@ -110,10 +108,6 @@ def version_after(run: Path, iterations: int) -> str:
         if record["iteration"] == iterations + 1:
             return str(record["version"])
     raise LookupError(f"{run} has not played iteration {iterations + 1} yet")
-
-
-def _policy(places: Places, name: str, about: str) -> Step:
-    return _evaluate(places, name, "controls", about, lambda: ["--policy", f"crafter-{name}"])
 
 
 def _evaluate(

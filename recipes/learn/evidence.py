@@ -1,0 +1,113 @@
+"""What the steps' records say together: players on the same seeds, the training, the ablations, the costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.learn.ablations import VARIANTS
+from recipes.learn.runner import Record
+from visionrl.status import Score
+from visionrl_trainer.evaluate import interval, paired_gain
+
+
+@dataclass(frozen=True)
+class Player:
+    """One policy's evaluation."""
+
+    label: str
+    returns: dict[int, float]
+    """Unique achievements by seed."""
+    rates: dict[str, float]
+    """Share of the episodes that unlocked each achievement."""
+    crafter_score: float
+    """Percent."""
+    invalid_rate: float
+
+    @property
+    def score(self) -> Score:
+        return interval(list(self.returns.values()))
+
+    def gain_over(self, other: Player) -> Score:
+        """Paired by seed. Raises ``KeyError`` where the other one did not play a seed."""
+        seeds = list(self.returns)
+        return paired_gain([other.returns[seed] for seed in seeds], [self.returns[seed] for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step took, all its attempts together."""
+
+    step: str
+    seconds: float
+    cpu_seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that has been measured so far; what has not is absent."""
+
+    players: dict[str, Player]
+    """On the main run's seeds, in the order of the story."""
+    metrics: list[dict[str, Any]]
+    """A line an iteration of the main run."""
+    evaluations: list[dict[str, Any]]
+    """Of the main run: before and after reinforcement learning."""
+    ablations: dict[str, Player]
+    """On the ablations' seeds: ``base``, ``reference``, then the variants by name."""
+    costs: list[Cost]
+
+
+CONTROLS = {
+    "random": "random actions",
+    "blind": "best blind policy",
+    "grey": "SFT + RL, grey images",
+    "shuffled": "SFT + RL, another episode's images",
+    "scripted": "scripted teacher",
+}
+SUPERVISED, REINFORCED = "supervised (SFT)", "SFT + RL"
+ORDER = ("random", "blind", "grey", "shuffled", "sft", "rl", "scripted")
+
+
+def gather(records: Mapping[str, Record]) -> Evidence:
+    """``records`` by step; those without a result add their cost only."""
+    results = {step: record["result"] for step, record in records.items() if record["result"] is not None}
+    players = {name: _player(label, results[name]) for name, label in CONTROLS.items() if name in results}
+    main = results.get("main", {"summary": {}, "metrics": []})
+    evaluations = [main["summary"].get("evaluation", {}).get(which) for which in ("before", "after")]
+    for name, label, found in zip(("sft", "rl"), (SUPERVISED, REINFORCED), evaluations, strict=True):
+        if found:
+            players[name] = _trained(label, found)
+    labels = {"base": SUPERVISED, "reference": "reference: GRPO, turn-level, in step"}
+    labels |= {variant.name: variant.label for variant in VARIANTS}
+    return Evidence(
+        players={name: players[name] for name in ORDER if name in players},
+        metrics=main["metrics"],
+        evaluations=[found for found in evaluations if found],
+        ablations={
+            name: _player(label, results[f"ablation-{name}"])
+            for name, label in labels.items()
+            if f"ablation-{name}" in results
+        },
+        costs=[_cost(record) for record in records.values()],
+    )
+
+
+def _player(label: str, result: Mapping[str, Any]) -> Player:
+    """Of what ``visionrl eval`` wrote."""
+    returns = dict(zip(result["seeds"], result["returns"], strict=True))
+    return Player(label, returns, result["rates"], result["crafter_score"], result["invalid_rate"])
+
+
+def _trained(label: str, found: Mapping[str, Any]) -> Player:
+    """Of an evaluation in a run's summary, whose seeds are consecutive."""
+    returns = dict(enumerate(found["returns"], start=found["first_seed"]))
+    return Player(label, returns, found["rates"], found["crafter_score"], found["invalid_rate"])
+
+
+def _cost(record: Record) -> Cost:
+    attempts = record["attempts"]
+    seconds, cpu = (sum(each[name] for each in attempts) for name in ("seconds", "cpu_seconds"))
+    return Cost(record["step"], seconds, cpu, len(attempts))

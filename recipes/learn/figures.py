@@ -1,0 +1,107 @@
+"""The evidence as pictures. Colours differ in lightness as well as in hue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from recipes.learn.evidence import Evidence, Player
+from visionrl.status import Score
+from visionrl_trainer.curves import EVALUATION, TRAINING, reward_curve, save_png
+
+PLAIN, TEACHER = "#9aa3ad", "#3b4249"
+COLOURS = {"sft": TRAINING, "rl": EVALUATION, "scripted": TEACHER}
+"""Of the players; those that see nothing are plain."""
+WIDTH = 8.0
+"""Inches: at 150 dots an inch a page's width."""
+
+
+def write_all(evidence: Evidence, folder: Path) -> list[Path]:
+    """Draw what there is to draw; returns the files."""
+    figures: dict[str, Figure] = {}
+    if evidence.players:
+        figures["players"] = players(evidence)
+    if evidence.metrics:
+        figures["training"] = reward_curve(evidence.metrics, evidence.evaluations, "Reinforcement learning")
+    if {"sft", "rl"} <= evidence.players.keys():
+        figures["achievements"] = achievements(evidence.players["sft"], evidence.players["rl"])
+    if {"base", "reference"} <= evidence.ablations.keys():
+        figures["ablations"] = ablations(evidence)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        save_png(figure, files[name])
+    return list(files.values())
+
+
+def players(evidence: Evidence) -> Figure:
+    """A bar a policy with its interval, and the blind bar as a line through all of them."""
+    found = evidence.players
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.5 * len(found)), layout="constrained")
+    for row, (name, each) in enumerate(found.items()):
+        score = each.score
+        axes.barh(row, score.mean, color=COLOURS.get(name, PLAIN), height=0.65)
+        axes.errorbar(score.mean, row, xerr=_error(score), color="black", capsize=4, linewidth=1.2)
+        axes.text(score.high + 0.15, row, f"{score.mean:.2f}", va="center")
+    if "blind" in found:
+        axes.axvline(found["blind"].score.mean, color="black", linestyle=":", linewidth=1.2, zorder=2)
+    axes.set_yticks(range(len(found)), [each.label for each in found.values()])
+    axes.invert_yaxis()
+    episodes = len(next(iter(found.values())).returns)
+    axes.set(xlabel=f"unique achievements an episode, {episodes} held-out seeds (mean, 95 % bootstrap)")
+    axes.set_xlim(0, 1.1 * max(each.score.high for each in found.values()))
+    _style(axes)
+    return figure
+
+
+def achievements(before: Player, after: Player) -> Figure:
+    """Share of episodes that unlock each achievement, before and after reinforcement learning."""
+    names = sorted(before.rates.keys() | after.rates.keys(), key=lambda name: -after.rates.get(name, 0))
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.28 * len(names)), layout="constrained")
+    rows = range(len(names))
+    first = [100 * before.rates.get(name, 0) for name in names]
+    last = [100 * after.rates.get(name, 0) for name in names]
+    axes.hlines(rows, first, last, color=PLAIN, linewidth=2, zorder=1)
+    axes.scatter(first, rows, color=TRAINING, marker="o", label=before.label, zorder=2)
+    axes.scatter(last, rows, color=EVALUATION, marker="s", label=after.label, zorder=2)
+    axes.set_yticks(rows, [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    axes.set(xlabel=f"episodes of {len(after.returns)} that unlock it, %", xlim=(-2, 102))
+    axes.legend(loc="lower right", frameon=False)
+    _style(axes)
+    return figure
+
+
+def ablations(evidence: Evidence) -> Figure:
+    """Paired gain of each variant over the supervised model; the reference's interval as a band behind them."""
+    base, reference = evidence.ablations["base"], evidence.ablations["reference"].gain_over(evidence.ablations["base"])
+    shown = {name: each for name, each in evidence.ablations.items() if name != "base"}
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.5 * len(shown)), layout="constrained")
+    axes.axvspan(reference.low, reference.high, color=PLAIN, alpha=0.25, linewidth=0)
+    axes.axvline(0, color="black", linewidth=1)
+    for row, (name, each) in enumerate(shown.items()):
+        gain = each.gain_over(base)
+        colour, marker = (EVALUATION, "s") if name == "reference" else (TRAINING, "o")
+        axes.errorbar(gain.mean, row, xerr=_error(gain), color=colour, marker=marker, capsize=4)
+        axes.annotate(f"{gain.mean:+.2f}", (gain.mean, row), xytext=(0, 6), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(shown)), [each.label for each in shown.values()])
+    axes.set_ylim(len(shown) - 0.5, -0.6)
+    axes.set(xlabel=f"gain over SFT, {len(base.returns)} held-out seeds (paired, 95 % bootstrap)")
+    _style(axes)
+    return figure
+
+
+def _error(score: Score) -> list[list[float]]:
+    return [[score.mean - score.low], [score.high - score.mean]]
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,120 @@
+"""The evidence as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS
+from recipes.learn.evidence import Evidence, Player
+from visionrl.cli.evaluation.text import signed
+from visionrl.cli.seeds import seeds_text
+from visionrl.status import Score
+
+NOTE = "<!-- Written by python -m recipes.learn --only report; edits are lost. -->"
+CLEAR = (("random", "blind"), ("blind", "sft"), ("sft", "rl"))
+"""Pairs of players of which the second is to be clear of the first."""
+PAIRS = (("blind", "sft"), ("sft", "rl"), ("blind", "grey"), ("blind", "shuffled"), ("rl", "scripted"))
+"""Pairs that are compared seed by seed, the first with the second."""
+
+
+def page(evidence: Evidence) -> str:
+    """All tables with their headings."""
+    sections = {
+        "Players": [*players(evidence), "", *clearances(evidence)],
+        "Paired gains": gains(evidence),
+        "Achievements": achievements(evidence),
+        "Ablations": ablations(evidence),
+        "Costs": costs(evidence),
+    }
+    text = "\n\n".join("\n".join([f"## {title}", "", *lines]) for title, lines in sections.items() if any(lines))
+    return f"{NOTE}\n\n# Results\n\n{text}\n"
+
+
+def players(evidence: Evidence) -> list[str]:
+    if not evidence.players:
+        return []
+    seeds = seeds_text(tuple(next(iter(evidence.players.values())).returns))
+    rows = [
+        (each.label, plain(each.score), f"{each.crafter_score:.2f} %", f"{100 * each.invalid_rate:.1f} %")
+        for each in evidence.players.values()
+    ]
+    head = (f"policy, seeds {seeds}", "unique achievements [95 % CI]", "Crafter score", "invalid answers")
+    return _table(head, rows)
+
+
+def clearances(evidence: Evidence) -> list[str]:
+    """Whether each interval lies above the one before it."""
+    lines = []
+    for lower, upper in CLEAR:
+        if lower in evidence.players and upper in evidence.players:
+            below, above = evidence.players[lower], evidence.players[upper]
+            verdict = "clear of" if above.score.low > below.score.high else "not clear of"
+            lines.append(f"- The interval of *{above.label}* is {verdict} that of *{below.label}*.")
+    return lines
+
+
+def gains(evidence: Evidence) -> list[str]:
+    known = evidence.players
+    rows = [
+        (known[after].label, known[before].label, signed(known[after].gain_over(known[before])))
+        for before, after in PAIRS
+        if before in known and after in known
+    ]
+    return _table(("policy", "over", "gain, paired by seed [95 % CI]"), rows) if rows else []
+
+
+def achievements(evidence: Evidence) -> list[str]:
+    if "rl" not in evidence.players:
+        return []
+    shown = [evidence.players[name] for name in ("blind", "sft", "rl", "scripted") if name in evidence.players]
+    names = sorted({name for each in shown for name in each.rates}, key=lambda name: _rank(evidence, name))
+    rows = [(name, *(f"{100 * each.rates.get(name, 0):.0f} %" for each in shown)) for name in names]
+    return _table(("share of the episodes that unlock", *(each.label for each in shown)), rows)
+
+
+def ablations(evidence: Evidence) -> list[str]:
+    found = evidence.ablations
+    if "base" not in found:
+        return []
+    questions = {variant.name: variant.question for variant in VARIANTS}
+    rows = []
+    for name, each in found.items():
+        over_base = signed(each.gain_over(found["base"])) if name != "base" else "–"
+        reference: Player | None = found.get("reference") if name not in ("base", "reference") else None
+        over_reference = signed(each.gain_over(reference)) if reference else "–"
+        rows.append((each.label, questions.get(name, ""), plain(each.score), over_base, over_reference))
+    head = (
+        f"after {ITERATIONS} iterations, seeds {SEEDS}",
+        "",
+        "unique achievements [95 % CI]",
+        "gain over SFT, paired",
+        "gain over the reference, paired",
+    )
+    return _table(head, rows)
+
+
+def costs(evidence: Evidence) -> list[str]:
+    rows = [
+        (each.step, f"{each.seconds / 60:.1f}", f"{each.cpu_seconds / 60:.1f}", f"{each.attempts}")
+        for each in evidence.costs
+    ]
+    total = [sum(getattr(each, name) for each in evidence.costs) / 60 for name in ("seconds", "cpu_seconds")]
+    rows.append(("**together**", f"**{total[0]:.1f}**", f"**{total[1]:.1f}**", ""))
+    return _table(("step", "minutes", "processor minutes", "attempts"), rows)
+
+
+def plain(score: Score) -> str:
+    """ "6.81 [6.56, 7.06]"."""
+    return f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]"
+
+
+def _rank(evidence: Evidence, name: str) -> tuple[float, str]:
+    return -evidence.players["rl"].rates.get(name, 0), name
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
