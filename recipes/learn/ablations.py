@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-
-Document = dict[str, Any]
 
 ITERATIONS = 8
 """Of every ablation; the reference is the main run after as many."""
@@ -66,32 +61,17 @@ VARIANTS = (
 )
 
 
-def derive(learn: Document, variant: Variant) -> Document:
-    """The variant's job: its name, its length, no evaluation of its own, and its one change."""
-    job = copy.deepcopy(learn)
-    job["metadata"]["name"] = variant.job
-    shared = {"training.iterations": ITERATIONS, "evaluation.episodes": 0}
-    for path, value in {**shared, **variant.changes}.items():
-        *sections, field = path.split(".")
-        place = job["spec"]
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[field] = value
-    return job
+def all_changes(variant: Variant) -> dict[str, Any]:
+    """Of the learn job: the length, no evaluation of its own, and the variant's one change."""
+    return {"training.iterations": ITERATIONS, "evaluation.episodes": 0, **variant.changes}
 
 
-def prepare(learn_file: Path, variant: Variant, job_file: Path, main_run: Path, run: Path) -> None:
-    """Write the job's file, and give its run folder the main run's warmed-up base.
+def give_base(main_run: Path, run: Path) -> None:
+    """Give a run folder the main run's warmed-up base, unless it has one.
 
     A run takes a base that lies in its folder for its own: the warm start is not repeated, and all variants begin
     with the same weights.
     """
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    job_file.parent.mkdir(parents=True, exist_ok=True)
-    with job_file.open("w", encoding="utf-8") as stream:
-        stream.write(f"# {variant.label}: {learn_file.name} with one change. Written by python -m recipes.learn.\n")
-        yaml.dump(derive(yaml.load(learn_file), variant), stream)
     if not (run / "base").exists():
         draft = run / ".base"
         shutil.rmtree(draft, ignore_errors=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.learn.ablations import VARIANTS
+from recipes.learn.plan import TRAINING_SEEDS
 from recipes.learn.runner import Record
 from visionrl.status import Score
 from visionrl_trainer.evaluate import interval, paired_gain
@@ -55,6 +56,8 @@ class Evidence:
     """A line an iteration of the main run."""
     evaluations: list[dict[str, Any]]
     """Of the main run: before and after reinforcement learning."""
+    seeds: dict[int, tuple[Player, Player]]
+    """By training seed: before and after reinforcement learning, on the main run's seeds."""
     ablations: dict[str, Player]
     """On the ablations' seeds: ``base``, ``reference``, then the variants by name."""
     costs: list[Cost]
@@ -67,7 +70,7 @@ CONTROLS = {
     "shuffled": "SFT + RL, another episode's images",
     "scripted": "scripted teacher",
 }
-SUPERVISED, REINFORCED = "supervised (SFT)", "SFT + RL"
+TRAINED = {"sft": "supervised (SFT)", "rl": "SFT + RL"}
 ORDER = ("random", "blind", "grey", "shuffled", "sft", "rl", "scripted")
 
 
@@ -75,17 +78,18 @@ def gather(records: Mapping[str, Record]) -> Evidence:
     """``records`` by step; those without a result add their cost only."""
     results = {step: record["result"] for step, record in records.items() if record["result"] is not None}
     players = {name: _player(label, results[name]) for name, label in CONTROLS.items() if name in results}
-    main = results.get("main", {"summary": {}, "metrics": []})
-    evaluations = [main["summary"].get("evaluation", {}).get(which) for which in ("before", "after")]
-    for name, label, found in zip(("sft", "rl"), (SUPERVISED, REINFORCED), evaluations, strict=True):
-        if found:
-            players[name] = _trained(label, found)
-    labels = {"base": SUPERVISED, "reference": "reference: GRPO, turn-level, in step"}
+    evaluations = _evaluations(results, "main")
+    trained = {name: _trained(name, found) for name, found in zip(("sft", "rl"), evaluations, strict=False)}
+    players |= trained
+    runs = {0: "main"} | {seed: f"seed-{seed}" for seed in TRAINING_SEEDS}
+    found = {seed: _evaluations(results, step) for seed, step in runs.items()}
+    labels = {"base": TRAINED["sft"], "reference": "reference: GRPO, turn-level, in step"}
     labels |= {variant.name: variant.label for variant in VARIANTS}
     return Evidence(
         players={name: players[name] for name in ORDER if name in players},
-        metrics=main["metrics"],
-        evaluations=[found for found in evaluations if found],
+        metrics=results["main"]["metrics"] if "main" in results else [],
+        evaluations=evaluations,
+        seeds={seed: (_trained("sft", pair[0]), _trained("rl", pair[-1])) for seed, pair in found.items() if pair},
         ablations={
             name: _player(label, results[f"ablation-{name}"])
             for name, label in labels.items()
@@ -101,10 +105,15 @@ def _player(label: str, result: Mapping[str, Any]) -> Player:
     return Player(label, returns, result["rates"], result["crafter_score"], result["invalid_rate"])
 
 
-def _trained(label: str, found: Mapping[str, Any]) -> Player:
+def _evaluations(results: Mapping[str, Any], step: str) -> list[dict[str, Any]]:
+    """Of a run's summary: before and after, none where it has not ended."""
+    return [results[step]["summary"]["evaluation"][which] for which in ("before", "after")] if step in results else []
+
+
+def _trained(name: str, found: Mapping[str, Any]) -> Player:
     """Of an evaluation in a run's summary, whose seeds are consecutive."""
     returns = dict(enumerate(found["returns"], start=found["first_seed"]))
-    return Player(label, returns, found["rates"], found["crafter_score"], found["invalid_rate"])
+    return Player(TRAINED[name], returns, found["rates"], found["crafter_score"], found["invalid_rate"])
 
 
 def _cost(record: Record) -> Cost:

@@ -10,13 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS, Variant, prepare
+from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS, Variant, all_changes, give_base
+from recipes.learn.jobs import write_derived
 
 LEARN_JOB = Path("configs/crafter-learn.yaml")
 MAIN = "crafter-learn"
 """The job's name in that file."""
 
-Group = Literal["controls", "main", "blinded", "ablations"]
+TRAINING_SEEDS = (1, 2)
+"""Of the main run's repetitions: other weights, other teacher's episodes, other start states."""
+
+Group = Literal["controls", "main", "blinded", "ablations", "seeds"]
+ON_REQUEST: tuple[Group, ...] = ("seeds",)
+"""Groups that are carried out only when they are named: they take as long as everything else together."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def all_steps(places: Places) -> list[Step]:
             lambda: ["--run", run, "--version", version_after(places.main_run, ITERATIONS)],
         ),
         *(step for variant in VARIANTS for step in _ablation(places, variant)),
+        *(_repetition(places, seed) for seed in TRAINING_SEEDS),
     ]
 
 
@@ -91,9 +98,22 @@ def _ablation(places: Places, variant: Variant) -> tuple[Step, Step]:
     """Train, then evaluate."""
     job_file, run = places.root / "jobs" / f"{variant.job}.yaml", places.runs / variant.job
     train = _train(places, f"train-{variant.name}", "ablations", f"train: {variant.label}", job_file, variant.job)
-    made = functools.partial(prepare, LEARN_JOB, variant, job_file, places.main_run, run)
     judge = _ablated(places, variant.name, f"evaluate: {variant.label}", lambda: ["--run", str(run)])
-    return replace(train, prepare=made), judge
+
+    def prepare() -> None:
+        write_derived(LEARN_JOB, variant.job, all_changes(variant), job_file)
+        give_base(places.main_run, run)
+
+    return replace(train, prepare=prepare), judge
+
+
+def _repetition(places: Places, seed: int) -> Step:
+    """The main run once more with everything drawn anew; judged on the same held-out seeds."""
+    name = f"learn-seed-{seed}"
+    job_file = places.root / "jobs" / f"{name}.yaml"
+    changes = {"training.seed": seed, "model.tiny": {"seed": seed}}
+    train = _train(places, f"seed-{seed}", "seeds", f"the main run with training seed {seed}", job_file, name)
+    return replace(train, prepare=functools.partial(write_derived, LEARN_JOB, name, changes, job_file))
 
 
 def _ablated(places: Places, name: str, about: str, who: Callable[[], list[str]]) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS
-from recipes.learn.evidence import Evidence, Player
+from recipes.learn.evidence import TRAINED, Evidence, Player
 from visionrl.cli.evaluation.text import signed
 from visionrl.cli.seeds import seeds_text
 from visionrl.status import Score
@@ -22,6 +22,7 @@ def page(evidence: Evidence) -> str:
     sections = {
         "Players": [*players(evidence), "", *clearances(evidence)],
         "Paired gains": gains(evidence),
+        "Training seeds": seeds(evidence),
         "Achievements": achievements(evidence),
         "Ablations": ablations(evidence),
         "Costs": costs(evidence),
@@ -61,6 +62,17 @@ def gains(evidence: Evidence) -> list[str]:
         if before in known and after in known
     ]
     return _table(("policy", "over", "gain, paired by seed [95 % CI]"), rows) if rows else []
+
+
+def seeds(evidence: Evidence) -> list[str]:
+    """One row a training seed; nothing where there is one only."""
+    if len(evidence.seeds) < 2:
+        return []
+    rows = [
+        (f"{seed}", plain(before.score), plain(after.score), signed(after.gain_over(before)))
+        for seed, (before, after) in evidence.seeds.items()
+    ]
+    return _table(("training seed", TRAINED["sft"], TRAINED["rl"], "gain, paired by seed [95 % CI]"), rows)
 
 
 def achievements(evidence: Evidence) -> list[str]:

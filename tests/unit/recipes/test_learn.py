@@ -17,8 +17,9 @@ from ruamel.yaml import YAML
 
 from recipes.learn import __main__ as command
 from recipes.learn import tables
-from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS, Variant, derive, prepare
+from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS, Variant, all_changes, give_base
 from recipes.learn.evidence import gather
+from recipes.learn.jobs import derive, write_derived
 from recipes.learn.plan import LEARN_JOB, MAIN, Places, Step, all_steps, version_after
 from recipes.learn.report import load_records, read_records, write_report
 from recipes.learn.runner import StepFailed, carry_out, is_done, read_record
@@ -43,8 +44,7 @@ def test_the_evidence_is_judged_on_seeds_of_its_own() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_an_ablation_is_the_learn_job_with_its_one_change(variant: Variant, tmp_path: Path) -> None:
-    (tmp_path / "main" / "base").mkdir(parents=True)
-    prepare(LEARN, variant, tmp_path / "job.yaml", tmp_path / "main", tmp_path / variant.job)
+    write_derived(LEARN, variant.job, all_changes(variant), tmp_path / "job.yaml")
     derived = load_job(tmp_path / "job.yaml")
     differing = differences(as_data(load_job(LEARN)), as_data(derived))
     assert differing == SHARED | set(variant.changes)
@@ -55,7 +55,7 @@ def test_an_ablation_is_the_learn_job_with_its_one_change(variant: Variant, tmp_
 def test_deriving_leaves_the_learn_job_as_it_is() -> None:
     learn = YAML(typ="safe", pure=True).load(LEARN)
     before = json.dumps(learn)
-    derive(learn, VARIANTS[0])
+    derive(learn, "other", all_changes(VARIANTS[0]))
     assert json.dumps(learn) == before
 
 
@@ -63,10 +63,19 @@ def test_an_ablation_begins_with_the_main_runs_base_and_keeps_its_own_later(tmp_
     base, run = tmp_path / "main" / "base", tmp_path / "run"
     base.mkdir(parents=True)
     (base / "weights").write_text("warm")
-    prepare(LEARN, VARIANTS[0], tmp_path / "job.yaml", tmp_path / "main", run)
+    give_base(tmp_path / "main", run)
     (base / "weights").write_text("another run's")
-    prepare(LEARN, VARIANTS[0], tmp_path / "job.yaml", tmp_path / "main", run)
+    give_base(tmp_path / "main", run)
     assert (run / "base" / "weights").read_text() == "warm"
+
+
+def test_a_repetition_draws_everything_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(LEARN.parents[1])
+    step = next(step for step in all_steps(Places(tmp_path)) if step.name == "seed-2")
+    step.prepare()
+    learn, again = load_job(LEARN).spec, load_job(Path(step.command()[2])).spec
+    assert (again.training.seed, again.model.tiny and again.model.tiny.seed) == (2, 2)
+    assert differences(learn.model_dump(), again.model_dump()) == {"training.seed", "model.tiny"}
 
 
 def as_data(job: Job) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def test_names_and_groups_choose_steps_in_their_order() -> None:
     steps = all_steps(Places())
     names = [step.name for step in command.chosen(steps, ["ablation-base", "main", "controls"])]
     assert names == ["random", "blind", "scripted", "main", "ablation-base"]
-    assert command.chosen(steps, None) == steps
+    assert [step.group for step in steps if step not in command.chosen(steps, None)] == ["seeds", "seeds"]
     assert command.chosen(steps, ["report"]) == []
 
 
@@ -216,7 +225,7 @@ def sample(main_done: bool = True) -> dict[str, Any]:
             for which, mean, iteration in (("before", 6.0, 0), ("after", 7.5, 2))
         }
         metrics = [{"iteration": n, "reward": 6.0 + n, "reward_std": 2.0, "episodes": 64} for n in (1, 2)]
-        results["main"] = {"summary": {"evaluation": both}, "metrics": metrics}
+        results["main"] = results["seed-1"] = {"summary": {"evaluation": both}, "metrics": metrics}
         results["grey"] = evaluated(1.5, held_out, 6)
         for name, mean in (("base", 6.0), ("reference", 6.8), ("gspo", 6.7)):
             results[f"ablation-{name}"] = evaluated(mean, apart, 7)
@@ -242,6 +251,7 @@ def test_the_tables_say_what_was_measured() -> None:
     assert "| SFT + RL, grey images | best blind policy | -1." in page
     assert "| GSPO | one ratio an answer instead of one a token | 6." in page
     assert "one version behind" not in page, "what has not been measured is not in the table"
+    assert "| 1 | 6." in page, "the repetition with training seed 1"
     assert "| main | 1.0 | 1.5 | 1 |" in page
 
 
