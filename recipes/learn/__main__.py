@@ -62,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = all_steps(places)
     wanted = chosen(steps, options.only)
     if options.list:
-        for step in wanted:
-            print(f"{'done' if is_done(places.record(step.name)) else '    '}  {step.name:24} {step.about}")
+        for step in wanted if options.only else steps:
+            about = f"{step.about} (when named)" if step.group in ON_REQUEST else step.about
+            print(f"{'done' if is_done(places.record(step.name)) else '    '}  {step.name:24} {about}")
         return 0
     try:
         if options.records is None:
