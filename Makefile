@@ -11,7 +11,7 @@ TAG ?= 0.1.0
 PARTS := operator taskapp inference trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo learn test check cluster-test e2e-kind images cpu-base images-cpu crds bench clean
+.PHONY: help setup demo learn test check cluster-test cluster cluster-down e2e-kind images cpu-base images-cpu crds bench clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +44,12 @@ cluster-test: setup ## Tests on a real Kubernetes that is built and run here: ro
 	@test "$$(id -u)" = 0 || test -n "$$VISIONRL_E2E_KUBECONFIG" || { \
 	  echo "needs root (sudo make cluster-test), or VISIONRL_E2E_KUBECONFIG of a cluster with the images" >&2; exit 1; }
 	$(BIN)/python -m pytest -m cluster
+
+cluster: setup ## A real Kubernetes on this machine, with the CPU images in it, to try things on: root on Debian 12
+	$(BIN)/python -m tests.cluster.playground up
+
+cluster-down: setup ## Stop it; nothing stays but the cache
+	$(BIN)/python -m tests.cluster.playground down
 
 e2e-kind: setup ## The cluster tests on kind, with Docker (KIND_NODE_IMAGE=)
 	$(MAKE) images-cpu PREFIX=localhost/visionrl- TAG=test

@@ -56,7 +56,7 @@ class Plan:
 
 def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> Decision:
     """Decide about one job. ``previous`` is the status as it was last written."""
-    verdict = validate(job_object.document, observed.accepted)
+    verdict = validate(job_object.document, observed.accepted, observed.images)
     if verdict.job is None:
         return Decision(_rejected(job_object, previous, verdict, now))
     job = verdict.job

@@ -21,6 +21,7 @@ from typing import Any
 
 import kopf
 
+from visionrl_operator import part_images
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
 from visionrl_operator.apply import NameTaken
 from visionrl_operator.clock import stamp
@@ -103,7 +104,8 @@ async def _controller(
     probes = Probes(
         partial(read_key, api, store), queue.add, lambda result: metrics.probe_requests.labels(result).inc()
     )
-    reconciler = Reconciler(api, store, probes, metrics, workload=await _kueue_workload(api))
+    images = part_images.named(options.image_prefix, options.image_tag)
+    reconciler = Reconciler(api, store, probes, metrics, images, workload=await _kueue_workload(api))
     missed: Callable[[str, int], None] = lambda kind, count: metrics.missed_news.labels(kind).inc(count)  # noqa: E731
     watchdog = Watchdog(api, store, options.namespaces, missed)
     metrics.watch_queue(queue.ready, lambda: len(queue.active))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from visionrl.job import Job
 from visionrl.status import TrainerReport
 from visionrl_operator.children.common import Owner, Ref
+from visionrl_operator.part_images import RELEASED, Images
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Observed:
 
     spare_key: str
     """A fresh random key, used where the job has no Secret yet."""
+    images: Images = field(default_factory=lambda: RELEASED)
+    """What parts run for which a new job names no image."""
     accepted: Job | None = None
     """The job in the ConfigMap: the specification that the parts run with."""
     hashes: Mapping[Ref, str] = field(default_factory=dict)

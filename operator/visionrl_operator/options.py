@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 PREFIX = "VISIONRL_OPERATOR_"
 # Kubernetes tells pods of a Service called visionrl-operator by variables that look like ours.
@@ -49,6 +50,9 @@ class Options:
     """Seconds that one request to the API server may take."""
     watchdog_interval: float = 300.0
     """Seconds between comparisons of what the watches told with lists."""
+    image_prefix: str = "visionrl/"
+    """Of the images of a job's parts, where the job names none."""
+    image_tag: str = version("visionrl")
     lease_namespace: str = "default"
     identity: str = "operator"
 
@@ -95,6 +99,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         metavar="SECONDS",
         help=f"between checks that no watch has stalled (default: {default.watchdog_interval:g})",
     )
+    run.add_argument(
+        "--image-prefix",
+        metavar="PREFIX",
+        help="of the parts' images (PREFIXtaskapp:TAG and so on), where a job names none "
+        f"(default: {default.image_prefix})",
+    )
+    run.add_argument("--image-tag", metavar="TAG", help=f"of the parts' images (default: {default.image_tag})")
     run.set_defaults(**_from_environment(run, environment))
     chosen = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     del chosen["command"]

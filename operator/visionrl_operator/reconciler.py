@@ -22,6 +22,7 @@ from visionrl_operator.kinds import EVENT, SECRET, Kind
 from visionrl_operator.metrics import Metrics
 from visionrl_operator.news import News, event, news
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
+from visionrl_operator.part_images import RELEASED, Images
 from visionrl_operator.probe import Probes
 from visionrl_operator.status_writer import read_status, write_status
 from visionrl_operator.store import Child, Key, Store, StoredJob
@@ -58,10 +59,18 @@ class _Memory:
 
 
 class Reconciler:
-    """``workload`` is Kueue's kind, where the cluster has it."""
+    """``images`` are for jobs that name none; ``workload`` is Kueue's kind, where the cluster has it."""
 
-    def __init__(self, api: Api, store: Store, probes: Probes, metrics: Metrics, workload: Kind | None = None) -> None:
-        self._api, self._store, self._probes, self._metrics = api, store, probes, metrics
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        probes: Probes,
+        metrics: Metrics,
+        images: Images = RELEASED,
+        workload: Kind | None = None,
+    ) -> None:
+        self._api, self._store, self._probes, self._metrics, self._images = api, store, probes, metrics, images
         self._workload = workload
         self._applier = Applier(api, store, workload)
         self._memories: dict[Key, _Memory] = {}
@@ -78,7 +87,7 @@ class Reconciler:
         asked, look_again = await self._ask(job, previous, children, now)
         self._probes.follow(key, trainer_pod(job, children, previous.attempt))
         report = self._probes.report(key)
-        observed = observe(job, children, asked, report, spare_key=secrets.token_urlsafe(32))
+        observed = observe(job, children, asked, report, secrets.token_urlsafe(32), self._images)
         decision = decide(job.object, previous, observed, now)
         status = self._with_refusal(job, decision.status)
 

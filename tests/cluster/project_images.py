@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .kube import cluster as kube_cluster
 from .kube import images
@@ -12,9 +13,20 @@ PARTS = ("operator", "taskapp", "inference", "trainer")
 ON_CPU_ENVIRONMENT = ("inference", "trainer")
 
 
+# As `make e2e-kind` calls them, too.
+PREFIX, TAG = "localhost/visionrl-", "test"
+
+
 def tag(part: str) -> str:
-    """What `make e2e-kind` calls them, too."""
-    return f"localhost/visionrl-{part}:test"
+    return f"{PREFIX}{part}:{TAG}"
+
+
+def chart_values() -> dict[str, Any]:
+    """Values of the chart for these images."""
+    return {
+        "image": {"repository": f"{PREFIX}operator", "tag": TAG},
+        "jobImages": {"prefix": PREFIX, "tag": TAG},
+    }
 
 
 def ensure(kube: kube_cluster.Running, *parts: str) -> None:

@@ -53,8 +53,8 @@ class Gpu(Model):
 class TaskApp(Model):
     """The environment server."""
 
-    image: str = "visionrl/taskapp:0.1.0"
-    """Container image."""
+    image: str | None = None
+    """Container image; empty takes the operator's (chart value `jobImages`), and keeps it while the job exists."""
     resources: Resources = Resources()
 
 
@@ -88,8 +88,8 @@ class Vllm(Model):
 class Inference(Model):
     """The vLLM server. Without `gpu` it runs vLLM's CPU backend."""
 
-    image: str = "visionrl/inference:0.1.0"
-    """Container image."""
+    image: str | None = None
+    """Container image; empty takes the operator's."""
     gpu: Gpu | None = None
     vllm: Vllm = Vllm()
     resources: Resources = Resources(cpu="4", memory="32Gi")
@@ -100,7 +100,7 @@ class Inference(Model):
 class Trainer(Model):
     """The trainer. Without `gpu` it trains on the CPU."""
 
-    image: str = "visionrl/trainer:0.1.0"
-    """Container image."""
+    image: str | None = None
+    """Container image; empty takes the operator's."""
     gpu: Gpu | None = None
     resources: Resources = Resources(cpu="4", memory="32Gi")

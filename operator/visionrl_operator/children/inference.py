@@ -17,7 +17,6 @@ def inference_deployment(job: Job, owner: Owner) -> Manifest:
     part = Part(
         component="inference",
         module="visionrl_inference",
-        image=settings.image,
         resources=settings.resources,
         patch=job.spec.overrides.inference,
         gpu=settings.gpu,

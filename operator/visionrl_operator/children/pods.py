@@ -22,6 +22,7 @@ from visionrl_operator.children.common import (
     service_url,
 )
 from visionrl_operator.children.config import JOB_FILE, KEY_FILE, config_name, key_name
+from visionrl_operator.part_images import images_of
 
 USER = 10001
 STOP_SECONDS = 30
@@ -54,7 +55,6 @@ class Part:
 
     component: Component
     module: str
-    image: str
     resources: Resources
     patch: PodPatch
     probes: dict[str, Manifest]
@@ -129,7 +129,7 @@ def _container(job: Job, part: Part, volumes: list[Volume]) -> Manifest:
     pull_policy = {"imagePullPolicy": part.patch.image_pull_policy} if part.patch.image_pull_policy else {}
     return {
         "name": SUFFIXES[part.component],
-        "image": part.image,
+        "image": images_of(job)[part.component],
         **pull_policy,
         "command": ["python", "-m", part.module],
         "env": [{"name": name, "value": value} for name, value in _env(job, part)],

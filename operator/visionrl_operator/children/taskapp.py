@@ -15,7 +15,6 @@ def task_app_deployment(job: Job, owner: Owner) -> Manifest:
     part = Part(
         component="taskApp",
         module="visionrl_taskapp",
-        image=job.spec.task_app.image,
         resources=job.spec.task_app.resources,
         patch=job.spec.overrides.task_app,
         volumes=(Volume("cache", CACHE_DIR), Volume("traces", TRACE_DIR)),

@@ -26,7 +26,6 @@ def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
     part = Part(
         component="trainer",
         module="visionrl_trainer",
-        image=settings.image,
         resources=settings.resources,
         patch=job.spec.overrides.trainer,
         gpu=settings.gpu,

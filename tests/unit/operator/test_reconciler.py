@@ -61,7 +61,7 @@ class World:
     def restart(self) -> None:
         self.store = Store()
         self.server.lives = None
-        self.reconciler = Reconciler(client(self.server), self.store, self.probes, Metrics(), self.workload)  # type: ignore[arg-type]
+        self.reconciler = Reconciler(client(self.server), self.store, self.probes, Metrics(), workload=self.workload)  # type: ignore[arg-type]
         self.server.tell(self.store)
 
     async def reconcile(self) -> int:

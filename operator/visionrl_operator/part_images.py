@@ -1,0 +1,36 @@
+"""Which image a part runs: the one that the job names, else the operator's of that part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from visionrl.job import Component, Job
+
+Images = Mapping[Component, str]
+"""An image for each part."""
+
+FIELDS: Mapping[Component, str] = {"taskApp": "task_app", "inference": "inference", "trainer": "trainer"}
+
+
+def named(prefix: str, tag: str) -> Images:
+    """As ``make images PREFIX= TAG=`` calls them."""
+    return {component: f"{prefix}{component.lower()}:{tag}" for component in FIELDS}
+
+
+RELEASED = named("visionrl/", version("visionrl"))
+
+
+def images_of(job: Job, defaults: Images = RELEASED) -> Images:
+    """What the job's parts run; ``defaults`` where it names no image."""
+    return {component: getattr(job.spec, name).image or defaults[component] for component, name in FIELDS.items()}
+
+
+def with_images(job: Job, defaults: Images) -> Job:
+    """The job with every image named."""
+    images = images_of(job, defaults)
+    parts = {
+        name: getattr(job.spec, name).model_copy(update={"image": images[component]})
+        for component, name in FIELDS.items()
+    }
+    return job.model_copy(update={"spec": job.spec.model_copy(update=parts)})
