@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .kube import cluster as kube_cluster
-from .kube.layout import DEFAULT_CIDR, DEFAULT_NAME, Cluster
+from .kube.layout import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +21,7 @@ def kube() -> Iterator[kube_cluster.Running]:
     if named:
         yield kube_cluster.existing(Path(named))
         return
-    name = os.environ.get("VISIONRL_KUBE_NAME", DEFAULT_NAME)
-    cluster = Cluster.of(name, os.environ.get("VISIONRL_KUBE_CIDR", DEFAULT_CIDR))
+    cluster = Cluster.from_environment()
     was_up = kube_cluster.is_up(cluster)
     yield kube_cluster.up(cluster)
     if not was_up:

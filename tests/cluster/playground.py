@@ -19,7 +19,7 @@ FOLDER = project_images.REPOSITORY / ".cluster"
 
 def up() -> None:
     """Start it, load the project's images, and leave in ``.cluster`` what a shell and helm need."""
-    running = kube_cluster.up(Cluster.of())
+    running = kube_cluster.up(Cluster.from_environment())
     project_images.ensure(running, *project_images.PARTS)
     programs = FOLDER / "bin"
     programs.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def up() -> None:
 
 
 def down() -> None:
-    kube_cluster.down(Cluster.of())
+    kube_cluster.down(Cluster.from_environment())
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """One cluster's names, addresses and files."""
 
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -41,6 +42,13 @@ class Cluster:
         if any(folder.is_relative_to(hidden) for hidden in HIDDEN_FOLDERS):
             raise KubeError(f"--dir {folder}: the cluster's processes do not see that folder; try one in /var/tmp")
         return cls(name, network, folder)
+
+    @classmethod
+    def from_environment(cls) -> "Cluster":
+        """The one that VISIONRL_KUBE_NAME and VISIONRL_KUBE_CIDR name."""
+        return cls.of(
+            os.environ.get("VISIONRL_KUBE_NAME", DEFAULT_NAME), os.environ.get("VISIONRL_KUBE_CIDR", DEFAULT_CIDR)
+        )
 
     def _subnet(self, third_octet: int, prefix: int) -> IPv4Network:
         return IPv4Network((self.network[third_octet * 256], prefix))
