@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +13,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from visionrl.job import Job
-from visionrl.jobfile import problems
+from visionrl.jobfile import dotted, problems
+from visionrl.versions import validate_known
+
+logger = logging.getLogger(__name__)
 
 EXIT_CONFIGURATION = 2
 """The configuration cannot work: a retry would fail alike."""
@@ -89,11 +95,26 @@ class Part:
 
 
 def read_job(path: Path) -> Job:
-    """The resolved job (JSON). Raises :class:`ConfigurationError`."""
+    """The resolved job (JSON). Raises :class:`ConfigurationError`.
+
+    Fields that this part does not know are left out with a warning: the operator that wrote the file may be newer than
+    the part's image, and is, once it was upgraded, for every job that runs.
+    """
     try:
-        return Job.model_validate_json(path.read_bytes())
+        job, unknown = validate_known(Job, json.loads(path.read_bytes()))
     except OSError as error:
         raise ConfigurationError(f"VISIONRL_JOB: cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
         listed = "; ".join(str(problem) for problem in problems(error, Job))
         raise ConfigurationError(f"VISIONRL_JOB: {path}: {listed}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"VISIONRL_JOB: {path}: no valid JSON: {error}") from None
+    if unknown:
+        _warn_once(f"VISIONRL_JOB: left out, unknown to this version: {', '.join(map(dotted, unknown))}")
+    return job
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """The trainer reads its job again at every iteration."""
+    logger.warning("%s", message)

@@ -1,7 +1,8 @@
 """The CustomResourceDefinition, generated from the pydantic models: ``python -m visionrl_operator.crd``.
 
-A structural schema has no references, no unions and no null: optional fields are simply absent. The one union of the
-model (``targetModules``, a word or a list) is left to the operator's own check.
+A structural schema has no references and no unions; optional fields are simply absent, and null is only allowed where
+it means something else than that. The one union of the model (``targetModules``, a word or a list) is left to the
+operator's own check.
 """
 
 from __future__ import annotations
@@ -138,6 +139,8 @@ def _object(model: type[BaseModel], node: Schema, definitions: Mapping[str, Sche
             **({"description": _text(description)} if description else {}),
             **{keyword: value for keyword, value in converted.items() if keyword != "description"},
             **({"default": default} if default is not None else {}),
+            # A null that is not allowed is replaced by the default.
+            **({"nullable": True} if default is not None and _takes_null(node["properties"][key]) else {}),
         }
     found: Schema = {"description": _text(inspect.getdoc(model) or ""), "type": "object"}
     if required := node.get("required"):
@@ -173,6 +176,10 @@ def _default(field: FieldInfo) -> Any:
     """What the API server fills in; of a nested object only what differs from its own defaults."""
     value = field.get_default(call_default_factory=True)
     return None if value is PydanticUndefined else _plain(value)
+
+
+def _takes_null(node: Schema) -> bool:
+    return any(branch.get("type") == "null" for branch in node.get("anyOf", ()))
 
 
 def _plain(value: Any) -> Any:

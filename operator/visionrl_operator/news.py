@@ -33,7 +33,7 @@ def news(previous: JobStatus, status: JobStatus) -> Iterator[News]:
     """What happened between two statuses."""
     accepted = status.condition("Accepted")
     before = previous.condition("Accepted")
-    if accepted and accepted.status == "False" and (before is None or before.message != accepted.message):
+    if accepted and accepted.message and (before is None or before.message != accepted.message):
         yield News("Warning", accepted.reason, accepted.message, f"{accepted.observed_generation}")
     if status.attempt > previous.attempt and status.attempts:
         last = status.attempts[-1]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from visionrl.job import Job
 from visionrl.status import TrainerReport
+from visionrl.versions import validate_known
 from visionrl_operator.children.common import SUFFIXES, Ref, part_name
 from visionrl_operator.children.config import config_name, key_name
 from visionrl_operator.kinds import POD
 from visionrl_operator.observed import Observed, TrainerRun
+from visionrl_operator.part_images import Images
 from visionrl_operator.pods import ENDED, PodView, RunView, part_of, run_of
 from visionrl_operator.store import Child, StoredJob
 
@@ -46,7 +47,12 @@ def own_children(job: StoredJob, children: Mapping[Ref, Child]) -> dict[Ref, Chi
 
 
 def observe(
-    job: StoredJob, children: Mapping[Ref, Child], asked: Asked, report: TrainerReport | None, spare_key: str
+    job: StoredJob,
+    children: Mapping[Ref, Child],
+    asked: Asked,
+    report: TrainerReport | None,
+    spare_key: str,
+    images: Images,
 ) -> Observed:
     own, name = own_children(job, children), job.owner.name
     hashes = {ref: child.hash for ref, child in own.items()}
@@ -64,6 +70,7 @@ def observe(
     ]
     return Observed(
         spare_key=spare_key,
+        images=images,
         accepted=accepted_job(config) if config else None,
         hashes=hashes,
         task_app=part_of(_of(pods, "taskapp"), _failure(own, part_name(name, "taskApp"))),
@@ -109,10 +116,10 @@ def pods_of(children: Mapping[Ref, Child]) -> dict[str, PodView]:
 
 
 def accepted_job(config: Child) -> Job | None:
-    """The specification that the parts run with."""
+    """The specification that the parts run with, without what only a newer operator knew."""
     try:
-        return Job.model_validate_json(str(config.detail))
-    except ValidationError as error:
+        return validate_known(Job, json.loads(str(config.detail)))[0]
+    except ValueError as error:
         logger.error("%s holds no valid job and is written anew: %s", config.ref, error)
         return None
 

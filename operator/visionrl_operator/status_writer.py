@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from visionrl.status import JobStatus
+from visionrl.versions import validate_known
 from visionrl_operator.api import Api
 from visionrl_operator.kinds import JOB
 from visionrl_operator.store import Store, StoredJob
@@ -20,13 +19,7 @@ class Outdated(Exception):
 def read_status(raw: Mapping[str, Any]) -> JobStatus:
     """The status as it was written. Fields that this version does not know are left alone; anything else that is
     wrong raises :class:`pydantic.ValidationError`: guessing could start an attempt twice."""
-    try:
-        return JobStatus.model_validate(raw, by_alias=True, by_name=False)
-    except ValidationError as error:
-        unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
-        if len(unknown) < error.error_count():
-            raise
-        return JobStatus.model_validate(_without(raw, unknown), by_alias=True, by_name=False)
+    return validate_known(JobStatus, raw)[0]
 
 
 def plain(status: JobStatus) -> dict[str, Any]:
@@ -66,12 +59,3 @@ def _without_empty(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_empty(inner) for name, inner in value.items() if inner != ""}
     return [_without_empty(item) for item in value] if isinstance(value, list) else value
-
-
-def _without(raw: Mapping[str, Any], locations: list[tuple[str | int, ...]]) -> Any:
-    def copy(value: Any, at: tuple[str | int, ...]) -> Any:
-        if isinstance(value, Mapping):
-            return {k: copy(v, (*at, k)) for k, v in value.items() if (*at, k) not in locations}
-        return [copy(item, (*at, i)) for i, item in enumerate(value)] if isinstance(value, list) else value
-
-    return copy(raw, ())

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from ruamel.yaml import YAML
 
-from visionrl.job import JobSpec
 from visionrl.status import Phase
 from visionrl_operator.children.network import OPERATOR_LABELS
 from visionrl_operator.children.pods import USER
 from visionrl_operator.metrics import Metrics
+from visionrl_operator.part_images import RELEASED
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "visionrl"
@@ -36,9 +36,7 @@ def test_the_charts_definition_is_the_generated_one() -> None:
 def test_chart_and_images_have_the_projects_version() -> None:
     chart = load("Chart.yaml")
     assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
-    for part in ("task_app", "inference", "trainer"):
-        image = JobSpec.model_fields[part].get_default(call_default_factory=True).image
-        assert image == f"visionrl/{part.replace('_', '')}:{VERSION}"
+    assert set(RELEASED.values()) == {f"visionrl/{part}:{VERSION}" for part in ("taskapp", "inference", "trainer")}
 
 
 @pytest.mark.parametrize("part", ["operator", "taskapp", "inference", "trainer"])

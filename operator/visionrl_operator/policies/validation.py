@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from visionrl.checks import Problem, contradictions
 from visionrl.job import Job
-from visionrl.jobfile import problems
+from visionrl.jobfile import dotted, problems
+from visionrl.versions import validate_known
 from visionrl_operator.mutability import MUTABLE_PATHS, changed_immutable_fields, with_mutable_fields_of
+from visionrl_operator.part_images import RELEASED, Images, images_of, with_images
 
 
 @dataclass(frozen=True)
@@ -24,28 +26,43 @@ class Verdict:
     message: str = ""
 
 
-def validate(document: Any, accepted: Job | None) -> Verdict:
-    """Check an object as the API server holds it against the job that was accepted before (None: none was)."""
-    job, wrong = parse(document)
+def validate(document: Any, accepted: Job | None, images: Images = RELEASED) -> Verdict:
+    """Check an object as the API server holds it against the job that was accepted before (None: none was).
+
+    ``images`` are those of parts for which a new job names none; an accepted job keeps those that it has.
+    """
+    job, wrong, unknown = parse(document)
     if job is None:
         return Verdict(accepted, False, "Invalid", _shown(wrong))
+    job = with_images(job, images_of(accepted) if accepted else images)
+    valid = Verdict(job, True, "FieldsIgnored", ignored(unknown)) if unknown else Verdict(job, True, "Valid")
     if accepted is None:
-        return Verdict(job, True, "Valid")
+        return valid
     if changed := changed_immutable_fields(accepted.spec, job.spec):
         # What may change takes effect all the same: a job can be suspended while another field is wrong.
         merged = with_mutable_fields_of(accepted, job.spec)
         return Verdict(merged if not contradictions(merged.spec) else accepted, False, "Immutable", refusal(changed))
-    return Verdict(job, True, "Valid")
+    return valid
 
 
-def parse(document: Any) -> tuple[Job | None, list[Problem]]:
-    """Strict parse and checks; the job, or everything that is wrong."""
+def parse(document: Any) -> tuple[Job | None, list[Problem], list[str]]:
+    """Parse and check: the job, or everything that is wrong; and the paths of fields that were left out.
+
+    An API server prunes what the definition does not have. So a field that is unknown here is no slip of the pen: the
+    definition is newer than this operator, as in the middle of an upgrade, where the server fills such fields with
+    their defaults in every job.
+    """
     try:
-        job = Job.model_validate(document, by_alias=True, by_name=False)
+        job, unknown = validate_known(Job, document)
     except ValidationError as error:
-        return None, list(problems(error, Job))
+        return None, list(problems(error, Job)), []
     wrong = contradictions(job.spec)
-    return (None, wrong) if wrong else (job, [])
+    return (None, wrong, []) if wrong else (job, [], [dotted(location) for location in unknown])
+
+
+def ignored(unknown: list[str]) -> str:
+    """What to tell where the definition is newer than the operator."""
+    return f"ignored until the operator is upgraded, for it is older than these fields: {', '.join(unknown)}"
 
 
 def refusal(changed: list[str]) -> str:

@@ -69,6 +69,12 @@ def test_enums_bounds_and_defaults_are_there() -> None:
     assert root()["properties"]["metadata"]["properties"]["name"]["maxLength"] == 45
 
 
+def test_null_is_possible_where_it_is_not_the_default() -> None:
+    spec = root()["properties"]["spec"]
+    nullable = {path for path, field in fields(spec) if field.get("nullable")}
+    assert nullable == {".training.guards.maxMismatchKL", ".training.guards.maxInvalidRate"}
+
+
 def test_the_printer_columns() -> None:
     version = crd()["spec"]["versions"][0]
     columns = version["additionalPrinterColumns"]
@@ -163,7 +169,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "path"), BROKEN, ids=[f"{index}-{path}" for index, (_, path) in enumerate(BROKEN)])
 def test_a_contradiction_is_refused_by_rule_and_by_operator(changes: dict[str, Any], path: str) -> None:
     assert any(message.startswith(f"spec.{path}: ") for message in violations(filled(changes)))
-    job, problems = parse(document(changes))
+    job, problems, _ = parse(document(changes))
     assert job is None
     assert f"spec.{path}" in {problem.path for problem in problems}
 

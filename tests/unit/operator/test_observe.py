@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import jobs
 from tests.support.jobs import document
 from visionrl_operator.children.common import Ref
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
 from visionrl_operator.observed import Observed
+from visionrl_operator.part_images import RELEASED
 from visionrl_operator.pods import part_of, pod_view, run_of, run_view
 from visionrl_operator.store import Child, Entry, Key, Store
 
@@ -235,7 +238,7 @@ def test_a_trainer_whose_pod_is_taken_away_has_failed_unless_we_took_it() -> Non
 def look(store: Store, asked: Asked | None = None) -> Observed:
     stored = store.job(DEMO)
     assert stored is not None
-    return observe(stored, store.children(DEMO), asked or Asked(has_secret=False), None, "spare")
+    return observe(stored, store.children(DEMO), asked or Asked(has_secret=False), None, "spare", RELEASED)
 
 
 def test_only_what_the_job_owns_exists() -> None:
@@ -246,6 +249,15 @@ def test_only_what_the_job_owns_exists() -> None:
     assert set(look(store).hashes) == {Ref("Service", "demo-trainer")}
     assert look(store, Asked(True, workload=True)).has(Ref("Secret", "demo-key"))
     assert look(store, Asked(True, workload=True)).has(Ref("Workload", "demo"))
+
+
+def test_what_a_newer_operator_accepted_is_still_accepted_after_going_back() -> None:
+    written = document()
+    written["spec"]["training"]["fromTheFuture"] = 1
+    store = Store()
+    store.feed("VisionRLJob", job())
+    store.feed("ConfigMap", {"metadata": metadata("demo-config", 2), "data": {"job.json": json.dumps(written)}})
+    assert look(store).accepted == jobs.job()
 
 
 def test_trainer_pods_without_their_job_are_orphans_until_they_have_ended() -> None:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.jobs import document, job
-from visionrl.job import FailurePolicy
+from visionrl.job import FailurePolicy, Job
 from visionrl.status import Attempt, JobStatus
 from visionrl_operator.clock import moment, stamp
 from visionrl_operator.mutability import changed_immutable_fields
+from visionrl_operator.part_images import RELEASED, images_of, named, with_images
 from visionrl_operator.policies.failure import INTERRUPTED, SUSPENDED, Failure, action, backoff
 from visionrl_operator.policies.lifecycle import active_seconds, keep_time
 from visionrl_operator.policies.validation import validate
@@ -111,6 +112,11 @@ def test_stamps_are_read_back(time: datetime) -> None:
 # --- changes
 
 
+def taken(changes: dict[str, Any] | None = None) -> Job:
+    """A job as it is accepted."""
+    return with_images(job(changes), RELEASED)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -123,12 +129,12 @@ def test_stamps_are_read_back(time: datetime) -> None:
     ],
 )
 def test_what_may_change_is_accepted_beside_what_may_not(change: dict[str, Any]) -> None:
-    verdict = validate(document(change), accepted=job())
+    verdict = validate(document(change), accepted=taken())
     assert verdict.accepted
-    assert verdict.job == job(change)
-    with_another = validate(document({**change, "training.groupSize": 3}), accepted=job())
+    assert verdict.job == taken(change)
+    with_another = validate(document({**change, "training.groupSize": 3}), accepted=taken())
     assert not with_another.accepted
-    assert with_another.job == job(change)
+    assert with_another.job == taken(change)
 
 
 @pytest.mark.parametrize(
@@ -143,19 +149,43 @@ def test_what_may_change_is_accepted_beside_what_may_not(change: dict[str, Any])
     ],
 )
 def test_what_is_fixed_is_refused_by_name(change: dict[str, Any], field: str) -> None:
-    verdict = validate(document(change), accepted=job())
+    verdict = validate(document(change), accepted=taken())
     assert not verdict.accepted
     assert verdict.reason == "Immutable"
     assert verdict.message.startswith(f"{field} cannot change")
-    assert verdict.job == job()
+    assert verdict.job == taken()
     assert changed_immutable_fields(job().spec, job(change).spec) == [field]
 
 
 def test_a_broken_object_keeps_the_accepted_job() -> None:
-    verdict = validate({**document(), "spec": {"training": {}}}, accepted=job())
+    verdict = validate({**document(), "spec": {"training": {}}}, accepted=taken())
     assert (verdict.accepted, verdict.reason) == (False, "Invalid")
     assert "spec.model: required" in verdict.message
-    assert verdict.job == job()
+    assert verdict.job == taken()
+
+
+def test_an_operator_older_than_the_definition_goes_on_and_says_what_it_ignores() -> None:
+    newer = document({"training.fromTheFuture": 1, "lifecycle.later": {"a": [1]}, "evaluation.episodes": 3})
+    for accepted in (None, taken()):
+        verdict = validate(newer, accepted)
+        assert verdict.job == taken({"evaluation.episodes": 3})
+        assert (verdict.accepted, verdict.reason) == (True, "FieldsIgnored")
+        assert "spec.training.fromTheFuture" in verdict.message
+        assert "spec.lifecycle.later" in verdict.message
+    wrong = validate(document({"training.fromTheFuture": 1, "training.groupSize": 1}), None)
+    assert (wrong.job, wrong.reason) == (None, "Invalid")
+    assert "spec.training.groupSize" in wrong.message
+
+
+def test_an_accepted_job_keeps_its_images_when_the_operator_has_others() -> None:
+    older, newer = named("registry.example/", "1"), named("registry.example/", "2")
+    first = validate(document({"trainer.image": "mine"}), None, older).job
+    assert first is not None
+    assert images_of(first) == {**older, "trainer": "mine"}
+    again = validate(document({"trainer.image": "mine"}), first, newer)
+    assert again.accepted
+    assert again.job == first
+    assert "spec.trainer.image" in validate(document({"trainer.image": "other"}), first, newer).message
 
 
 @pytest.mark.parametrize("broken", [None, [], "text", {}, {"spec": None}])

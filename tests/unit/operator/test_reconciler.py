@@ -385,10 +385,10 @@ async def test_why_a_trainer_gets_no_pod_is_asked_and_told() -> None:
 
 
 async def test_an_invalid_job_is_told_what_is_wrong_and_gets_nothing() -> None:
-    world = World({"training.groupSize": 1, "training.grupsPerIteration": 3})
+    world = World({"training.groupSize": 1})
     await world.settle()
     assert world.condition("Accepted")["status"] == "False"
-    assert "grupsPerIteration" in world.condition("Accepted")["message"]
+    assert "spec.training.groupSize" in world.condition("Accepted")["message"]
     assert {key[0] for key in world.server.objects} == {"visionrljobs", "events"}
     assert world.events() == ["Invalid"]
 

@@ -37,13 +37,13 @@ def test_a_patch_turns_one_document_into_the_other(old: dict[str, Any], new: dic
     assert (patch == {}) == (old == new)
 
 
+def condition(name: str, value: str, message: str = "") -> Condition:
+    when = "2026-01-01T00:00:00Z"
+    return Condition(type=name, status=value, reason="R", message=message, last_transition_time=when)  # type: ignore[arg-type]
+
+
 def status(**conditions: str) -> JobStatus:
-    return JobStatus(
-        conditions=[
-            Condition(type=name, status=value, reason="R", last_transition_time="2026-01-01T00:00:00Z")  # type: ignore[arg-type]
-            for name, value in conditions.items()
-        ]
-    )
+    return JobStatus(conditions=[condition(name, value) for name, value in conditions.items()])
 
 
 def test_a_status_reads_back_as_it_was_written() -> None:
@@ -87,7 +87,10 @@ def test_what_people_are_told() -> None:
     assert reasons(status(Suspended="True"), status(Suspended="False")) == ["Resumed"]
     assert reasons(first, status(Complete="True")) == ["Completed"]
     assert reasons(first, status(Failed="True")) == ["Failed"]
-    assert reasons(first, status(Accepted="False")) == ["R"]
+    refused, ignored = condition("Accepted", "False", "told"), condition("Accepted", "True", "fields are ignored")
+    assert reasons(first, JobStatus(conditions=[refused])) == ["R"]
+    assert reasons(first, JobStatus(conditions=[ignored])) == ["R"]
+    assert reasons(JobStatus(conditions=[ignored]), JobStatus(conditions=[ignored])) == []
     restarted = JobStatus(attempt=1, attempts=[Attempt(number=0, started="t", ended="u", cause="trainer: OOMKilled")])
     assert [told.message for told in news(first, restarted)] == ["attempt 1 follows trainer: OOMKilled"]
     suspended = JobStatus(attempt=1, attempts=[Attempt(number=0, started="t", ended="u", cause="suspended")])
