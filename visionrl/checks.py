@@ -182,6 +182,21 @@ def _lengths(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.rollout.policyConfig.turnTimeoutS", "must not exceed rollout.maxTimeS")
 
 
+def _warm_start(spec: JobSpec) -> Iterator[Problem]:
+    warm_start = spec.training.warm_start
+    if warm_start is None:
+        return
+    path, data = "spec.training.warmStart", warm_start.data
+    if warm_start.episodes is None and data is None:
+        yield Problem(f"{path}.episodes", "required, unless data names files")
+    if warm_start.episodes is not None and data is not None:
+        yield Problem(f"{path}.data", "contradicts episodes: imitate files or the scripted player, not both")
+    files = {"train": data.train, "val": data.val or "/"} if data is not None else {}
+    for name, file in files.items():
+        if not file.startswith("/"):
+            yield Problem(f"{path}.data.{name}", "must be an absolute path: the file is read in the trainer's pod")
+
+
 def _training(spec: JobSpec) -> Iterator[Problem]:
     rewards, training = spec.training.rewards, spec.training
     if rewards.weights and rewards.step_rewards != "per_achievement":
@@ -235,6 +250,7 @@ CHECKS: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _vision,
     _gpus,
     _lengths,
+    _warm_start,
     _training,
     _storage,
     _operations,

@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from visionrl.checks import Problem, contradictions
-from visionrl.job import Job
+from visionrl.job import Job, SupervisedData, WarmStart
 
 Location = tuple[str | int, ...]
 
@@ -54,11 +54,11 @@ def load_job(path: Path) -> Job:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise JobFileError(str(path), [Problem("", "is not UTF-8 text")]) from None
-    return parse_job(text, str(path))
+    return parse_job(text, str(path), path.parent)
 
 
-def parse_job(text: str, source: str = "job") -> Job:
-    """Parse and check one YAML document."""
+def parse_job(text: str, source: str = "job", folder: Path = Path()) -> Job:
+    """Parse and check one YAML document; ``folder`` is where relative paths begin."""
     data, lines = _parse_yaml(text, source)
     if not isinstance(data, dict):
         raise JobFileError(source, [Problem("", f"expected a mapping, found {_kind(data)}")])
@@ -66,9 +66,25 @@ def parse_job(text: str, source: str = "job") -> Job:
         job = Job.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         raise JobFileError(source, list(problems(error, Job)), lines) from None
+    job = _with_absolute_paths(job, folder)
     if wrong := contradictions(job.spec):
         raise JobFileError(source, wrong, lines)
     return job
+
+
+def _with_absolute_paths(job: Job, folder: Path) -> Job:
+    """The paths of supervised data, from the job file's folder."""
+    warm_start = job.spec.training.warm_start
+    if warm_start is None or warm_start.data is None:
+        return job
+    files = {name: file and str((folder / Path(file).expanduser()).absolute()) for name, file in warm_start.data}
+    return with_warm_start(job, warm_start.model_copy(update={"data": SupervisedData(**files)}))
+
+
+def with_warm_start(job: Job, warm_start: WarmStart) -> Job:
+    """The job with another ``training.warmStart``."""
+    training = job.spec.training.model_copy(update={"warm_start": warm_start})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
 
 
 def problems(

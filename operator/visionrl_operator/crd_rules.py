@@ -66,6 +66,28 @@ CONTRADICTIONS = (
         "a new base model is offered for base tiny only; set trains to adapter, or model.base to tiny",
     ),
     (
+        "!has(self.training.warmStart) || has(self.training.warmStart.episodes) || has(self.training.warmStart.data)",
+        "training.warmStart.episodes",
+        "required, unless data names files",
+    ),
+    (
+        "!has(self.training.warmStart) || !has(self.training.warmStart.episodes) || !has(self.training.warmStart.data)",
+        "training.warmStart.data",
+        "contradicts episodes: imitate files or the scripted player, not both",
+    ),
+    (
+        "!has(self.training.warmStart) || !has(self.training.warmStart.data) "
+        "|| self.training.warmStart.data.train.startsWith('/')",
+        "training.warmStart.data.train",
+        "must be an absolute path: the file is read in the trainer's pod",
+    ),
+    (
+        "!has(self.training.warmStart) || !has(self.training.warmStart.data) "
+        "|| !has(self.training.warmStart.data.val) || self.training.warmStart.data.val.startsWith('/')",
+        "training.warmStart.data.val",
+        "must be an absolute path: the file is read in the trainer's pod",
+    ),
+    (
         "!has(self.rollout.policyConfig.useVision) || !self.rollout.policyConfig.useVision "
         "|| !has(self.model.supportsVision) || self.model.supportsVision",
         "rollout.policyConfig.useVision",

@@ -253,7 +253,7 @@ def test_traces_of_both_policies_become_data_that_trains(
     sides = [{json.loads(line)["metadata"]["seed"] for line in (out / f).open()} for f in ("train.jsonl", "val.jsonl")]
     assert not sides[0] & sides[1]
 
-    data = read_sft(out / "train.jsonl", out / "val.jsonl")
+    data = read_sft(out / "train.jsonl", out / "val.jsonl", 80)
     assert len(data.training) + len(data.validation) == len(lines)
     assert [each.label for each in data.training] == [line["messages"][-1]["content"] for line in lines][
         : len(data.training)
@@ -270,7 +270,7 @@ def test_traces_of_both_policies_become_data_that_trains(
 
     assert main([*command[:-1], "--images", "files", "--save-filtered-episode-ids"]) == 0
     assert "images" in capsys.readouterr().out
-    beside = read_sft(out / "train.jsonl", out / "val.jsonl")
+    beside = read_sft(out / "train.jsonl", out / "val.jsonl", 80)
     assert (beside.training, beside.images) == (data.training, data.images)
     ids = json.loads((out / "episode_ids.json").read_text())
     assert len(ids[str(teacher)]["kept"]) == 10

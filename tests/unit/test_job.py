@@ -52,6 +52,9 @@ def test_values_out_of_range_or_of_another_type_are_refused(change: dict[str, An
     [
         ({"algorithm.type": "sft"}, "spec.training.warmStart"),
         ({"training.groupSize": 1}, "spec.training.groupSize"),
+        ({"training.warmStart": {"steps": 1}}, "spec.training.warmStart.episodes"),
+        ({"training.warmStart": {"steps": 1, "episodes": 1, "data": {"train": "/t"}}}, "spec.training.warmStart.data"),
+        ({"training.warmStart": {"steps": 1, "data": {"train": "t"}}}, "spec.training.warmStart.data.train"),
         ({"algorithm.gamma": 0.9}, "spec.algorithm.gamma"),
         ({"algorithm.clipLow": 0.3, "algorithm.clipHigh": 0.2}, "spec.algorithm.clipHigh"),
         ({"model": {"base": "Qwen/Qwen3-VL-4B-Instruct", "tiny": {}}}, "spec.model.tiny"),

@@ -31,6 +31,16 @@ def answer(text: str) -> str:
     return str(caught.value)
 
 
+def test_relative_paths_begin_at_the_job_files_folder(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(GOOD + "    warmStart: {steps: 1, data: {train: data/train.jsonl, val: /data/val.jsonl}}\n")
+    warm_start = load_job(file).spec.training.warm_start
+    assert warm_start is not None
+    assert warm_start.data is not None
+    assert warm_start.data.train == f"{tmp_path}/data/train.jsonl"
+    assert warm_start.data.val == "/data/val.jsonl"
+
+
 def test_a_good_file_is_a_job(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(GOOD)

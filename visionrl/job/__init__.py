@@ -30,7 +30,7 @@ from visionrl.job.operations import (
 from visionrl.job.parts import Gpu, ImageLimits, Inference, Resources, TaskApp, Toleration, Trainer, Vllm
 from visionrl.job.rollout import EnvSettings, PolicySettings, Rollout
 from visionrl.job.spec import Job, JobSpec, Metadata
-from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, Training, WarmStart
+from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, SupervisedData, Training, WarmStart
 
 __all__ = [
     "API_GROUP",
@@ -66,6 +66,7 @@ __all__ = [
     "Rewards",
     "Rollout",
     "Storage",
+    "SupervisedData",
     "TaskApp",
     "TinyModel",
     "Toleration",

@@ -20,6 +20,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", examples=["500m", "16Gi"])]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 # Longest child name is "<job>-inference" plus the pod's hash; 45 leaves room for every suffix within 63.
 JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=45)]
 

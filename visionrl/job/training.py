@@ -8,6 +8,7 @@ from pydantic import Field
 
 from visionrl.job.base import (
     FIRST_TRAINING_SEED,
+    FilePath,
     Fraction,
     Model,
     NonNegativeFloat,
@@ -54,15 +55,30 @@ class Rewards(Model):
     """Subtracted from a decision whose answer is no valid tool call."""
 
 
+class SupervisedData(Model):
+    """Files of supervised data, one JSON object a line, as `visionrl filter` writes them.
+
+    Paths are those of the trainer. In a cluster they are absolute and lie on a claim that its pod mounts:
+    /var/cache/visionrl is `storage.modelCacheClaim`, /var/lib/visionrl/run is `storage.runClaim`. On this machine,
+    relative paths begin at the job file's folder.
+    """
+
+    train: FilePath
+    """What is imitated."""
+    val: FilePath | None = None
+    """What the validation loss is measured on; empty measures none."""
+
+
 class WarmStart(Model):
-    """Supervised steps on a scripted player's episodes, before reinforcement learning."""
+    """Supervised steps before reinforcement learning: on episodes of a scripted player, or on data of files."""
 
     trains: Literal["all", "language_model", "adapter"] = "all"
     """`all` weights or those of the `language_model` (the vision tower stays): the result is the base model that
     adapters are trained on, and is served in place of `model.base`. `adapter`: the base stays, the result is the
     first version of the adapter."""
-    episodes: PositiveInt
-    """Episodes that the scripted player plays."""
+    episodes: PositiveInt | None = None
+    """Episodes that the scripted player plays; required unless `data` names files."""
+    data: SupervisedData | None = None
     steps: PositiveInt
     """Optimizer steps."""
     batch_size: PositiveInt = 32
@@ -74,9 +90,9 @@ class WarmStart(Model):
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     perturbation: Fraction = 0.25
-    """Mean share of turns whose executed actions are random; the label is always the player's."""
+    """Mean share of turns whose executed actions are random, in `episodes`; the label is always the player's."""
     turns: PositiveInt = 30
-    """Turns of a teacher's episode."""
+    """Turns of each of `episodes`."""
 
 
 class Guards(Model):

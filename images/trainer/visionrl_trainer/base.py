@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 from visionrl.base_model import locate_base
 from visionrl.checks import exports_base
 from visionrl.job import Job
+from visionrl.part import ConfigurationError
 from visionrl_trainer import sft, teacher
 from visionrl_trainer.model import Policy
 from visionrl_trainer.progress import Meter
 from visionrl_trainer.runfolder import RunFolder
 from visionrl_trainer.service import Bulletin
+from visionrl_trainer.sft_file import read_sft
 from visionrl_trainer.taskapp import TaskApp
 
 logger = logging.getLogger(__name__)
@@ -36,23 +39,56 @@ class Preparation:
     async def base(self, cache: Path) -> Path:
         """Directory of the base that adapters are trained on; a warm start that makes one trains it first, unless it
         is there already. Raises :class:`visionrl.part.ConfigurationError` where the model does not exist."""
+        self._check_files()
         source = await asyncio.to_thread(locate_base, self.job, cache)
         if not exports_base(self.job.spec):
             self.bulletin.update(base_ready=True)
             return source
         if not self.folder.base.exists():
-            policy = await asyncio.to_thread(Policy.load, source, self.job.spec.model.dtype, self.device)
+            policy = await asyncio.to_thread(Policy.load, source, self.job.spec.model.dtype, self.device, full=True)
             await self.warm_start(policy)
             await asyncio.to_thread(sft.export, policy, source, self.folder.base)
+            self.folder.warm_start.checkpoint.unlink(missing_ok=True)
         self.bulletin.base = self.folder.base
         self.bulletin.update(base_ready=True)
         return self.folder.base
 
     async def warm_start(self, policy: Policy) -> None:
-        """Train the policy on the scripted player's episodes."""
+        """Train the policy on files or on the scripted player's episodes. Its checkpoint is left for the caller to
+        delete, once what it led to is kept."""
+        self.bulletin.update(phase="WarmStart")
+        data = await self._demonstrations()
+        stopping = threading.Event()
+        with self.meter.phase("warm_start", "supervised training"):
+            try:
+                last = await asyncio.to_thread(
+                    sft.train, policy, data, self.job.spec, self.folder.warm_start, self._tell, stopping.is_set
+                )
+            except asyncio.CancelledError:
+                stopping.set()  # the thread goes on to the end of its step and keeps a checkpoint
+                raise
+        if last.validation_loss is not None:
+            logger.info("the warm start ended at %.3f nats per decision on held-out data", last.validation_loss)
+
+    def _check_files(self) -> None:
+        """What is not there is better told before gigabytes are fetched."""
+        settings = self.job.spec.training.warm_start
+        done = self.folder.base.exists() or any(self.folder.checkpoints.glob("[0-9]*"))
+        if settings is None or settings.data is None or done:
+            return
+        for name, file in settings.data:
+            if file is not None and not Path(file).is_file():
+                raise ConfigurationError(f"spec.training.warmStart.data.{name}: the trainer finds no file {file}")
+
+    async def _demonstrations(self) -> teacher.Demonstrations:
         spec, settings = self.job.spec, self.job.spec.training.warm_start
         assert settings is not None
-        self.bulletin.update(phase="WarmStart")
+        if settings.data is not None:
+            train, val = Path(settings.data.train), Path(settings.data.val) if settings.data.val else None
+            with self.meter.phase("data", f"reading {train}"):
+                data = await asyncio.to_thread(read_sft, train, val, spec.rollout.env_config.image_size)
+            logger.info("%d decisions to learn, %d held out", len(data.training), len(data.validation))
+            return data
         played = 0
 
         def on_episode() -> None:
@@ -65,18 +101,12 @@ class Preparation:
         logger.info(
             "%d demonstrations from %d episodes, %.2f achievements each",
             len(data.training) + len(data.validation),
-            settings.episodes,
+            len(data.returns),
             sum(data.returns) / len(data.returns),
         )
-        size, seed, checkpoint = spec.rollout.env_config.image_size, spec.training.seed, self.folder.warm_start
-        with self.meter.phase("warm_start", "supervised training"):
-            loss = await asyncio.to_thread(sft.train, policy, data, settings, size, seed, checkpoint, self._tell)
-        checkpoint.unlink(missing_ok=True)
-        logger.info("the warm start ended at %.3f nats per decision on held-out episodes", loss)
+        return data
 
     def _tell(self, progress: sft.SftReport) -> None:
-        line = f"supervised step {progress.step}/{progress.steps}, loss {progress.loss:.3f} nats per decision"
-        if progress.validation_loss is not None:
-            line += f", validation {progress.validation_loss:.3f}"
+        line = progress.line()
         self.bulletin.update(message=line)
         logger.info(line)

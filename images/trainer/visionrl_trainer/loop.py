@@ -99,13 +99,14 @@ class _Run:
         """From the last checkpoint, or from the start, to the summary."""
         resumed = self.checkpoints.load(self.policy, self.optimizer, self.shuffle)
         self.state = resumed or self.state
-        self.folder.rewind_metrics(self.state.iteration)
+        self.folder.metrics.rewind(self.state.iteration)
         self._report_state()
         if resumed is None:
             warm_start = self.job.spec.training.warm_start
             if warm_start is not None and warm_start.trains == "adapter":
                 await self.preparation.warm_start(self.policy)
             self._checkpoint()
+            self.folder.warm_start.checkpoint.unlink(missing_ok=True)
         if runs_inference(self.job.spec):
             self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
         if not self.state.evaluations:
@@ -134,8 +135,8 @@ class _Run:
             learned = await asyncio.to_thread(self._learn, batch)
         times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
-        self.folder.append_metrics(record)
-        check(self.folder.metrics(), spec.training.guards)
+        self.folder.metrics.append(record)
+        check(self.folder.metrics.records(), spec.training.guards)
         self._advance(record)
         if self.state.iteration % spec.training.checkpoint_every == 0:
             self._checkpoint()
@@ -272,7 +273,7 @@ class _Run:
 
     def _finish(self) -> None:
         """Write the summary, the picture and the report."""
-        metrics, evaluations, name = self.folder.metrics(), self.state.evaluations, self.job.name
+        metrics, evaluations, name = self.folder.metrics.records(), self.state.evaluations, self.job.name
         summary = summarise(self.job, self.state, metrics)
         self.folder.write_summary(summary)
         curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)

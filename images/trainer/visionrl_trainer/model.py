@@ -65,24 +65,35 @@ class Rows:
 
 
 class Policy:
-    """A base model and, unless only the base is trained, one adapter on it."""
+    """A base model and, unless only the base is trained, one adapter on it.
 
-    def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
+    Weights in ``compute_dtype`` are computed with as they are. Weights in float32 under a narrower ``compute_dtype``
+    are rounded for the computation alone: steps far below a weight's own size still add up (mixed precision,
+    arXiv:1710.03740).
+    """
+
+    def __init__(self, model: Any, processor: Any, device: torch.device, compute_dtype: torch.dtype) -> None:
         self.model, self.processor, self.device = model, processor, device
+        self.compute_dtype = compute_dtype
         self.peft: PeftModel | None = None
         vocabulary = processor.tokenizer.get_vocab()
         self.ban(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
         self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
 
     @classmethod
-    def load(cls, directory: Path, dtype: str, device: torch.device) -> Policy:
-        """Load a base model. Raises ``OSError`` where the directory holds none."""
+    def load(cls, directory: Path, dtype: str, device: torch.device, full: bool = False) -> Policy:
+        """Load a base model; ``full`` where all of its weights are trained, which are kept in float32 then. Raises
+        ``OSError`` where the directory holds none."""
+        compute_dtype = getattr(torch, dtype)
         model = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=directory.exists()
+            directory,
+            dtype=torch.float32 if full else compute_dtype,
+            attn_implementation="sdpa",
+            local_files_only=directory.exists(),
         )
         model.model.visual.patch_embed.__class__ = MatmulPatchEmbed
         model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
-        return cls(model.eval(), AutoProcessor.from_pretrained(directory), device)
+        return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
 
     def ban(self, ids: Iterable[int]) -> None:
         """Tokens that are never sampled, here as at the server (``logit_bias``)."""
@@ -121,6 +132,21 @@ class Policy:
         from 1."""
         self.train("adapter")
         (self.peft or self.model).eval()
+
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Within a training, as the policy is when it plays."""
+        owner = self.peft or self.model
+        training = owner.training
+        owner.eval()
+        try:
+            yield
+        finally:
+            owner.train(training)
+
+    def save_model(self, directory: Path) -> None:
+        """Write the model's weights and configuration, in the precision that it is computed with."""
+        self.model.to(self.compute_dtype).save_pretrained(directory)
 
     def load_adapter(self, directory: Path) -> None:
         """Replace the adapter's weights by saved ones. Raises ``ValueError`` where they are not this adapter's."""
@@ -175,7 +201,8 @@ class Policy:
         """Run the vision tower on frames of one size."""
         inputs = self.processor.image_processor(images=list(frames), return_tensors="pt").to(self.device)
         grid = inputs["image_grid_thw"]
-        output = self.model.model.get_image_features(inputs["pixel_values"], grid, return_dict=True)
+        with self._precision():
+            output = self.model.model.get_image_features(inputs["pixel_values"], grid, return_dict=True)
         sizes = [len(embeds) for embeds in output.pooler_output]
         deepstack = [features.split(sizes) for features in output.deepstack_features]
         return [
@@ -190,8 +217,9 @@ class Policy:
         banned tokens, exactly as the server processes its logits. ``vision`` has the features by hash."""
         rows = self.collate(samples)
         features = [vision[digest] for digest in rows.images]
-        hidden_NLH = self._hidden(rows, features)
-        logits_TV = self.model.lm_head(hidden_NLH[rows.row_T, rows.predicts_T]).float()
+        with self._precision():
+            hidden_NLH = self._hidden(rows, features)
+            logits_TV = self.model.lm_head(hidden_NLH[rows.row_T, rows.predicts_T]).float()
         logprobs_TV = ((logits_TV + self._bias) / (temperature or 1.0)).log_softmax(dim=-1)
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
         return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
@@ -223,6 +251,9 @@ class Policy:
             tuple(digest for run in runs for digest in samples[run[-1]].images),
             *(torch.tensor(values, device=self.device) for values in (row, predicts, targets)),
         )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.model.dtype != self.compute_dtype)
 
     def _hidden(self, rows: Rows, features: Sequence[Vision]) -> Tensor:
         """Last hidden states [N, L, H]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from visionrl.images import decode_png, frame_hash
+from visionrl.part import ConfigurationError
+from visionrl_trainer.batch import VISION_TOKENS
 from visionrl_trainer.teacher import Demonstration, Demonstrations
 
 DATA_URL = "data:image/png;base64,"
 ROLES = ("system", "user", "assistant")
 
 
-class SftFileError(ValueError):
-    """A line that cannot be trained on; the message begins with ``file:line``."""
+class SftFileError(ConfigurationError):
+    """A file or a line that cannot be trained on; the message begins with ``file:line``."""
 
 
 @dataclass
 class _Reader:
     """What is collected from one file after another."""
 
+    image_size: int
     images: dict[str, bytes] = field(default_factory=dict)
     tools: list[dict[str, Any]] | None = None
     first: str = ""
@@ -72,7 +76,7 @@ class _Reader:
             raise SftFileError(f"{where}.{unknown[0]}: not read; an answer with its tool call is a text in content")
         content = message.get("content")
         if isinstance(content, str):
-            return message
+            return {**message, "content": _text(f"{where}.content", content)}
         parts = _checked(where, "content", content, list)
         return {
             **message,
@@ -83,7 +87,7 @@ class _Reader:
         part = _checked(where, "", value, dict)
         match part.get("type"):
             case "text":
-                return {"type": "text", "text": _checked(where, "text", part.get("text"), str)}
+                return {"type": "text", "text": _text(f"{where}.text", _checked(where, "text", part.get("text"), str))}
             case "image_url":
                 source = _checked(where, "image_url", part.get("image_url"), dict)
                 url = _checked(where, "image_url.url", source.get("url"), str)
@@ -98,9 +102,15 @@ class _Reader:
             return self._files[file]
         png = _png(where, url, folder)
         try:
-            digest = frame_hash(decode_png(png))
+            frame = decode_png(png)
         except ValueError as error:
             raise SftFileError(f"{where}: {error}") from None
+        height, width, _ = frame.shape
+        if (height, width) != (self.image_size, self.image_size):
+            raise SftFileError(
+                f"{where}: {width} × {height} px, but the job's rollout.envConfig.imageSize is {self.image_size}"
+            )
+        digest = frame_hash(frame)
         self.images[digest] = png
         if file:
             self._files[file] = digest
@@ -124,31 +134,45 @@ class _Reader:
             self.achievements[episode] = float(count)
 
 
-def read_sft(training: Path, validation: Path | None = None) -> Demonstrations:
+def read_sft(training: Path, validation: Path | None, image_size: int) -> Demonstrations:
     """The demonstrations of a training file and, where there is one, of its validation file.
 
-    Images are data URLs or files beside the data; they are named by the hash of their pixels. Raises
-    :class:`SftFileError` for the first line that cannot be used, ``OSError`` where a file cannot be read.
+    Images are data URLs or files beside the data, squares of ``image_size`` pixels; they are named by the hash of
+    their pixels. Raises :class:`SftFileError` for the first line that cannot be used, or a file that cannot be read.
     """
-    reader = _Reader()
+    reader = _Reader(image_size)
     train = reader.read(training)
     if not train:
         raise SftFileError(f"{training}: no line to train on")
     held_out = reader.read(validation) if validation else []
-    return Demonstrations(train, held_out, reader.images, reader.tools, tuple(reader.achievements.values()))
+    returns, digest = tuple(reader.achievements.values()), _digest(train, held_out, reader.tools)
+    return Demonstrations(train, held_out, reader.images, reader.tools, returns, digest)
+
+
+def _digest(train: list[Demonstration], held_out: list[Demonstration], tools: list[dict[str, Any]] | None) -> str:
+    """SHA-256 over what is learned from, frames by their own hashes: the same wherever the files lie."""
+    found = hashlib.sha256(json.dumps(tools).encode())
+    for side in (train, held_out):
+        found.update(b"%d" % len(side))
+        for each in side:
+            found.update(json.dumps([each.messages, each.label]).encode())
+    return found.hexdigest()
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Place and text of every line that is not blank."""
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{file}:{number}"
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError as error:
-                raise SftFileError(f"{where}: no UTF-8 text: {error.reason} at byte {error.start}") from None
-            if text.strip():
-                yield where, text
+    try:
+        with file.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                where = f"{file}:{number}"
+                try:
+                    text = raw.decode()
+                except UnicodeDecodeError as error:
+                    raise SftFileError(f"{where}: no UTF-8 text: {error.reason} at byte {error.start}") from None
+                if text.strip():
+                    yield where, text
+    except OSError as error:
+        raise SftFileError(f"{file}: {error.strerror or error}") from None
 
 
 def _checked(where: str, name: str, value: Any, kind: type) -> Any:
@@ -157,6 +181,12 @@ def _checked(where: str, name: str, value: Any, kind: type) -> Any:
     found = "missing" if value is None else f"expected {kind.__name__}, found {type(value).__name__}"
     separator = "" if not name else "." if where.endswith("]") else ": "
     raise SftFileError(f"{where}{separator}{name}: {found}")
+
+
+def _text(where: str, text: str) -> str:
+    if found := [token for token in VISION_TOKENS if token in text]:
+        raise SftFileError(f"{where}: contains {found[0]}, which stands for an image; give images as image_url")
+    return text
 
 
 def _png(where: str, url: str, folder: Path) -> bytes:

@@ -38,6 +38,9 @@ class Demonstrations:
     tools: list[dict[str, Any]] | None = None
     returns: tuple[float, ...] = ()
     """Unique achievements of the (perturbed) episodes."""
+    digest: str = ""
+    """Of the content, for data of files: a training that is resumed must find the same. The player's episodes are a
+    function of the job."""
 
 
 async def collect(
@@ -46,13 +49,16 @@ async def collect(
     """Play the warm start's episodes. The same job gives the same demonstrations."""
     warm_start = spec.training.warm_start
     assert warm_start is not None
+    episodes = warm_start.episodes
+    assert episodes is not None
     slots = asyncio.Semaphore(spec.rollout.max_concurrent)
     found = Demonstrations([], [], {})
 
     async def play(index: int) -> None:
         async with slots:
             response = await taskapp.rollout(_request(spec, warm_start, job_name, index), PATIENCE_SECONDS)
-        side = found.validation if index % HELD_OUT_SHARE == 0 else found.training
+        held_out = index % HELD_OUT_SHARE == 0 and episodes > 1
+        side = found.validation if held_out else found.training
         for decision in response.trajectories[0].decisions:
             if decision.messages is None or decision.label is None:
                 raise ValueError(f"{response.run_id}: the scripted player's decisions carry no messages or label")
@@ -63,7 +69,7 @@ async def collect(
         on_episode()
 
     async with asyncio.TaskGroup() as tasks:
-        for index in range(warm_start.episodes):
+        for index in range(episodes):
             tasks.create_task(play(index))
     order = _content_key  # arrival order depends on timing; what is trained on must not
     found.training.sort(key=order)

@@ -145,6 +145,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"model.base": "Qwen/Qwen3-VL-4B-Instruct", "training.warmStart": {"episodes": 1, "steps": 1}},
         "training.warmStart.trains",
     ),
+    ({"training.warmStart": {"steps": 1}}, "training.warmStart.episodes"),
+    ({"training.warmStart": {"steps": 1, "episodes": 1, "data": {"train": "/t"}}}, "training.warmStart.data"),
+    ({"training.warmStart": {"steps": 1, "data": {"train": "t"}}}, "training.warmStart.data.train"),
+    ({"training.warmStart": {"steps": 1, "data": {"train": "/t", "val": "v"}}}, "training.warmStart.data.val"),
     ({"rollout.policyConfig.useVision": True, "model.supportsVision": False}, "rollout.policyConfig.useVision"),
     ({"rollout.envConfig.imageSize": 150}, "rollout.envConfig.imageSize"),
     ({"inference.gpu": {"count": 2}}, "inference.gpu.count"),
@@ -183,6 +187,7 @@ def test_every_contradiction_rule_is_tried() -> None:
     [
         {},
         {"algorithm.type": "sft", "training.warmStart": {"episodes": 1, "steps": 1}},
+        {"training.warmStart": {"steps": 1, "data": {"train": "/data/train.jsonl"}}},
         {"model.tiny": {}, "inference.gpu": {}, "trainer.gpu": {}, "placement.topology": "SameNode"},
         {"algorithm.advantage": "turn", "algorithm.gamma": 0.9, "storage.runSize": "1Gi"},
     ],

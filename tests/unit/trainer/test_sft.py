@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.unit.trainer.conftest import IMAGE_SIZE
 from visionrl.images import frame_hash
-from visionrl.job import Lora, WarmStart
+from visionrl.job import EnvSettings, JobSpec, Lora, PolicyModel, Rollout, Training, WarmStart
+from visionrl.part import ConfigurationError
 from visionrl.tools import ACTIONS, tool_call_text
 from visionrl_trainer import sft
 from visionrl_trainer.model import Policy
 from visionrl_trainer.publish import MANIFEST
+from visionrl_trainer.runfolder import SftFolder
+from visionrl_trainer.sft_tokens import Tokens
 from visionrl_trainer.teacher import Demonstration, Demonstrations
 
 pytestmark = pytest.mark.vision
@@ -40,22 +45,32 @@ def data() -> Demonstrations:
     return Demonstrations(decisions, decisions[:2], images)
 
 
-def settings(**changes: object) -> WarmStart:
+def spec(**changes: object) -> JobSpec:
     known = {"episodes": 1, "steps": 30, "batch_size": 8, "optimizer": "muon", "learning_rate": 5e-3}
-    return WarmStart(**{**known, **changes})  # type: ignore[arg-type]
+    warm_start = WarmStart(**{**known, **changes})  # type: ignore[arg-type]
+    return JobSpec(
+        model=PolicyModel(base="tiny", dtype="float32"),
+        rollout=Rollout(env_config=EnvSettings(image_size=IMAGE_SIZE)),
+        training=Training(iterations=1, warm_start=warm_start),
+    )
 
 
-def fresh(directory: Path, adapter: bool = False) -> Policy:
+def fresh(directory: Path, adapter: bool = False, dropout: float = 0.0) -> Policy:
     policy = Policy.load(directory, "float32", torch.device("cpu"))
     if adapter:
-        policy.add_adapter(Lora(r=4, alpha=8), seed=0)
+        policy.add_adapter(Lora(r=4, alpha=8, dropout=dropout), seed=0)
     return policy
 
 
-def train(policy: Policy, data: Demonstrations, wanted: WarmStart, checkpoint: Path) -> list[sft.SftReport]:
+def train(policy: Policy, data: Demonstrations, wanted: JobSpec, folder: Path) -> list[sft.SftReport]:
     reports: list[sft.SftReport] = []
-    sft.train(policy, data, wanted, IMAGE_SIZE, 0, checkpoint, reports.append)
+    sft.train(policy, data, wanted, SftFolder(folder), reports.append)
     return reports
+
+
+def weights(policy: Policy) -> torch.Tensor:
+    owner = policy.peft or policy.model
+    return torch.cat([parameter.detach().flatten() for parameter in owner.parameters()]).clone()
 
 
 def vision_weights(policy: Policy) -> torch.Tensor:
@@ -64,7 +79,7 @@ def vision_weights(policy: Policy) -> torch.Tensor:
 
 def test_the_prompt_is_tokenised_as_the_processor_does(tiny_directory: Path, data: Demonstrations) -> None:
     policy = fresh(tiny_directory)
-    sample = sft.Tokens(policy, None, 81).sample(data.training[3])
+    sample = Tokens(policy, None, 81).sample(data.training[3])
     text = policy.processor.apply_chat_template(
         [
             {"role": "system", "content": "Play Crafter."},
@@ -88,45 +103,100 @@ def test_the_loss_falls_and_only_what_should_changes(
     policy = fresh(tiny_directory, adapter=trains == "adapter")
     vision = vision_weights(policy)
     embeddings = policy.model.model.language_model.embed_tokens.weight.detach().clone()
-    first = sft.validate(policy, [sft.Tokens(policy, None, 81).sample(d) for d in data.validation], data.images)
-    last = train(policy, data, settings(trains=trains), tmp_path / "c.pt")[-1].validation_loss
+    first = sft.validate(policy, [Tokens(policy, None, 81).sample(d) for d in data.validation], data.images)
+    last = train(policy, data, spec(trains=trains), tmp_path)[-1].validation_loss
     assert last is not None
     assert last < share * first
     assert torch.equal(vision_weights(policy), vision) == (trains != "all")
     assert torch.equal(policy.model.model.language_model.embed_tokens.weight, embeddings) == (trains == "adapter")
 
 
+@pytest.mark.parametrize("trains", ["all", "adapter"])
 def test_an_interrupted_training_ends_with_the_same_weights(
-    tiny_directory: Path, data: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trains: str, tiny_directory: Path, data: Demonstrations, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sft, "CHECKPOINT_EVERY", 4)
-    wanted = settings(steps=7)
-    whole = fresh(tiny_directory)
-    train(whole, data, wanted, tmp_path / "whole.pt")
+    """Whether it was asked to stop between two reports or killed after a checkpoint, and with dropout, too."""
+    wanted, adapter = spec(steps=20, trains=trains), trains == "adapter"
+    whole = fresh(tiny_directory, adapter, dropout=0.1)
+    train(whole, data, wanted, tmp_path / "whole")
 
-    class Interrupted(Exception):
+    folder, seen = SftFolder(tmp_path / "cut"), []
+    with pytest.raises(sft.Stopped):
+        sft.train(
+            fresh(tiny_directory, adapter, dropout=0.1), data, wanted, folder, seen.append, lambda: len(seen) == 4
+        )
+
+    class Killed(Exception):
         pass
 
-    def stop(report: sft.SftReport) -> None:
-        raise Interrupted
+    def killed(report: sft.SftReport) -> None:
+        if report.step == 11:  # the last checkpoint is that of step 10
+            raise Killed
 
-    with pytest.raises(Interrupted):
-        sft.train(fresh(tiny_directory), data, wanted, IMAGE_SIZE, 0, tmp_path / "cut.pt", stop)
-    resumed = fresh(tiny_directory)
-    reports = train(resumed, data, wanted, tmp_path / "cut.pt")
-    assert [report.step for report in reports] == [7]
-    for (name, one), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
-        assert torch.equal(one, other), name
+    with pytest.raises(Killed):
+        sft.train(fresh(tiny_directory, adapter, dropout=0.1), data, wanted, folder, killed)
+    resumed = fresh(tiny_directory, adapter, dropout=0.1)
+    reports = train(resumed, data, wanted, tmp_path / "cut")
+    assert [report.step for report in reports] == list(range(11, 21))
+    assert [record["step"] for record in folder.metrics.records()] == [1, 2, 3, 4, *range(6, 21)]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_training_does_not_go_on_with_other_data(tiny_directory: Path, data: Demonstrations, tmp_path: Path) -> None:
+    wanted, folder = spec(), SftFolder(tmp_path)
+    with pytest.raises(sft.Stopped):
+        sft.train(
+            fresh(tiny_directory), replace(data, digest="a"), wanted, folder, lambda report: None, stop=lambda: True
+        )
+    with pytest.raises(ConfigurationError, match=r"not what the first 1 steps learned from.*checkpoint.pt"):
+        train(fresh(tiny_directory), replace(data, digest="b"), wanted, tmp_path)
+
+
+def test_a_diverged_training_says_what_to_change(tiny_directory: Path, data: Demonstrations, tmp_path: Path) -> None:
+    policy = fresh(tiny_directory)
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ConfigurationError, match=r"lower training\.warmStart\.learningRate"):
+        train(policy, data, spec(), tmp_path)
+
+
+def test_micro_batches_leave_the_training_as_it_is(tiny_directory: Path, data: Demonstrations, tmp_path: Path) -> None:
+    wanted = spec(steps=3, optimizer="adamw")
+    small = wanted.model_copy(update={"training": wanted.training.model_copy(update={"micro_batch_size": 3})})
+    one, other = fresh(tiny_directory), fresh(tiny_directory)
+    losses = [[report.loss for report in train(one, data, wanted, tmp_path / "one")]]
+    losses.append([report.loss for report in train(other, data, small, tmp_path / "other")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_an_epoch_shows_every_sample_once_and_the_next_in_another_order() -> None:
+    epochs = [[i for step in range(4 * e, 4 * e + 4) for i in sft.batch_indices(12, 3, 5, step)] for e in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
+    assert sft.batch_indices(2, 5, 0, 0)[4] in (0, 1)
+
+
+def test_steps_that_bfloat16_rounds_away_add_up(tiny_directory: Path, data: Demonstrations, tmp_path: Path) -> None:
+    """All weights are kept in float32, whatever the precision of the computation; the model is written in that."""
+    policy = Policy.load(tiny_directory, "bfloat16", torch.device("cpu"), full=True)
+    before = weights(policy)
+    train(policy, data, spec(steps=2, learning_rate=1e-6), tmp_path)
+    moved = (weights(policy) != before).double().mean().item()
+    rounded = (weights(policy).bfloat16() != before.bfloat16()).double().mean().item()
+    assert moved > 0.5
+    assert rounded < 0.1
+    sft.export(policy, tiny_directory, tmp_path / "model")
+    assert {weight.dtype for weight in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_the_exported_model_is_the_trained_one_with_a_manifest(
     tiny_directory: Path, data: Demonstrations, tmp_path: Path
 ) -> None:
     policy = fresh(tiny_directory)
-    train(policy, data, settings(steps=3), tmp_path / "c.pt")
+    train(policy, data, spec(steps=3), tmp_path)
     sft.export(policy, tiny_directory, tmp_path / "base")
     again = fresh(tmp_path / "base")
-    samples = [sft.Tokens(policy, None, 81).sample(d) for d in data.training]
+    samples = [Tokens(policy, None, 81).sample(d) for d in data.training]
     assert sft.validate(again, samples, data.images) == pytest.approx(
         sft.validate(policy, samples, data.images), abs=1e-5
     )
@@ -139,4 +209,4 @@ def test_pixels_that_are_not_those_of_the_hash_are_refused(tiny_directory: Path,
     digest, other = list(data.images)[:2]
     swapped = {**data.images, digest: data.images[other]}
     with pytest.raises(ValueError, match="hash to"):
-        sft.decision_loss(policy, [sft.Tokens(policy, None, 81).sample(data.training[0])], swapped)
+        sft.decision_loss(policy, [Tokens(policy, None, 81).sample(data.training[0])], swapped)

@@ -44,7 +44,7 @@ def written(folder: Path, *lines: Any) -> Path:
 def test_a_line_becomes_a_demonstration(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png())
-    data = read_sft(written(tmp_path, line(), "", line("images/a.png")))
+    data = read_sft(written(tmp_path, line(), "", line("images/a.png")), None, 16)
     digest = frame_hash(FRAME)
     inline, file = data.training
     assert inline == file
@@ -69,6 +69,11 @@ def test_a_line_becomes_a_demonstration(tmp_path: Path) -> None:
         (line(url="images/none.png"), "none.png: No such file or directory"),
         (line(url="data:image/png;base64,!!!"), "no base64"),
         (line(url="data:image/png;base64,AAAA"), "not a PNG"),
+        (
+            line(url=f"data:image/png;base64,{base64.b64encode(png(np.zeros((16, 32, 3), np.uint8))).decode()}"),
+            r"train.jsonl:2: .*image_url.url: 32 × 16 px, but the job's rollout.envConfig.imageSize is 16",
+        ),
+        (line(answer="<|image_pad|>"), r"messages\[1\].content: contains <\|image_pad\|>"),
         (line(tools=[{"type": "function"}]), r"train.jsonl:2: tools: other ones than in .*train.jsonl:1"),
         ({"messages": [{"role": "robot", "content": "x"}]}, r"messages\[0\].role: 'robot'; use one of"),
         ({"messages": [{"role": "user", "content": "x"}]}, "last, the assistant's answer"),
@@ -84,14 +89,27 @@ def test_a_line_becomes_a_demonstration(tmp_path: Path) -> None:
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, bad: Any, message: str) -> None:
     with pytest.raises(SftFileError, match=message):
-        read_sft(written(tmp_path, line(), bad, line()))
+        read_sft(written(tmp_path, line(), bad, line()), None, 16)
 
 
 def test_bytes_that_are_no_text_and_files_without_lines_are_told(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_bytes(b"\xff\xfe\n")
     with pytest.raises(SftFileError, match=r"train.jsonl:1: no UTF-8 text"):
-        read_sft(file)
+        read_sft(file, None, 16)
     file.write_bytes(b"\n")
     with pytest.raises(SftFileError, match="no line to train on"):
-        read_sft(file)
+        read_sft(file, None, 16)
+    with pytest.raises(SftFileError, match=r"none.jsonl: No such file or directory"):
+        read_sft(tmp_path / "none.jsonl", None, 16)
+
+
+def test_the_digest_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png())
+    inline = read_sft(written(tmp_path, line()), None, 16).digest
+    beside = read_sft(written(tmp_path, line("images/a.png")), None, 16).digest
+    other = read_sft(written(tmp_path, line(answer="noop")), None, 16).digest
+    twice = read_sft(written(tmp_path, line()), tmp_path / "train.jsonl", 16).digest
+    assert inline == beside
+    assert len({inline, other, twice}) == 3

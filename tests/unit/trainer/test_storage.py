@@ -101,10 +101,10 @@ def test_a_half_written_checkpoint_is_not_resumed_from(policy, tmp_path) -> None
 def test_metrics_of_lost_iterations_are_dropped_and_cut_off_lines_ignored(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     for iteration in (1, 2, 3):
-        folder.append_metrics({"iteration": iteration})
+        folder.metrics.append({"iteration": iteration})
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"iteration": 4, "rew')
-    assert [record["iteration"] for record in folder.metrics()] == [1, 2, 3]
-    folder.rewind_metrics(2)
-    folder.append_metrics({"iteration": 3, "again": True})
-    assert folder.metrics() == [{"iteration": 1}, {"iteration": 2}, {"iteration": 3, "again": True}]
+    assert [record["iteration"] for record in folder.metrics.records()] == [1, 2, 3]
+    folder.metrics.rewind(2)
+    folder.metrics.append({"iteration": 3, "again": True})
+    assert folder.metrics.records() == [{"iteration": 1}, {"iteration": 2}, {"iteration": 3, "again": True}]
