@@ -181,6 +181,12 @@ def rules_of_schema(node: Any) -> int:
     return sum(rules_of_schema(item) for item in node) if isinstance(node, list) else 0
 
 
+def test_jobs_without_images_get_the_releases() -> None:
+    chosen = options.parse(["run", *arguments(render("--set", "jobImages.prefix=registry.example/team/"))], {})
+    assert (chosen.image_prefix, chosen.image_tag) == ("registry.example/team/", options.Options().image_tag)
+    assert "--image-tag=2" in arguments(render("--set-string", "jobImages.tag=2"))
+
+
 def test_the_definition_is_kept_and_has_rules_where_the_server_knows_them() -> None:
     generated = YAML(typ="safe").load(CHART / "files" / "visionrl.dev_visionrljobs.yaml")
 
