@@ -23,7 +23,7 @@ def broken(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("words", [[], ["run"], ["eval"], ["filter"], ["validate"], ["render"]])
+@pytest.mark.parametrize("words", [[], ["run"], ["train"], ["eval"], ["filter"], ["validate"], ["render"]])
 def test_help_shows_examples(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])

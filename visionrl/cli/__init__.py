@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from visionrl.cli import eval, filter, render, run, validate
+from visionrl.cli import eval, filter, render, run, train, validate
 
 DESCRIPTION = """Let a vision-language model learn by playing.
 
@@ -20,6 +20,7 @@ One file describes a job: the model, the environment, the training. The same fil
 EXAMPLES = """examples:
   visionrl validate configs/*.yaml               check files, every problem with its line
   visionrl run configs/crafter-tiny.yaml         train on this machine; again to go on after Ctrl-C
+  visionrl train --config job.yaml --data data/train.jsonl   supervised training alone
   visionrl eval --run runs/crafter-tiny --seeds 0-299   score what was trained
   visionrl render configs/crafter-tiny.yaml      print the Kubernetes objects that the operator makes
 """
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="visionrl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
     top.add_argument("--version", action="version", version=f"visionrl {version('visionrl')}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (run, eval, filter, validate, render):
+    for module in (run, train, eval, filter, validate, render):
         sub = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.HELP,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from visionrl.cli.flags import add_fields, given
 from visionrl.data.config import SECTIONS, FilterConfig, FilterError, make_config, read_toml
 from visionrl.data.filter import filter_traces
 from visionrl.data.stats import Stats, as_json, table_rows
@@ -40,15 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", metavar="DIR", help=SECTIONS["filter"].model_fields["output_dir"].description)
     parser.add_argument("--json", action="store_true", help="print what was kept and dropped as JSON")
     for section, model in SECTIONS.items():
-        group = parser.add_argument_group(f"[{section}]")
-        for name, settings in model.model_fields.items():
-            if name not in LISTED_APART:
-                default = "" if settings.default is None else f" (default: {settings.default})"
-                text = f"{settings.description}{default}".replace("%", "%%")
-                flag = f"--{name.replace('_', '-')}"
-                group.add_argument(
-                    flag, dest=f"{section}.{name}", default=None, help=text, **_form(settings.annotation)
-                )
+        names = [name for name in model.model_fields if name not in LISTED_APART]
+        add_fields(parser.add_argument_group(f"[{section}]"), model, names, section)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -67,31 +60,18 @@ def command(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> FilterConfig:
     """The file's settings under the flags. Raises :class:`FilterError`."""
     data: dict[str, Any] = read_toml(options.config) if options.config else {}
-    given = {name: value for name, value in vars(options).items() if "." in name and value is not None}
+    flags = given(options)
     if options.traces:
-        given["filter.input_db"] = options.traces
+        flags["filter.input_db"] = options.traces
     if options.output_dir:
-        given["filter.output_dir"] = options.output_dir
-    for path, value in given.items():
+        flags["filter.output_dir"] = options.output_dir
+    for path, value in flags.items():
         section, name = path.split(".")
         table = data.setdefault(section, {})
         if isinstance(table, dict):  # anything else is refused below
             table[name] = value
     source = str(options.config) if options.config else "visionrl filter"
     return make_config({"filter": {}, **data}, source)
-
-
-def _form(annotation: Any) -> dict[str, Any]:
-    """How a flag of this type is read."""
-    if get_origin(annotation) is Literal:
-        return {"choices": get_args(annotation)}
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(each for each in get_args(annotation) if each is not type(None))
-    while hasattr(annotation, "__metadata__"):
-        annotation = annotation.__origin__
-    if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    return {"type": annotation, "metavar": {int: "N", float: "SHARE", str: "NAME"}[annotation]}
 
 
 def _progress(quiet: bool) -> Any:

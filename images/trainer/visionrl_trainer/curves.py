@@ -69,6 +69,20 @@ def health_curves(metrics: Sequence[Record]) -> Figure:
     return figure
 
 
+def loss_curve(records: Sequence[Record], title: str) -> Figure:
+    """Loss of a supervised training by step, and the validation losses."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    steps = [record["step"] for record in records]
+    axes.plot(steps, [record["loss"] for record in records], color=TRAINING, label="training")
+    measured = [record for record in records if record["validation_loss"] is not None]
+    if measured:
+        losses = [record["validation_loss"] for record in measured]
+        axes.plot([record["step"] for record in measured], losses, color=EVALUATION, marker="s", label="held out")
+        axes.legend(loc="best", frameon=False)
+    _style(axes, title, "nats per decision", "optimizer step")
+    return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write the picture in one step."""
     draft = path.with_name(f".{path.name}")
@@ -86,8 +100,8 @@ def as_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _style(axes: Axes, title: str, label: str) -> None:
-    axes.set(title=title, xlabel="iteration", ylabel=label)
+def _style(axes: Axes, title: str, label: str, over: str = "iteration") -> None:
+    axes.set(title=title, xlabel=over, ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -278,5 +278,6 @@ class _Run:
         self.folder.write_summary(summary)
         curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
         films = film.load_all(self.folder.films)
-        report.write_report(name, summary, metrics, evaluations, films, self.folder.report_file)
+        supervised = self.folder.warm_start.metrics.records()
+        report.write_report(name, summary, metrics, supervised, evaluations, films, self.folder.report_file)
         self.bulletin.update(phase="Complete", message="")

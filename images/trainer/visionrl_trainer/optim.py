@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 BETAS = (0.9, 0.95)
 WARM_UP_STEPS = 50
+"""Of a schedule, or a tenth of its steps where that is less."""
 FINAL_SHARE = 0.05
 """Share of the peak learning rate at the end of a schedule."""
 
@@ -50,5 +51,5 @@ def full_optimizers(
 
 def schedule(step: int, steps: int) -> float:
     """Share of the peak learning rate at a step (from 0): linear warm-up, then a cosine down to ``FINAL_SHARE``."""
-    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    warm_up = min(1.0, (step + 1) / min(WARM_UP_STEPS, max(1, steps // 10)))
     return warm_up * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -29,6 +29,7 @@ svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 </style>
 <h1>$job</h1>
 <table>$facts</table>
+$supervised
 <h2>Reward</h2>$reward
 <h2>Training</h2>$health
 <h2>Achievements on the held-out seeds</h2><table>$rates</table>
@@ -41,15 +42,17 @@ def write_report(
     job: str,
     summary: dict[str, Any],
     metrics: Sequence[dict[str, Any]],
+    supervised: Sequence[dict[str, Any]],
     evaluations: Sequence[dict[str, Any]],
     films: Sequence[Film],
     path: Path,
 ) -> None:
-    """Write the page; it needs nothing beside itself."""
+    """Write the page; it needs nothing beside itself. ``supervised`` are the warm start's metrics."""
     shown = [films[0], films[-1]] if len(films) > 1 else films
     page = PAGE.substitute(
         job=escape(job),
         facts="".join(_row(name, value) for name, value in _facts(summary)),
+        supervised=_supervised(supervised),
         reward=curves.as_svg(curves.reward_curve(metrics, evaluations, job)),
         health=curves.as_svg(curves.health_curves(metrics)) if metrics else "<p>no iterations</p>",
         rates=_rates(evaluations),
@@ -71,6 +74,16 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         interval = f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}] on {score['episodes']} seeds"
         facts.append((f"evaluation, {name}", interval))
     return facts
+
+
+def _supervised(records: Sequence[dict[str, Any]]) -> str:
+    if not records:
+        return ""
+    last = records[-1]
+    held_out = "" if last["validation_loss"] is None else f", on held-out data {last['validation_loss']:.3f}"
+    curve = curves.as_svg(curves.loss_curve(records, "negative log-likelihood of an answer"))
+    facts = f"<p>{last['steps']:,} steps, loss {last['loss']:.3f}{held_out} nats per decision</p>"
+    return f"<h2>Supervised training</h2>{facts}{curve}"
 
 
 def _rates(evaluations: Sequence[dict[str, Any]]) -> str:

@@ -44,9 +44,8 @@ def a_film(iteration: int) -> Film:
 
 
 def test_it_shows_scores_curves_rates_and_films(tmp_path: Path) -> None:
-    report.write_report(
-        "crafter", SUMMARY, METRICS, EVALUATIONS, [a_film(0), a_film(1), a_film(2)], tmp_path / "r.html"
-    )
+    films = [a_film(0), a_film(1), a_film(2)]
+    report.write_report("crafter", SUMMARY, METRICS, [], EVALUATIONS, films, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "1.50 [1.00, 2.00] on 4 seeds" in page
     assert page.count("<svg") == 2
@@ -56,10 +55,18 @@ def test_it_shows_scores_curves_rates_and_films(tmp_path: Path) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere_and_names_are_escaped(tmp_path: Path) -> None:
-    report.write_report("<b>job</b>", SUMMARY, [], [], [], tmp_path / "r.html")
+    report.write_report("<b>job</b>", SUMMARY, [], [], [], [], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "<b>job</b>" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_the_warm_starts_losses_are_a_curve_of_their_own(tmp_path: Path) -> None:
+    records = [{"step": n, "steps": 2, "loss": 4.0 - n, "validation_loss": [None, 2.5][n - 1]} for n in (1, 2)]
+    report.write_report("crafter", SUMMARY, METRICS, records, EVALUATIONS, [], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 3
+    assert "2 steps, loss 2.000, on held-out data 2.500 nats per decision" in page
 
 
 def test_films_are_kept_by_iteration(tmp_path: Path) -> None:

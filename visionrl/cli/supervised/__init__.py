@@ -1,0 +1,1 @@
+"""What ``visionrl train`` does, from the command's words to the model."""
