@@ -7,9 +7,9 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Iterator
 
 from visionrl.checks import exports_base
+from visionrl.errors import leaves
 from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
 from visionrl.status import TrainerReport
 from visionrl_trainer.service import Bulletin, application, serve
@@ -71,22 +71,13 @@ async def _train(part: Part, bulletin: Bulletin) -> int:
         logger.info("stopped; the run goes on from its last checkpoint")
         return 128 + signal.SIGTERM
     except Exception as error:
-        causes = list(_leaves(error))
+        causes = list(leaves(error))
         for cause in causes:
             logger.error("%s", cause, exc_info=cause)
         bulletin.update(phase="Failed", message=str(causes[0]) or type(causes[0]).__name__)
         code = EXIT_CONFIGURATION if any(isinstance(cause, ConfigurationError) for cause in causes) else EXIT_FAILED
     await asyncio.sleep(LINGER_SECONDS)
     return code
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors inside a group, or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from visionrl.cli.evaluation.plan import EvalOptions, Plan, make_plan
 from visionrl.cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
 from visionrl.cli.evaluation.text import EvalError
 from visionrl.cli.evaluation.view import View, choose_view, show
+from visionrl.errors import leaves
 from visionrl.job import FIRST_TRAINING_SEED
 from visionrl.jobfile import JobFileError
 from visionrl_operator.local.folder import LocalError, LocalFolder
@@ -35,9 +36,9 @@ def evaluate(options: EvalOptions) -> int:
     try:
         return asyncio.run(_evaluate(options))
     except* (EvalError, LocalError, JobFileError, RolloutRefused, ConnectionError) as group:
-        error(str(_first(group)))
+        error(str(next(leaves(group))))
     except* OSError as group:
-        problem = _first(group)
+        problem = next(leaves(group))
         assert isinstance(problem, OSError)
         error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
     return 1
@@ -157,10 +158,3 @@ def _locked(plan: Plan) -> Iterator[None]:
     """A run is trained or evaluated, one at a time: its server's folder for adapters goes by the job's name."""
     with LocalFolder(plan.run.root).lock() if plan.run else contextlib.nullcontext():
         yield
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error itself, or the first one of a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -1,0 +1,14 @@
+"""What went wrong, where several things ran at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors inside a group, however deep, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
