@@ -18,7 +18,7 @@ MAIN = "crafter-learn"
 """The job's name in that file."""
 
 TRAINING_SEEDS = (1, 2)
-"""Of the main run's repetitions: other weights, other teacher's episodes, other start states."""
+"""Of the main run's repetitions: other initial weights, other batches, other start states; the teacher's worlds stay."""
 
 Group = Literal["controls", "main", "blinded", "ablations", "seeds"]
 ON_REQUEST: tuple[Group, ...] = ("seeds",)
@@ -108,7 +108,7 @@ def _ablation(places: Places, variant: Variant) -> tuple[Step, Step]:
 
 
 def _repetition(places: Places, seed: int) -> Step:
-    """The main run once more with everything drawn anew; judged on the same held-out seeds."""
+    """The main run once more with another training seed; judged on the same held-out seeds."""
     name = f"learn-seed-{seed}"
     job_file = places.root / "jobs" / f"{name}.yaml"
     changes = {"training.seed": seed, "model.tiny": {"seed": seed}}

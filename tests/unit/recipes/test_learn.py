@@ -69,7 +69,9 @@ def test_an_ablation_begins_with_the_main_runs_base_and_keeps_its_own_later(tmp_
     assert (run / "base" / "weights").read_text() == "warm"
 
 
-def test_a_repetition_draws_everything_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repetition_has_another_training_seed_and_other_initial_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(LEARN.parents[1])
     step = next(step for step in all_steps(Places(tmp_path)) if step.name == "seed-2")
     step.prepare()
