@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def there(app: TaskAppProcess, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["--task-app", app.url]
 
 
-def results(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def results(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main(["eval", "--json", *map(str, words)]) == 0, capsys.readouterr().err
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
@@ -193,8 +193,9 @@ def test_what_the_task_app_refuses_is_shown(
 
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(config: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out.json", tmp_path / "out.json.partial"
-    words = ["--policy", "crafter-scripted", "--config", config, "--seeds", "0-79", "--turns", "30"]
-    program = [Path(sys.executable).with_name("visionrl"), "eval", *words, "--concurrency", "1", "--out", out]
+    words = ["--policy", "crafter-scripted", "--seeds", "0-79", "--turns", "30", "--concurrency", "1"]
+    files = ["--config", str(config), "--out", str(out)]
+    program = [str(Path(sys.executable).with_name("visionrl")), "eval", *words, *files]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not (partial.exists() and len(partial.read_text().splitlines()) > 2):
         assert process.poll() is None, process.communicate()[1]
@@ -219,7 +220,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(config: Path,
 # --- traces to data
 
 
-def traced(folder: Path, words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> Path:
+def traced(folder: Path, words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Path:
     results([*words, "--trace-db", folder], capsys)
     return folder / "traces.db"
 
@@ -227,7 +228,7 @@ def traced(folder: Path, words: list[str | Path], capsys: pytest.CaptureFixture[
 def test_traces_of_both_policies_become_data_that_trains(
     config: Path, tmp_path: Path, openai: FakeOpenAI, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words: list[str | Path] = ["--config", config, "--turns", "6"]
+    words = ["--config", config, "--turns", "6"]
     perturbed = ["--policy", "crafter-scripted", "--seeds", "0-9", "--policy-config", '{"perturbation": 0.9}']
     teacher = traced(tmp_path / "teacher", [*words, *perturbed], capsys)
     model = traced(

@@ -61,7 +61,7 @@ class Run:
 
     def _start(self) -> subprocess.Popen[bytes]:
         program = Path(sys.executable).with_name("visionrl")
-        command = [program, "run", self.file, "--runs", self.folder.parent]
+        command: list[str | Path] = [program, "run", self.file, "--runs", self.folder.parent]
         with self.output.open("ab") as output:
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 

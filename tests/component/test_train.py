@@ -135,7 +135,8 @@ def test_what_is_complete_is_not_trained_again_unless_asked(
 
 
 def start(job: Path, data: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [Path(sys.executable).with_name("visionrl"), "train", "--config", job, "--data", data, "--output", out]
+    files = ["--config", str(job), "--data", str(data), "--output", str(out)]
+    command = [str(Path(sys.executable).with_name("visionrl")), "train", *files]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
 

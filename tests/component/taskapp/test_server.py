@@ -5,12 +5,15 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.taskapp import KEY, fake_openai, taskapp
+from tests.support.taskapp import KEY, FakeOpenAI, TaskAppProcess, fake_openai, taskapp
 from visionrl.images import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 
@@ -19,19 +22,19 @@ ALIAS = "an-older-key"
 
 
 @pytest.fixture(scope="module")
-def openai():
+def openai() -> Iterator[FakeOpenAI]:
     with fake_openai() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def provider():
+def provider() -> Iterator[FakeOpenAI]:
     with fake_openai() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory, openai):
+def app(tmp_path_factory: pytest.TempPathFactory, openai: FakeOpenAI) -> Iterator[TaskAppProcess]:
     folder = tmp_path_factory.mktemp("taskapp")
     variables = {
         "VISIONRL_INFERENCE_URL": openai.url,
@@ -44,12 +47,12 @@ def app(tmp_path_factory, openai):
 
 
 @pytest.fixture(scope="module")
-def client(app):
+def client(app: TaskAppProcess) -> Iterator[httpx.Client]:
     with app.client() as client:
         yield client
 
 
-def body(run_id, openai=None, model="tiny", **config):
+def body(run_id: str, openai: FakeOpenAI | None = None, model: str = "tiny", **config: object) -> dict[str, Any]:
     settings = {"max_llm_calls": 3, "use_vision": True} | config
     if openai is None:
         policy = {"policy_name": "crafter-scripted", "config": settings}
@@ -81,31 +84,33 @@ def fields(answer: httpx.Response) -> dict[str, str]:
         {"authorization": f"bearer {KEY}"},
     ],
 )
-def test_a_key_opens_in_every_form(app, headers):
+def test_a_key_opens_in_every_form(app: TaskAppProcess, headers: dict[str, str]) -> None:
     assert httpx.get(f"{app.url}/info", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/info", "/task_info", "/rollout", "/done", "/docs"])
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": KEY[:-1]}, {"authorization": f"Basic {KEY}"}, {"x-api-key": ""}])
-def test_nothing_but_health_opens_without_a_key_and_none_is_shown(app, path, headers):
+def test_nothing_but_health_opens_without_a_key_and_none_is_shown(
+    app: TaskAppProcess, path: str, headers: dict[str, str]
+) -> None:
     for method in ("GET", "POST"):
         answer = httpx.request(method, f"{app.url}{path}", headers=headers)
         assert answer.status_code == 401
         assert KEY[:6] not in answer.text + str(answer.headers)
 
 
-def test_health_needs_no_key(app):
+def test_health_needs_no_key(app: TaskAppProcess) -> None:
     answer = httpx.get(f"{app.url}/health")
     assert answer.status_code == 200
     assert answer.json() == {"healthy": True, "ready": True, "auth": {"required": True, "configured": True}}
 
 
-def test_no_page_of_another_site_may_ask(client):
+def test_no_page_of_another_site_may_ask(client: httpx.Client) -> None:
     answer = client.get("/info", headers={"origin": "http://evil.example"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_without_any_key_everything_is_closed(tmp_path):
+def test_without_any_key_everything_is_closed(tmp_path: Path) -> None:
     with taskapp(tmp_path, VISIONRL_KEY_FILE="") as keyless:
         assert httpx.get(f"{keyless.url}/health").status_code == 503
         answer = httpx.get(f"{keyless.url}/info", headers={"x-api-key": ""})
@@ -116,7 +121,7 @@ def test_without_any_key_everything_is_closed(tmp_path):
 # --- what it says about itself
 
 
-def test_info_and_task_info_describe_the_task(client):
+def test_info_and_task_info_describe_the_task(client: httpx.Client) -> None:
     info = client.get("/info").json()
     assert len(info["action_space"]["actions"]) == 17
     assert info["dataset"]["default_seed"] == 42
@@ -127,11 +132,11 @@ def test_info_and_task_info_describe_the_task(client):
 
 
 @pytest.mark.parametrize("query", ["seed=-1", "seed=x", "seeds=1,,2", "sed=1", "seed=99999999999999999999"])
-def test_a_wrong_seed_is_named(client, query):
+def test_a_wrong_seed_is_named(client: httpx.Client, query: str) -> None:
     assert set(fields(client.get(f"/task_info?{query}"))) == {query.partition("=")[0]}
 
 
-def test_an_unknown_path_is_a_json_404(client):
+def test_an_unknown_path_is_a_json_404(client: httpx.Client) -> None:
     answer = client.get("/nothing")
     assert (answer.status_code, answer.json()["error"]) == (404, "Not Found")
     assert client.get("/rollout").status_code == 405
@@ -140,24 +145,28 @@ def test_an_unknown_path_is_a_json_404(client):
 # --- playing
 
 
-def test_the_teacher_plays_without_a_model(client):
+def test_the_teacher_plays_without_a_model(client: httpx.Client) -> None:
     answer = played(client.post("/rollout", json=body("teacher", max_llm_calls=5)))
     assert answer.trajectories[0].length == 5
     assert all(decision.label for decision in answer.trajectories[0].decisions)
 
 
-def test_a_model_plays_and_training_gets_what_it_needs(client, openai):
+def test_a_model_plays_and_training_gets_what_it_needs(client: httpx.Client, openai: FakeOpenAI) -> None:
     data = body("train", openai) | {"record": {"logprobs": True, "images": True}}
     answer = played(client.post("/rollout", json=data))
     for decision in answer.trajectories[0].decisions:
         assert decision.actions == ["do", "do"]
+        assert decision.token_ids is not None
+        assert decision.logprobs is not None
         assert len(decision.token_ids) == len(decision.logprobs) == 3
         assert decision.prompt_token_ids == [1, 2, 3, 4]
         assert decision.model == "tiny"
         assert frame_hash(decode_png(base64.b64decode(answer.images[decision.images[0]]))) == decision.images[0]
 
 
-def test_training_asks_for_the_whole_distribution_without_grammar_or_seed(client, openai):
+def test_training_asks_for_the_whole_distribution_without_grammar_or_seed(
+    client: httpx.Client, openai: FakeOpenAI
+) -> None:
     data = body("whole", openai, top_p=0.9, banned_token_ids=[7, 9]) | {"record": {"logprobs": True}}
     played(client.post("/rollout", json=data))
     asked = openai.bodies[-1]
@@ -167,26 +176,28 @@ def test_training_asks_for_the_whole_distribution_without_grammar_or_seed(client
     assert not {"seed", "response_format", "parallel_tool_calls"} & set(asked)
 
 
-def test_evaluation_may_use_a_nucleus_and_a_grammar(client, openai):
+def test_evaluation_may_use_a_nucleus_and_a_grammar(client: httpx.Client, openai: FakeOpenAI) -> None:
     played(client.post("/rollout", json=body("eval", openai, top_p=0.9, top_k=20, tool_choice="required")))
     asked = openai.bodies[-1]
     assert (asked["top_p"], asked["top_k"], asked["tool_choice"]) == (0.9, 20, "required")
     assert "logprobs" not in asked
 
 
-def test_the_servers_own_tool_parser_is_understood(client, openai):
+def test_the_servers_own_tool_parser_is_understood(client: httpx.Client, openai: FakeOpenAI) -> None:
     answer = played(client.post("/rollout", json=body("parsed", openai, model="parsed")))
     assert answer.trajectories[0].decisions[0].actions == ["do", "do"]
     assert answer.trajectories[0].decisions[0].text.startswith("<tool_call>")
 
 
-def test_prose_is_an_invalid_answer_and_the_episode_goes_on(client, openai):
+def test_prose_is_an_invalid_answer_and_the_episode_goes_on(client: httpx.Client, openai: FakeOpenAI) -> None:
     answer = played(client.post("/rollout", json=body("prose", openai, model="prose")))
     assert [decision.actions for decision in answer.trajectories[0].decisions] == [["noop"]] * 3
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
-def test_the_inference_url_may_have_v1_and_its_cid_is_echoed(client, openai, suffix):
+def test_the_inference_url_may_have_v1_and_its_cid_is_echoed(
+    client: httpx.Client, openai: FakeOpenAI, suffix: str
+) -> None:
     data = body(f"url{suffix}", openai)
     data["policy"]["config"]["inference_url"] = f"{openai.url}{suffix}?cid=trace_42"
     answer = played(client.post("/rollout", json=data))
@@ -194,14 +205,16 @@ def test_the_inference_url_may_have_v1_and_its_cid_is_echoed(client, openai, suf
     assert openai.urls[-1] == f"{openai.url}/v1/chat/completions?cid=trace_42"
 
 
-def test_the_jobs_key_goes_to_the_jobs_server_alone(client, openai, provider):
+def test_the_jobs_key_goes_to_the_jobs_server_alone(
+    client: httpx.Client, openai: FakeOpenAI, provider: FakeOpenAI
+) -> None:
     played(client.post("/rollout", json=body("inside", openai)))
     assert openai.headers[-1]["authorization"] == f"Bearer {KEY}"
     played(client.post("/rollout", json=body("outside", provider)))
     assert provider.headers[-1]["authorization"] == f"Bearer {POLICY_KEY}"
 
 
-def test_a_group_starts_from_identical_frames(client, openai):
+def test_a_group_starts_from_identical_frames(client: httpx.Client, openai: FakeOpenAI) -> None:
     with ThreadPoolExecutor(8) as threads:
         answers = list(
             threads.map(lambda g: played(client.post("/rollout", json=body(f"group-{g}", openai))), range(8))
@@ -209,9 +222,9 @@ def test_a_group_starts_from_identical_frames(client, openai):
     assert len({answer.trajectories[0].decisions[0].images[0] for answer in answers}) == 1
 
 
-def test_every_episode_leaves_a_trace(client):
+def test_every_episode_leaves_a_trace(client: httpx.Client) -> None:
     played(client.post("/rollout", json=body("traced") | {"record": {"return_trace": True}}))
-    stored = []
+    stored: list[tuple[int]] = []
     while not stored:  # written behind the answer
         with sqlite3.connect(client.get("/info").json()["runtime"]["traces"]["path"]) as database:
             query = "SELECT num_timesteps FROM session_traces WHERE session_id = 'traced'"
@@ -220,9 +233,10 @@ def test_every_episode_leaves_a_trace(client):
 
 
 @pytest.mark.parametrize("form", ["compact", "full", "structured"])
-def test_the_trace_comes_inline(client, form):
+def test_the_trace_comes_inline(client: httpx.Client, form: str) -> None:
     record = {"return_trace": True, "trace_format": form}
     answer = played(client.post("/rollout", json=body(f"inline-{form}") | {"record": record}))
+    assert answer.trace is not None
     assert answer.trace["session_id"] == f"inline-{form}"
     assert len(answer.trace["timesteps"]) == 3
 
@@ -231,7 +245,7 @@ def test_the_trace_comes_inline(client, form):
 
 
 @pytest.mark.parametrize("model", ["flaky", "busy"])
-def test_passing_trouble_is_waited_out(client, openai, model):
+def test_passing_trouble_is_waited_out(client: httpx.Client, openai: FakeOpenAI, model: str) -> None:
     answer = played(client.post("/rollout", json=body(f"passing-{model}", openai, model=model)))
     assert (answer.aborted, answer.trajectories[0].length) == (False, 3)
 
@@ -248,15 +262,18 @@ def test_passing_trouble_is_waited_out(client, openai, model):
         ("short", "inference_error", "3 token ids but 2 logprobs"),
     ],
 )
-def test_lasting_trouble_aborts_the_episode_and_says_why(client, openai, model, reason, words):
+def test_lasting_trouble_aborts_the_episode_and_says_why(
+    client: httpx.Client, openai: FakeOpenAI, model: str, reason: str, words: str
+) -> None:
     data = body(f"lasting-{model}", openai, model=model, turn_timeout_s=0.6) | {"record": {"logprobs": True}}
     answer = played(client.post("/rollout", json=data))
     assert (answer.aborted, answer.abort_reason) == (True, reason)
+    assert answer.abort_message is not None
     assert words in answer.abort_message
     assert KEY not in answer.model_dump_json()
 
 
-def test_an_unreachable_server_is_told_with_the_field(client):
+def test_an_unreachable_server_is_told_with_the_field(client: httpx.Client) -> None:
     data = body("unreachable", turn_timeout_s=0.3)
     data["policy"] = {
         "config": {"model": "tiny", "inference_url": "http://127.0.0.1:9", "use_vision": True, "turn_timeout_s": 0.3}
@@ -269,7 +286,7 @@ def test_an_unreachable_server_is_told_with_the_field(client):
 # --- requests that cannot be played
 
 
-def test_unknown_keys_get_the_nearest_known_name(client):
+def test_unknown_keys_get_the_nearest_known_name(client: httpx.Client) -> None:
     data = body("typo")
     data["policy"]["config"]["max_tokns"] = 3
     data["recrd"] = {}
@@ -303,21 +320,23 @@ def test_unknown_keys_get_the_nearest_known_name(client):
          "rewards.weights.collect_gold"),
     ],
 )  # fmt: skip
-def test_a_request_that_cannot_be_played_names_the_field(client, change, field):
+def test_a_request_that_cannot_be_played_names_the_field(
+    client: httpx.Client, change: dict[str, Any], field: str
+) -> None:
     assert field in fields(client.post("/rollout", json=body("wrong") | change))
 
 
-def test_a_grammar_with_logprobs_is_refused(client, openai):
+def test_a_grammar_with_logprobs_is_refused(client: httpx.Client, openai: FakeOpenAI) -> None:
     data = body("grammar", openai, tool_choice="required", top_k=20) | {"record": {"logprobs": True}}
     assert set(fields(client.post("/rollout", json=data))) == {"policy.config.tool_choice", "policy.config.top_k"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b'"x"', b"{" * 100_000])
-def test_a_body_that_is_no_request_is_refused(client, content):
+def test_a_body_that_is_no_request_is_refused(client: httpx.Client, content: bytes) -> None:
     assert client.post("/rollout", content=content).status_code in (400, 422)
 
 
-def test_a_body_that_is_too_long_is_refused_however_it_is_sent(client):
+def test_a_body_that_is_too_long_is_refused_however_it_is_sent(client: httpx.Client) -> None:
     whole = b" " * (2**20 + 1)
     assert client.post("/rollout", content=whole).status_code == 413
     chunks = (b" " * 2**16 for _ in range(17))
@@ -327,7 +346,7 @@ def test_a_body_that_is_too_long_is_refused_however_it_is_sent(client):
 # --- one run id, one episode
 
 
-def test_the_same_request_again_gets_the_same_episode(client, openai):
+def test_the_same_request_again_gets_the_same_episode(client: httpx.Client, openai: FakeOpenAI) -> None:
     data = body("again", openai)
     first = client.post("/rollout", json=data)
     asked = len(openai.bodies)
@@ -335,7 +354,7 @@ def test_the_same_request_again_gets_the_same_episode(client, openai):
     assert len(openai.bodies) == asked
 
 
-def test_another_request_under_a_used_run_id_is_a_conflict(client):
+def test_another_request_under_a_used_run_id_is_a_conflict(client: httpx.Client) -> None:
     played(client.post("/rollout", json=body("used")))
     answer = client.post("/rollout", json=body("used", max_llm_calls=2))
     assert answer.status_code == 409
@@ -344,7 +363,9 @@ def test_another_request_under_a_used_run_id_is_a_conflict(client):
     played(client.post("/rollout", json=body("used", max_llm_calls=2)))
 
 
-def test_a_client_that_was_cut_off_gets_its_episode_on_the_second_try(app, client, openai):
+def test_a_client_that_was_cut_off_gets_its_episode_on_the_second_try(
+    app: TaskAppProcess, client: httpx.Client, openai: FakeOpenAI
+) -> None:
     data = body("cut-off", openai, model="flaky", max_llm_calls=2) | {"env": {"seed": 2_000_002}}
     with app.client() as impatient, pytest.raises(httpx.ReadTimeout):
         impatient.post("/rollout", json=data, timeout=0.1)
@@ -354,14 +375,14 @@ def test_a_client_that_was_cut_off_gets_its_episode_on_the_second_try(app, clien
     assert len([b for b in openai.bodies if b["model"] == "flaky"]) <= len(asked) + 6, "one episode, not two"
 
 
-def test_done_takes_an_empty_body_too(client):
+def test_done_takes_an_empty_body_too(client: httpx.Client) -> None:
     assert client.post("/done").json()["ok"] is True
 
 
 # --- starting and stopping
 
 
-def test_sigterm_answers_the_episodes_in_flight_and_ends_with_code_zero(tmp_path, openai):
+def test_sigterm_answers_the_episodes_in_flight_and_ends_with_code_zero(tmp_path: Path, openai: FakeOpenAI) -> None:
     with taskapp(tmp_path, VISIONRL_INFERENCE_URL=openai.url) as app, ThreadPoolExecutor(1) as thread:
         openai.asked.clear()
         answer = thread.submit(lambda: app.client().post("/rollout", json=body("stopped", openai, model="slow")))
@@ -376,14 +397,14 @@ def test_sigterm_answers_the_episodes_in_flight_and_ends_with_code_zero(tmp_path
     "variables",
     [{"VISIONRL_KEY_FILE": "/nothing/here"}, {"VISIONRL_PORT": "high"}, {"VISIONRL_TRACE_MAX_EPISODES": "none"}],
 )
-def test_a_configuration_that_cannot_work_ends_with_code_two_and_its_name(variables):
+def test_a_configuration_that_cannot_work_ends_with_code_two_and_its_name(variables: dict[str, str]) -> None:
     command = [sys.executable, "-m", "visionrl_taskapp"]
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert next(iter(variables)) in ended.stdout
 
 
-def test_help_teaches_the_first_request():
+def test_help_teaches_the_first_request() -> None:
     shown = subprocess.run([sys.executable, "-m", "visionrl_taskapp", "--help"], capture_output=True, text=True).stdout
     assert "VISIONRL_KEY_FILE" in shown
     assert "crafter-scripted" in shown

@@ -1,5 +1,9 @@
 """The task app against the real inference server: what training relies on holds for real answers."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
 import pytest
 
 from tests.support.inference import InferenceServer, tiny_job
@@ -14,7 +18,7 @@ VISUAL_TOKENS = (IMAGE_SIZE // 16) ** 2
 
 
 @pytest.fixture(scope="module")
-def inference(tmp_path_factory):
+def inference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer]:
     server = InferenceServer(tiny_job(), tmp_path_factory.mktemp("inference"), trainer_url="http://127.0.0.1:9")
     server.start()
     yield server
@@ -22,7 +26,7 @@ def inference(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory, inference):
+def client(tmp_path_factory: pytest.TempPathFactory, inference: InferenceServer) -> Iterator[httpx.Client]:
     with (
         taskapp(tmp_path_factory.mktemp("taskapp"), VISIONRL_INFERENCE_URL=inference.url) as app,
         app.client() as client,
@@ -30,7 +34,9 @@ def client(tmp_path_factory, inference):
         yield client
 
 
-def request(inference, run_id, record=None, **config):
+def request(
+    inference: InferenceServer, run_id: str, record: dict[str, bool] | None = None, **config: object
+) -> dict[str, Any]:
     settings = {
         "model": "base",
         "inference_url": inference.url,
@@ -44,25 +50,34 @@ def request(inference, run_id, record=None, **config):
     return {"run_id": run_id, "mode": "rl", "env": env, "policy": {"config": settings}, "record": record or {}}
 
 
-def test_an_episode_has_the_ids_and_logprobs_that_training_needs(client, inference):
+def test_an_episode_has_the_ids_and_logprobs_that_training_needs(
+    client: httpx.Client, inference: InferenceServer
+) -> None:
     body = request(inference, "train", {"logprobs": True, "images": True})
     answer = RolloutResponse.model_validate_json(client.post("/rollout", json=body).raise_for_status().content)
     assert answer.aborted is False, answer.abort_message
     decisions = answer.trajectories[0].decisions
     assert len(decisions) == TURNS
+    lengths = []
     for decision in decisions:
+        prompt_ids, ids, logprobs = decision.prompt_token_ids, decision.token_ids, decision.logprobs
+        assert prompt_ids is not None
+        assert ids is not None
+        assert logprobs is not None
         assert decision.model == "base"
-        assert len(decision.token_ids) == len(decision.logprobs) <= 16
-        assert all(value <= 0 for value in decision.logprobs)
-        pads = max(decision.prompt_token_ids.count(token) for token in set(decision.prompt_token_ids))
+        assert len(ids) == len(logprobs) <= 16
+        assert all(value <= 0 for value in logprobs)
+        pads = max(prompt_ids.count(token) for token in set(prompt_ids))
         assert pads == VISUAL_TOKENS, "one image, expanded"
         assert decision.images[0] in answer.images
+        lengths.append(len(prompt_ids))
     # A former answer is in the next prompt, so prompts of an episode grow once.
-    assert len(decisions[1].prompt_token_ids) > len(decisions[0].prompt_token_ids)
+    assert lengths[1] > lengths[0]
 
 
-def test_an_unknown_adapter_aborts_the_episode_and_names_it(client, inference):
+def test_an_unknown_adapter_aborts_the_episode_and_names_it(client: httpx.Client, inference: InferenceServer) -> None:
     body = request(inference, "unknown", model="no-such-adapter", turn_timeout_s=5.0)
     answer = RolloutResponse.model_validate_json(client.post("/rollout", json=body).raise_for_status().content)
     assert (answer.aborted, answer.abort_reason) == (True, "inference_error")
+    assert answer.abort_message is not None
     assert "404" in answer.abort_message or "503" in answer.abort_message

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -16,6 +17,10 @@ from visionrl.images import frame_hash
 from visionrl.job import Algorithm, Lora, TinyModel
 from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
+
+if TYPE_CHECKING:
+    from visionrl_trainer.batch import Sample
+    from visionrl_trainer.model import Policy, Vision
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
 
@@ -94,7 +99,7 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     assert chances[-1] > 2 * chances[0]
 
 
-async def answers(inference: httpx.AsyncClient, version: str, banned: Sequence[int]) -> list:
+async def answers(inference: httpx.AsyncClient, version: str, banned: Sequence[int]) -> list[Sample]:
     """Two-token answers to one frame, as the task app would ask for them."""
     from visionrl_trainer.batch import Sample
 
@@ -106,7 +111,7 @@ async def answers(inference: httpx.AsyncClient, version: str, banned: Sequence[i
     ]
 
 
-def chance_of_reward(policy, prompt_ids: tuple[int, ...], vision) -> float:
+def chance_of_reward(policy: Policy, prompt_ids: tuple[int, ...], vision: Mapping[str, Vision]) -> float:
     """Probability, under the trainer's policy, that the first token is the rewarded one."""
     import torch
 
