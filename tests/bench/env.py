@@ -100,6 +100,19 @@ def step_ms(env: crafter.Env | CrafterEnv, repeats: int, each: Callable[[], Any]
     return cpu_ms(lambda: play(env, each), STEPS, repeats, prepare=reset)
 
 
+def rendered(env: CrafterEnv) -> list[np.ndarray]:
+    """The frames of one episode."""
+    frames: list[np.ndarray] = []
+    env.reset(SEED)
+    play(env, lambda: frames.append(env.render()))
+    return frames
+
+
+def png_ms(encode: Callable[[np.ndarray], bytes], frames: list[np.ndarray], repeats: int) -> float:
+    """CPU milliseconds of encoding one of the frames."""
+    return cpu_ms(lambda: [encode(frame) for frame in frames], len(frames), repeats)
+
+
 def measure(repeats: int) -> Iterator[Row]:
     warm_up()
     stock, ours = Unrendered(seed=SEED), CrafterEnv(image_size=64)
@@ -107,8 +120,8 @@ def measure(repeats: int) -> Iterator[Row]:
     ours.reset(SEED)
     snapshot = ours.snapshot()
 
-    def many(call: Callable[[], Any]) -> Callable[[], None]:
-        return lambda: [call() for _ in range(100)] and None
+    def many(call: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [call() for _ in range(100)]
 
     yield Row("reset", None, stock_reset, cpu_ms(lambda: ours.reset(SEED), 1, max(repeats, 20)))
     yield Row("restore (against reset)", None, stock_reset, cpu_ms(many(lambda: ours.restore(snapshot)), 100, repeats))
@@ -120,13 +133,9 @@ def measure(repeats: int) -> Iterator[Row]:
         stock_step = step_ms(crafter.Env(seed=SEED, size=(size, size)), repeats)
         ours_step = step_ms(ours, repeats, each=ours.render)
         yield Row("step + render", size, stock_step, ours_step)
-        # Encoding apart, on every fifth frame of the episode: Pillow takes long.
-        frames: list[np.ndarray] = []
-        ours.reset(SEED)
-        play(ours, lambda env=ours, out=frames: out.append(env.render()))
-        frames = frames[::5]
-        stock_png = cpu_ms(lambda fs=frames: [pillow_png(f) for f in fs], len(frames), repeats)
-        ours_png = cpu_ms(lambda fs=frames: [encode_png(f) for f in fs], len(frames), repeats)
+        frames = rendered(ours)[::5]  # encoding apart, on every fifth frame of the episode: Pillow takes long
+        stock_png = png_ms(pillow_png, frames, repeats)
+        ours_png = png_ms(encode_png, frames, repeats)
         yield Row("PNG", size, stock_png, ours_png)
         yield Row("step + render + PNG", size, stock_step + stock_png, ours_step + ours_png)
 

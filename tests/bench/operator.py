@@ -113,7 +113,9 @@ async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) 
     configuration: Any = transport._configuration
     url = f"{configuration.host}{CHILDREN[kind].path(NAMESPACE)}"
     parameters = {"watch": "true", "labelSelector": CHILD_SELECTOR}
-    response = await transport._rest.pool_manager.get(url, params=parameters, timeout=aiohttp.ClientTimeout(total=None))
+    session = transport._rest.pool_manager
+    assert session is not None
+    response = await session.get(url, params=parameters, timeout=aiohttp.ClientTimeout(total=None))
     async for line in response.content:
         event = json.loads(line)
         if event["type"] == "ADDED":

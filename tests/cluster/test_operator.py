@@ -269,19 +269,24 @@ def expect_all(world: World, jobs: list[str]) -> None:
     wait_until(lambda: len(world.kubectl("get", "pods", "-o", "name").split()) == 2 * len(jobs), f"not {pods}", 60)
 
 
+def kill_an_operator_at(children: int, world: World) -> None:
+    """Run an operator until the world has so many children."""
+    with world.operator() as operator:
+        operator.wait_ready()
+        wait_until(
+            lambda: len(world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()) >= children,
+            f"{children} children",
+            120,
+        )
+        operator.kill()
+
+
 def test_killed_again_and_again_it_leaves_no_gap_and_no_double(world: World) -> None:
     jobs = names(12)
     for job in jobs:
         world.apply(name=job)
     for enough in (5, 30, 70):
-        with world.operator() as operator:
-            operator.wait_ready()
-            wait_until(
-                lambda enough=enough: len(world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()) >= enough,
-                f"{enough} children",
-                120,
-            )
-            operator.kill()
+        kill_an_operator_at(enough, world)
     with world.operator() as operator:
         operator.wait_ready()
         expect_all(world, jobs)
