@@ -18,7 +18,7 @@ MAIN = "crafter-learn"
 """The job's name in that file."""
 
 TRAINING_SEEDS = (1, 2)
-"""Of the main run's repetitions: other initial weights, other batches, other start states; the teacher's worlds stay."""
+"""Of the main run's repetitions: other initial weights, batches and start states; the teacher's worlds stay."""
 
 Group = Literal["controls", "main", "blinded", "ablations", "seeds"]
 ON_REQUEST: tuple[Group, ...] = ("seeds",)
