@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 from crafter import objects
@@ -153,7 +153,7 @@ class CrafterEnv:
         self._world.add(self._player)
         generate_world(self._world, self._player, objects.Cow, Zombie, objects.Skeleton)
 
-    def step(self, action: str | int) -> StepResult:
+    def step(self, action: str | SupportsIndex) -> StepResult:
         """Do one action, given by its name in `ACTIONS` or its index there.
 
         Raises `ValueError` for an unknown action and `EpisodeOver` once the episode is done; the env is
@@ -340,7 +340,7 @@ _MATERIAL_NAMES = np.array(MATERIALS)
 _SPRITE_NAMES = np.array(SPRITES)
 
 
-def _action_name(action: str | int) -> str:
+def _action_name(action: str | SupportsIndex) -> str:
     if isinstance(action, str):
         if action not in ACTIONS:
             raise ValueError(f"unknown action {action!r}; the actions are {', '.join(ACTIONS)}")

@@ -12,17 +12,17 @@ import pytest
 from crafter import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stock_crafter import StockCrafter, Unrendered, assert_same_state, provide, random_actions
 
+from tests.unit.taskapp.stock_crafter import StockCrafter, Unrendered, assert_same_state, provide, random_actions
 from visionrl_taskapp import env as taskapp_env
-from visionrl_taskapp.env import ACHIEVEMENTS, ACTIONS, CrafterEnv, EpisodeOver, Snapshot, StepResult, rules
+from visionrl_taskapp.env import ACHIEVEMENTS, ACTIONS, CrafterEnv, Difficulty, EpisodeOver, Snapshot, StepResult, rules
 from visionrl_taskapp.world import Zombie
 
 actions = st.lists(st.sampled_from(ACTIONS), max_size=40)
 
 
-def started(seed: int = 1, size: int = 18, **settings: object) -> CrafterEnv:
-    env = CrafterEnv(image_size=size, **settings)
+def started(seed: int = 1, size: int = 18, difficulty: Difficulty = "normal", length: int = 10_000) -> CrafterEnv:
+    env = CrafterEnv(size, difficulty, length)
     env.reset(seed)
     return env
 
@@ -308,7 +308,7 @@ def test_difficulty_decides_how_long_a_passive_player_lives() -> None:
 
 
 @pytest.mark.parametrize(("difficulty", "hits"), [("easy", (1, 3)), ("normal", (2, 7)), ("hard", (3, 9))])
-def test_difficulty_decides_what_a_hit_costs(difficulty: str, hits: tuple[int, int]) -> None:
+def test_difficulty_decides_what_a_hit_costs(difficulty: Difficulty, hits: tuple[int, int]) -> None:
     for sleeping, damage in zip((False, True), hits, strict=True):
         env = started(difficulty=difficulty)
         env._player.sleeping = sleeping

@@ -6,8 +6,11 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, cast
 
+import httpx
 import numpy as np
 import pytest
 
@@ -16,36 +19,52 @@ from visionrl.rollout import RolloutResponse
 from visionrl.tools import tool_call_text
 from visionrl_taskapp.env import CrafterEnv
 from visionrl_taskapp.episode import Services, UnreachableInferenceError, play
-from visionrl_taskapp.inference_client import Answer, InferenceError, UnreachableError
+from visionrl_taskapp.inference_client import Answer, InferenceClient, InferenceError, UnreachableError
 from visionrl_taskapp.simulation import GREY, Worlds
 from visionrl_taskapp.trajectory import response
 from visionrl_taskapp.validation import RequestError, parse_request
 
 WOOD_SEED = 2_000_007
 
+Reply = str | Exception | Callable[[float], Awaitable[str | None]]
+"""What a stand-in model answers; a call gets the deadline."""
+
 
 class Model:
     """Stands for the inference server: answers in turn with texts, errors or the result of a call."""
 
-    def __init__(self, *answers):
-        self.answers, self.bodies = itertools.cycle(answers), []
+    def __init__(self, *answers: Reply) -> None:
+        self.answers = itertools.cycle(answers)
+        self.bodies: list[dict[str, Any]] = []
 
-    async def complete(self, url, body, logprobs, deadline, connect_by):
+    async def complete(
+        self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
+    ) -> Answer:
         self.bodies.append(json.loads(json.dumps(body)))
-        answer = next(self.answers)
-        if callable(answer):
-            answer = await answer(deadline)
-        if isinstance(answer, Exception):
-            raise answer
-        ids = ([1, 2, 3], [4, 5], [-0.5, -1.0]) if logprobs else (None, None, None)
-        return Answer({"role": "assistant", "content": answer}, "job-v000003", "stop", {"prompt_tokens": 3}, *ids)
+        reply = next(self.answers)
+        if isinstance(reply, Exception):
+            raise reply
+        content = await reply(deadline) if callable(reply) else reply
+        message, usage = {"role": "assistant", "content": content}, {"prompt_tokens": 3}
+        if not logprobs:
+            return Answer(message, "job-v000003", "stop", usage)
+        return Answer(message, "job-v000003", "stop", usage, [1, 2, 3], [4, 5], [-0.5, -1.0])
+
+
+MakeServices = Callable[[Model | None], Services]
+
+
+class Roll(Protocol):
+    """Plays an episode with a model; `policy__config__max_actions=8` changes that field of the request."""
+
+    async def __call__(self, model: Model, **changes: Any) -> RolloutResponse: ...
 
 
 DO = tool_call_text(["do", "do"])
 
 
-def request_data(**changes):
-    data = {
+def request_data(**changes: Any) -> dict[str, Any]:
+    data: dict[str, Any] = {
         "run_id": "run-1",
         "mode": "rl",
         "env": {"seed": WOOD_SEED, "config": {"image_size": 72}},
@@ -61,24 +80,24 @@ def request_data(**changes):
 
 
 @pytest.fixture
-def services():
+def services() -> Iterator[MakeServices]:
     with ThreadPoolExecutor(2) as workers:
-        yield lambda model: Services(Worlds(), model, workers)
+        yield lambda model: Services(Worlds(), cast(InferenceClient, model), workers)
 
 
 @pytest.fixture
-def roll(services):
-    async def roll_one(model, **changes) -> RolloutResponse:
+def roll(services: MakeServices) -> Roll:
+    async def roll_one(model: Model, **changes: Any) -> RolloutResponse:
         return response(await play(parse_request(request_data(**changes)), services(model)))
 
     return roll_one
 
 
-def scripted(**changes):
+def scripted(**changes: Any) -> dict[str, Any]:
     return request_data(policy__policy_name="crafter-scripted", policy__config={"max_llm_calls": 12}, **changes)
 
 
-async def test_an_episode_plays_its_turns_and_tells_everything_about_them(roll):
+async def test_an_episode_plays_its_turns_and_tells_everything_about_them(roll: Roll) -> None:
     answer = await roll(Model(DO), record__logprobs=True, record__images=True, record__messages=True)
     [trajectory] = answer.trajectories
     assert (answer.aborted, trajectory.length, answer.ops_executed) == (False, 3, 3 + 6)
@@ -89,12 +108,14 @@ async def test_an_episode_plays_its_turns_and_tells_everything_about_them(roll):
         assert decision.model == "job-v000003"
         [image] = decision.images
         assert frame_hash(decode_png(base64.b64decode(answer.images[image]))) == image
+        assert decision.messages is not None
         assert decision.messages[-1]["content"] == [{"type": "image", "sha256": image}]
+    assert answer.tools is not None
     assert answer.tools[0]["function"]["name"] == "interact_many"
     assert [step.truncated for step in trajectory.steps] == [False, False, True]
 
 
-async def test_the_frame_that_is_sent_is_the_simulators(roll):
+async def test_the_frame_that_is_sent_is_the_simulators(roll: Roll) -> None:
     model = Model(DO)
     answer = await roll(model)
     env = CrafterEnv(72)
@@ -109,7 +130,7 @@ async def test_the_frame_that_is_sent_is_the_simulators(roll):
             env.step(action)
 
 
-async def test_rewards_count_what_the_simulator_unlocks(roll):
+async def test_rewards_count_what_the_simulator_unlocks(roll: Roll) -> None:
     answer = await roll(Model(DO), policy__config__max_llm_calls=20)
     decisions = answer.trajectories[0].decisions
     unlocked = [name for decision in decisions for name in decision.unlocked]
@@ -118,22 +139,23 @@ async def test_rewards_count_what_the_simulator_unlocks(roll):
     assert [d.reward.event for d in decisions] == [len(d.unlocked) for d in decisions]
 
 
-async def test_an_invalid_answer_executes_one_noop_and_costs_the_penalty(roll):
+async def test_an_invalid_answer_executes_one_noop_and_costs_the_penalty(roll: Roll) -> None:
     answer = await roll(Model("I will gather wood."), rewards__invalid_penalty=0.25)
     for decision in answer.trajectories[0].decisions:
         assert (decision.valid, decision.actions) == (False, ["noop"])
+        assert decision.error is not None
         assert "no tool call" in decision.error
         assert decision.reward.total == -0.25
     assert answer.metrics.details["invalid_answers"] == 3
 
 
-async def test_the_model_is_shown_its_own_former_answers(roll):
+async def test_the_model_is_shown_its_own_former_answers(roll: Roll) -> None:
     model = Model(DO, "Hm.")
     await roll(model, policy__config__history_turns=2)
     assert [m["content"] for m in model.bodies[2]["messages"] if m["role"] == "assistant"] == [DO, "Hm."]
 
 
-async def test_no_action_is_done_after_the_end(roll):
+async def test_no_action_is_done_after_the_end(roll: Roll) -> None:
     answer = await roll(Model(tool_call_text(["noop"] * 5)), env__config__length=7, policy__config__max_llm_calls=10)
     decisions = answer.trajectories[0].decisions
     assert [len(decision.actions) for decision in decisions] == [5, 2]
@@ -141,7 +163,7 @@ async def test_no_action_is_done_after_the_end(roll):
     assert answer.aborted is False
 
 
-async def test_a_dead_player_does_not_act_on(roll):
+async def test_a_dead_player_does_not_act_on(roll: Roll) -> None:
     answer = await roll(
         Model(tool_call_text(["sleep"] * 8)),
         policy__config__max_actions=8,
@@ -159,55 +181,57 @@ async def test_a_dead_player_does_not_act_on(roll):
 @pytest.mark.parametrize(
     ("ops", "explicit", "turns"), [(["agent", "env"] * 4, None, 4), (["agent", "env"] * 4, 2, 2), ([], 2, 2)]
 )
-async def test_ops_bound_the_turns(roll, ops, explicit, turns):
-    config = {"model": "tiny", "inference_url": "http://inference:8000"}
+async def test_ops_bound_the_turns(roll: Roll, ops: list[str], explicit: int | None, turns: int) -> None:
+    config: dict[str, Any] = {"model": "tiny", "inference_url": "http://inference:8000"}
     config |= {"max_llm_calls": explicit} if explicit else {}
     answer = await roll(Model(DO), ops=ops, policy__config=config)
     assert answer.trajectories[0].length == turns
 
 
-async def test_max_ops_ends_the_episode_within_a_turn(roll):
+async def test_max_ops_ends_the_episode_within_a_turn(roll: Roll) -> None:
     answer = await roll(Model(tool_call_text(["noop"] * 5)), safety__max_ops=9)
     assert (answer.abort_reason, answer.ops_executed) == ("max_ops", 9)
     assert [len(decision.actions) for decision in answer.trajectories[0].decisions] == [5, 2]
 
 
-async def hang(deadline):
+async def hang(deadline: float) -> None:
     async with asyncio.timeout_at(deadline):
         await asyncio.Event().wait()
 
 
-async def test_a_turn_beyond_its_deadline_aborts_and_keeps_what_was_played(roll):
+async def test_a_turn_beyond_its_deadline_aborts_and_keeps_what_was_played(roll: Roll) -> None:
     answer = await roll(Model(DO, hang), policy__config__turn_timeout_s=0.05)
     assert (answer.aborted, answer.abort_reason) == (True, "turn_timeout")
+    assert answer.abort_message is not None
     assert "turn_timeout_s (0.05 s)" in answer.abort_message
     assert answer.trajectories[0].length == 1
 
 
-async def test_an_episode_beyond_its_time_aborts(roll):
+async def test_an_episode_beyond_its_time_aborts(roll: Roll) -> None:
     answer = await roll(Model(DO, hang), safety__max_time_s=0.5)
     assert answer.abort_reason == "max_time"
     assert answer.trajectories[0].length == 1
 
 
-async def test_a_server_that_fails_later_aborts_with_its_error(roll):
+async def test_a_server_that_fails_later_aborts_with_its_error(roll: Roll) -> None:
     answer = await roll(Model(DO, InferenceError("http://inference answered 400: too long")))
     assert answer.abort_reason == "inference_error"
+    assert answer.abort_message is not None
     assert "too long" in answer.abort_message
     answer = await roll(Model(DO, UnreachableError("cannot connect")))
     assert answer.abort_reason == "inference_error"
 
 
-async def test_a_server_that_was_never_reached_is_an_error_of_the_request(roll):
+async def test_a_server_that_was_never_reached_is_an_error_of_the_request(roll: Roll) -> None:
     with pytest.raises(UnreachableInferenceError) as caught:
         await roll(Model(UnreachableError("cannot connect to http://inference:8000")))
     assert caught.value.problem.path == "policy.config.inference_url"
 
 
-async def test_a_cancelled_episode_keeps_what_was_played(services):
+async def test_a_cancelled_episode_keeps_what_was_played(services: MakeServices) -> None:
     begun = asyncio.Event()
 
-    async def wait(_deadline):
+    async def wait(_deadline: float) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -215,10 +239,11 @@ async def test_a_cancelled_episode_keeps_what_was_played(services):
     await begun.wait()
     task.cancel()
     episode = await task
+    assert episode.abort is not None
     assert (episode.abort.reason, len(episode.turns)) == ("cancelled", 1)
 
 
-async def test_episodes_of_a_group_start_with_identical_frames(services):
+async def test_episodes_of_a_group_start_with_identical_frames(services: MakeServices) -> None:
     shared = services(Model(DO))
     requests = [parse_request(request_data(run_id=f"run-{member}")) for member in range(8)]
     episodes = await asyncio.gather(*(play(request, shared) for request in requests))
@@ -227,7 +252,7 @@ async def test_episodes_of_a_group_start_with_identical_frames(services):
     assert len({tuple(turn.decision.state_hash for turn in episode.turns) for episode in episodes}) == 1
 
 
-async def test_a_text_policy_sends_the_state_and_no_frame(roll):
+async def test_a_text_policy_sends_the_state_and_no_frame(roll: Roll) -> None:
     model = Model(DO)
     answer = await roll(model, policy__config__use_vision=False, policy__config__image_only_mode=False)
     assert all(isinstance(message["content"], str) for message in model.bodies[0]["messages"])
@@ -235,7 +260,7 @@ async def test_a_text_policy_sends_the_state_and_no_frame(roll):
     assert "health" in answer.trajectories[0].steps[0].obs["text"]
 
 
-async def test_the_grey_control_sends_grey_frames_and_changes_nothing_else(roll):
+async def test_the_grey_control_sends_grey_frames_and_changes_nothing_else(roll: Roll) -> None:
     plain = await roll(Model(DO))
     grey = await roll(Model(DO), policy__config__image_control="grey", record__images=True)
     [image] = grey.images.values()
@@ -243,7 +268,7 @@ async def test_the_grey_control_sends_grey_frames_and_changes_nothing_else(roll)
     assert _states(grey) == _states(plain)
 
 
-async def test_the_shuffled_control_sends_real_frames_of_another_episode(roll):
+async def test_the_shuffled_control_sends_real_frames_of_another_episode(roll: Roll) -> None:
     plain = await roll(Model(DO))
     first, second = [await roll(Model(DO), policy__config__image_control="shuffled") for _ in range(2)]
     assert _states(first) == _states(plain)
@@ -252,17 +277,19 @@ async def test_the_shuffled_control_sends_real_frames_of_another_episode(roll):
     assert len(set(_images(first))) == 3
 
 
-async def test_the_teacher_needs_no_server_and_labels_every_decision(services):
+async def test_the_teacher_needs_no_server_and_labels_every_decision(services: MakeServices) -> None:
     request = parse_request(scripted(record__messages=True, record__images=True))
     decisions = response(await play(request, services(None))).trajectories[0].decisions
     assert len(decisions) == 12
     for decision in decisions:
         assert decision.label == decision.text == tool_call_text(decision.tool_calls[0].arguments["actions"])
+        assert decision.messages is not None
         assert decision.messages[0]["role"] == "system"
+    assert decisions[1].messages is not None
     assert decisions[1].messages[-2] == {"role": "assistant", "content": decisions[0].label}
 
 
-async def test_perturbation_changes_what_is_done_and_never_the_label(services):
+async def test_perturbation_changes_what_is_done_and_never_the_label(services: MakeServices) -> None:
     request = scripted()
     request["policy"]["config"] |= {"perturbation": 1.0}
     first, second = [response(await play(parse_request(request), services(None))) for _ in range(2)]
@@ -285,7 +312,7 @@ print(json.dumps([[t.decision.state_hash, t.decision.images, t.decision.actions]
 """
 
 
-def test_the_same_seed_and_actions_give_the_same_trajectory_in_two_processes():
+def test_the_same_seed_and_actions_give_the_same_trajectory_in_two_processes() -> None:
     data = scripted()
     data["policy"]["config"] |= {"perturbation": 0.5, "max_llm_calls": 40}
     commands = [sys.executable, "-c", PROGRAM, json.dumps(data)]
@@ -294,11 +321,11 @@ def test_the_same_seed_and_actions_give_the_same_trajectory_in_two_processes():
     assert first == second
 
 
-def _states(answer: RolloutResponse):
+def _states(answer: RolloutResponse) -> list[str]:
     return [decision.state_hash for decision in answer.trajectories[0].decisions]
 
 
-def _images(answer: RolloutResponse):
+def _images(answer: RolloutResponse) -> list[str]:
     return [decision.images[0] for decision in answer.trajectories[0].decisions]
 
 
@@ -306,8 +333,8 @@ def _images(answer: RolloutResponse):
 
 
 @pytest.mark.parametrize("name", ["crafter-random", "crafter-blind"])
-async def test_a_player_that_does_not_look_follows_from_its_seed(services, name):
-    async def actions(seed, control="none"):
+async def test_a_player_that_does_not_look_follows_from_its_seed(services: MakeServices, name: str) -> None:
+    async def actions(seed: int, control: str = "none") -> list[list[str]]:
         config = {"max_llm_calls": 6, "max_actions": 4, "image_control": control}
         request = request_data(policy__policy_name=name, policy__config=config, env__seed=seed)
         episode = await play(parse_request(request), services(None))
@@ -319,7 +346,7 @@ async def test_a_player_that_does_not_look_follows_from_its_seed(services, name)
     assert await actions(WOOD_SEED) != await actions(WOOD_SEED + 1)
 
 
-async def test_a_blind_player_is_not_perturbed_and_has_no_logprobs():
+async def test_a_blind_player_is_not_perturbed_and_has_no_logprobs() -> None:
     for change in ({"record__logprobs": True}, {"policy__config": {"perturbation": 0.5}}):
         with pytest.raises(RequestError, match=r"crafter-blind samples no tokens|only with policy_name"):
             parse_request(request_data(**{"policy__config": {}, **change}, policy__policy_name="crafter-blind"))

@@ -1,6 +1,8 @@
 """Where completions are asked for, what is asked, and which answers are refused."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, Never
 
 import httpx
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from visionrl.rollout import PolicyConfig
 from visionrl_taskapp.inference_client import (
+    Answer,
     InferenceClient,
     InferenceError,
     UnreachableError,
@@ -32,18 +35,18 @@ CONFIG = PolicyConfig(model="job-v000001", inference_url="http://inference:8000"
         ("https://a/v1/chat/completions", "https://a/v1/chat/completions"),
     ],
 )
-def test_urls_with_and_without_v1(base, url):
+def test_urls_with_and_without_v1(base: str, url: str) -> None:
     assert str(completion_url(base)) == url
 
 
 @pytest.mark.parametrize("base", ["", "a:8000", "//a", "ftp://a", "http://", "http://user:password@a", "http://[::1"])
-def test_what_is_no_usable_url_is_refused(base):
+def test_what_is_no_usable_url_is_refused(base: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         completion_url(base)
 
 
 @given(st.text() | st.text().map("http://{}".format))
-def test_no_text_whatever_breaks_the_url(text):
+def test_no_text_whatever_breaks_the_url(text: str) -> None:
     try:
         completion_url(text)
     except ValueError:
@@ -51,18 +54,18 @@ def test_no_text_whatever_breaks_the_url(text):
     correlation_id(text)
 
 
-def test_the_correlation_id_is_read():
+def test_the_correlation_id_is_read() -> None:
     assert correlation_id("http://a/v1?cid=trace_1") == "trace_1"
     assert correlation_id("http://a/v1") is None
 
 
-def test_no_key_of_the_job_leaves_for_a_lookalike_server():
+def test_no_key_of_the_job_leaves_for_a_lookalike_server() -> None:
     seen = {}
 
-    async def ask(url):
+    async def ask(url: str) -> None:
         client = InferenceClient("http://inference:8000", "job-key", None)
 
-        async def record(request):
+        async def record(request: httpx.Request) -> httpx.Response:
             seen[url] = request.headers.get("authorization")
             return httpx.Response(400)
 
@@ -84,19 +87,19 @@ def test_no_key_of_the_job_leaves_for_a_lookalike_server():
     assert [url for url, header in seen.items() if header] == ["http://inference:8000/v1", "http://INFERENCE:8000"]
 
 
-def test_with_logprobs_the_body_samples_the_whole_distribution():
+def test_with_logprobs_the_body_samples_the_whole_distribution() -> None:
     body = completion_body(CONFIG.model_copy(update={"banned_token_ids": [3]}), [], [], logprobs=True)
     assert (body["top_p"], body["top_k"], body["tool_choice"]) == (1.0, -1, "auto")
     assert (body["logprobs"], body["return_token_ids"], body["logit_bias"]) == (True, True, {"3": -100})
 
 
-def test_without_logprobs_nothing_is_sent_that_other_servers_refuse():
+def test_without_logprobs_nothing_is_sent_that_other_servers_refuse() -> None:
     body = completion_body(CONFIG, [], [], logprobs=False)
     assert body["top_p"] == 0.9
     assert not {"top_k", "return_token_ids", "logprobs", "logit_bias"} & set(body)
 
 
-def completion(**changes):
+def completion(**changes: Any) -> dict[str, Any]:
     choice = {
         "message": {"role": "assistant", "content": "x"},
         "finish_reason": "stop",
@@ -106,7 +109,7 @@ def completion(**changes):
     return {"model": "m", "prompt_token_ids": [1, 2], "choices": [choice | changes.pop("choice", {})]} | changes
 
 
-def test_a_whole_answer_is_read():
+def test_a_whole_answer_is_read() -> None:
     answer = read_answer(completion(), logprobs=True)
     assert (answer.prompt_token_ids, answer.token_ids, answer.logprobs) == ([1, 2], [4, 5], [-1.0, -0.25])
     assert (answer.model, answer.finish_reason) == ("m", "stop")
@@ -128,12 +131,14 @@ def test_a_whole_answer_is_read():
         (completion(choice={"logprobs": {"content": [{"logprob": float("nan")}] * 2}}), "not finite"),
     ],
 )
-def test_an_answer_that_cannot_be_trained_on_is_refused(data, words):
+def test_an_answer_that_cannot_be_trained_on_is_refused(data: Any, words: str) -> None:
     with pytest.raises(InferenceError, match=words):
         read_answer(data, logprobs=True)
 
 
-async def complete(respond, key="job-key", seconds=1.0):
+async def complete(
+    respond: Callable[[httpx.Request], httpx.Response], key: str = "job-key", seconds: float = 1.0
+) -> Answer:
     client = InferenceClient("http://inference:8000", key, "other-key")
     await client.close()
     client._inside = client._outside = httpx.AsyncClient(transport=httpx.MockTransport(respond))
@@ -141,25 +146,25 @@ async def complete(respond, key="job-key", seconds=1.0):
     return await client.complete(completion_url("http://inference:8000"), {}, True, now + seconds, now)
 
 
-async def test_errors_hold_no_key():
+async def test_errors_hold_no_key() -> None:
     with pytest.raises(InferenceError) as caught:
         await complete(lambda request: httpx.Response(401, text=f"bad {request.headers['authorization']} other-key"))
     assert "bad Bearer ***" in str(caught.value)
     assert "-key" not in str(caught.value)
 
 
-async def test_a_refused_connection_is_unreachable_once_patience_is_over():
-    def refuse(_request):
+async def test_a_refused_connection_is_unreachable_once_patience_is_over() -> None:
+    def refuse(_request: httpx.Request) -> Never:
         raise httpx.ConnectError("refused")
 
     with pytest.raises(UnreachableError, match=r"http://inference:8000/v1/chat/completions: refused"):
         await complete(refuse)
 
 
-async def test_a_connection_that_breaks_is_tried_again():
+async def test_a_connection_that_breaks_is_tried_again() -> None:
     broken = iter([httpx.ReadError("reset"), httpx.RemoteProtocolError("closed")])
 
-    def respond(_request):
+    def respond(_request: httpx.Request) -> httpx.Response:
         if error := next(broken, None):
             raise error
         return httpx.Response(200, json=completion())
@@ -167,10 +172,10 @@ async def test_a_connection_that_breaks_is_tried_again():
     assert (await complete(respond, seconds=30)).token_ids == [4, 5]
 
 
-async def test_retry_after_is_respected_up_to_the_deadline():
+async def test_retry_after_is_respected_up_to_the_deadline() -> None:
     calls = []
 
-    def respond(_request):
+    def respond(_request: httpx.Request) -> httpx.Response:
         calls.append(1)
         return httpx.Response(429, headers={"retry-after": "30"})
 

@@ -1,6 +1,7 @@
 """What the model is told and shown."""
 
 import base64
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ def past(*answers: str, frame: Frame | None = FRAME, text: str | None = None) ->
     return [PastTurn(frame, text, answer) for answer in answers]
 
 
-def config(**settings) -> PolicyConfig:
+def config(**settings: Any) -> PolicyConfig:
     return PolicyConfig(**({"model": "Qwen/Qwen3-VL-4B-Instruct"} | settings))
 
 
@@ -48,11 +49,13 @@ def config(**settings) -> PolicyConfig:
         ("", None, None, True),
     ],
 )
-def test_frames_are_sent_by_explicit_wish_then_by_support_then_by_name(model, explicit, supported, expected):
+def test_frames_are_sent_by_explicit_wish_then_by_support_then_by_name(
+    model: str, explicit: bool | None, supported: bool | None, expected: bool
+) -> None:
     assert sends_frames(config(model=model, use_vision=explicit, supports_vision=supported)) is expected
 
 
-def test_an_image_only_prompt_is_the_system_prompt_and_the_frame_alone():
+def test_an_image_only_prompt_is_the_system_prompt_and_the_frame_alone() -> None:
     system, user = with_pixels(build_messages(config(history_turns=0), past("an answer"), FRAME, None), [FRAME])
     assert system["role"] == "system"
     assert [part["type"] for part in user["content"]] == ["image_url"]
@@ -60,18 +63,18 @@ def test_an_image_only_prompt_is_the_system_prompt_and_the_frame_alone():
     assert url == "data:image/png;base64," + base64.b64encode(FRAME.png).decode()
 
 
-def test_a_vision_prompt_with_state_has_text_before_the_image():
+def test_a_vision_prompt_with_state_has_text_before_the_image() -> None:
     user = build_messages(config(image_only_mode=False), [], FRAME, "Vitals: 9")[-1]
     assert user["content"] == [{"type": "text", "text": "Vitals: 9"}, {"type": "image", "sha256": FRAME.sha256}]
 
 
-def test_a_text_prompt_is_a_string():
+def test_a_text_prompt_is_a_string() -> None:
     messages = build_messages(config(model="gpt-3.5"), past("one", frame=None, text="Vitals: 8"), None, "Vitals: 9")
     assert all(isinstance(message["content"], str) for message in messages)
     assert messages[-1] == {"role": "user", "content": "Vitals: 9"}
 
 
-def test_former_answers_stay_as_the_models_own_words_without_their_frames():
+def test_former_answers_stay_as_the_models_own_words_without_their_frames() -> None:
     messages = build_messages(config(history_turns=2), past("first", "second", "third"), FRAME, None)
     assert [(m["role"], m["content"]) for m in messages[1:-1]] == [
         ("user", EARLIER_FRAME),
@@ -82,7 +85,9 @@ def test_former_answers_stay_as_the_models_own_words_without_their_frames():
 
 
 @given(st.lists(st.text(min_size=1), max_size=6), st.integers(0, 8), st.booleans())
-def test_roles_alternate_and_one_image_is_sent_whatever_the_history(history, turns, with_prompt):
+def test_roles_alternate_and_one_image_is_sent_whatever_the_history(
+    history: list[str], turns: int, with_prompt: bool
+) -> None:
     prompt = None if with_prompt else ""
     messages = build_messages(config(history_turns=turns, system_prompt=prompt), past(*history), FRAME, None)
     if with_prompt:
@@ -91,11 +96,11 @@ def test_roles_alternate_and_one_image_is_sent_whatever_the_history(history, tur
     assert sum(isinstance(m["content"], list) for m in messages) == 1
 
 
-def test_the_jobs_system_prompt_replaces_the_built_in_one():
+def test_the_jobs_system_prompt_replaces_the_built_in_one() -> None:
     assert build_messages(config(system_prompt="Play."), [], FRAME, None)[0] == {"role": "system", "content": "Play."}
 
 
-def test_pixels_are_added_for_the_server_and_the_record_keeps_hashes():
+def test_pixels_are_added_for_the_server_and_the_record_keeps_hashes() -> None:
     recorded = build_messages(config(image_only_mode=False), past("x"), FRAME, "state")
     sent = with_pixels(recorded, [FRAME])
     assert sent[:-1] == recorded[:-1]
@@ -104,7 +109,9 @@ def test_pixels_are_added_for_the_server_and_the_record_keeps_hashes():
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 12))
-def test_within_a_segment_each_prompt_continues_the_one_before_then_the_context_starts_afresh(turns, former, length):
+def test_within_a_segment_each_prompt_continues_the_one_before_then_the_context_starts_afresh(
+    turns: int, former: int, length: int
+) -> None:
     settings = config(segment_turns=turns, history_turns=former)
     history: list[PastTurn] = []
     before: list[dict] = []
@@ -121,7 +128,7 @@ def test_within_a_segment_each_prompt_continues_the_one_before_then_the_context_
         before = messages
 
 
-def test_the_frame_that_is_sent_is_lossless():
+def test_the_frame_that_is_sent_is_lossless() -> None:
     env = CrafterEnv(288)
     env.reset(1)
     pixels = env.render()
@@ -130,7 +137,7 @@ def test_the_frame_that_is_sent_is_lossless():
     assert frame_hash(decode_png(base64.b64decode(url.partition(",")[2]))) == frame.sha256
 
 
-def test_the_prompt_states_the_installed_rules():
+def test_the_prompt_states_the_installed_rules() -> None:
     prompt = system_prompt(config(max_actions=4))
     table = next(place for place in rules().place if place.name == "table")
     assert f"place_table costs {table.uses['wood']} wood" in prompt
@@ -138,7 +145,7 @@ def test_the_prompt_states_the_installed_rules():
     assert all(f"{action}" in prompt for action in ACTIONS if action != "noop")
 
 
-def test_the_state_as_text_tells_what_the_image_shows():
+def test_the_state_as_text_tells_what_the_image_shows() -> None:
     env = CrafterEnv(64)
     env.reset(3)
     text = state_text(env.local_view(), ["collect_wood"])

@@ -1,13 +1,15 @@
 """Frames equal stock Crafter's pixel for pixel, whatever the light, the size and the place."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from crafter import objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from stock_crafter import StockCrafter, Unrendered, provide, random_actions
 
+from tests.unit.taskapp.stock_crafter import StockCrafter, Unrendered, provide, random_actions
 from visionrl_taskapp.env import CrafterEnv
 from visionrl_taskapp.render import MIN_SIZE, Scene, renderer
 from visionrl_taskapp.world import AREA, MATERIALS, SPRITES, VIEW, Zombie
@@ -129,9 +131,9 @@ def test_a_scene_has_one_image_that_belongs_to_the_caller(scene: Scene, size: in
 
 
 def test_night_noise_changes_from_step_to_step_and_from_world_to_world() -> None:
-    dark = {"inventory": {}, "daylight": 0.0, "sleeping": False}
     cells = np.ones(VIEW, np.int64), np.zeros(VIEW, np.int64)
-    frames = [renderer(64)(Scene(*cells, **dark, noise_key=key)) for key in (1, 2, 1 << 32)]
+    dark = Scene(*cells, inventory={}, daylight=0.0, sleeping=False, noise_key=1)
+    frames = [renderer(64)(dataclasses.replace(dark, noise_key=key)) for key in (1, 2, 1 << 32)]
     assert not np.array_equal(frames[0], frames[1])
     assert not np.array_equal(frames[0], frames[2])
 

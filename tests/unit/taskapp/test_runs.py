@@ -1,6 +1,7 @@
 """One run id, one episode."""
 
 import asyncio
+from typing import Literal, Never
 
 import pytest
 
@@ -8,17 +9,17 @@ from visionrl.rollout import RolloutRequest
 from visionrl_taskapp.runs import RunConflictError, Runs
 
 
-def request(run_id="a", mode="rl"):
+def request(run_id: str = "a", mode: Literal["rl", "eval"] = "rl") -> RolloutRequest:
     return RolloutRequest(run_id=run_id, mode=mode)
 
 
 class Plays:
-    def __init__(self, size=10):
+    def __init__(self, size: int = 10) -> None:
         self.count, self.size = 0, size
         self.begun, self.gate = asyncio.Event(), asyncio.Event()
         self.gate.set()
 
-    async def __call__(self, _request):
+    async def __call__(self, _request: RolloutRequest) -> bytes:
         self.count += 1
         number = self.count
         self.begun.set()
@@ -26,13 +27,13 @@ class Plays:
         return str(number).encode().rjust(self.size)
 
 
-async def test_the_same_request_again_gets_the_same_episode():
+async def test_the_same_request_again_gets_the_same_episode() -> None:
     runs, plays = Runs(), Plays()
     assert await runs.answer(request(), plays) == await runs.answer(request(), plays)
     assert plays.count == 1
 
 
-async def test_a_request_in_flight_is_joined():
+async def test_a_request_in_flight_is_joined() -> None:
     runs, plays = Runs(), Plays()
     plays.gate.clear()
     both = [asyncio.create_task(runs.answer(request(), plays)) for _ in range(2)]
@@ -43,7 +44,7 @@ async def test_a_request_in_flight_is_joined():
 
 
 @pytest.mark.parametrize("finished", [True, False])
-async def test_another_request_under_a_used_run_id_is_refused(finished):
+async def test_another_request_under_a_used_run_id_is_refused(finished: bool) -> None:
     runs, plays = Runs(), Plays()
     if not finished:
         plays.gate.clear()
@@ -58,7 +59,7 @@ async def test_another_request_under_a_used_run_id_is_refused(finished):
     await first
 
 
-async def test_a_client_that_goes_does_not_end_the_episode():
+async def test_a_client_that_goes_does_not_end_the_episode() -> None:
     runs, plays = Runs(), Plays()
     plays.gate.clear()
     leaving = asyncio.create_task(runs.answer(request(), plays))
@@ -68,10 +69,10 @@ async def test_a_client_that_goes_does_not_end_the_episode():
     assert (await runs.answer(request(), plays)).strip() == b"1"
 
 
-async def test_a_failed_run_may_be_tried_again():
+async def test_a_failed_run_may_be_tried_again() -> None:
     runs, plays = Runs(), Plays()
 
-    async def fail(_request):
+    async def fail(_request: RolloutRequest) -> Never:
         raise ValueError("no server")
 
     with pytest.raises(ValueError, match="no server"):
@@ -79,7 +80,7 @@ async def test_a_failed_run_may_be_tried_again():
     assert (await runs.answer(request(), plays)).strip() == b"1"
 
 
-async def test_finished_answers_are_kept_within_the_bound_the_last_asked_for_longest():
+async def test_finished_answers_are_kept_within_the_bound_the_last_asked_for_longest() -> None:
     runs, plays = Runs(cache_bytes=30), Plays(size=10)
     for name in "abc":
         await runs.answer(request(name), plays)
@@ -92,7 +93,7 @@ async def test_finished_answers_are_kept_within_the_bound_the_last_asked_for_lon
     assert plays.count == 5, "b was the oldest and went"
 
 
-async def test_a_forgotten_run_is_played_anew():
+async def test_a_forgotten_run_is_played_anew() -> None:
     runs, plays = Runs(), Plays()
     await runs.answer(request(), plays)
     assert runs.forget("a") is True

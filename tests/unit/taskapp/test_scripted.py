@@ -1,5 +1,7 @@
 """How well the teacher plays, and that it plays by the model's rules."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from visionrl.job import FIRST_TRAINING_SEED
 from visionrl_taskapp import scripted
 from visionrl_taskapp.env import CrafterEnv, LocalView
 from visionrl_taskapp.rules import ACTIONS, rules
+from visionrl_taskapp.scripted import Cell
 from visionrl_taskapp.world import VIEW
 
 # Seeds that no choice about the teacher was made on.
@@ -23,24 +26,31 @@ def achievements(seed: int, turns: int = 30, max_actions: int = 4) -> int:
     return len(env.unlocked)
 
 
-def test_the_teacher_plays_well_on_a_few_seeds():
+def test_the_teacher_plays_well_on_a_few_seeds() -> None:
     assert np.mean([achievements(FRESH + seed) for seed in range(10)]) >= 7.5
 
 
 @pytest.mark.slow
-def test_the_teacher_reaches_nine_achievements_in_thirty_decisions_on_fresh_seeds():
+def test_the_teacher_reaches_nine_achievements_in_thirty_decisions_on_fresh_seeds() -> None:
     scores = [achievements(FRESH + seed) for seed in range(120)]
     assert np.mean(scores) - 1.96 * np.std(scores, ddof=1) / len(scores) ** 0.5 >= 9
 
 
-def test_a_plan_depends_on_the_view_alone():
+def test_a_plan_depends_on_the_view_alone() -> None:
     env = CrafterEnv(64)
     env.reset(5)
     view = env.local_view()
     assert scripted.plan(view, 4) == scripted.plan(view, 4)
 
 
-def view(ground: str = "grass", facing=(0, 1), sleeping=False, objects=(), materials=(), **inventory) -> LocalView:
+def view(
+    ground: str = "grass",
+    facing: Cell = (0, 1),
+    sleeping: bool = False,
+    objects: Sequence[tuple[Cell, str]] = (),
+    materials: Sequence[tuple[Cell, str]] = (),
+    **inventory: int,
+) -> LocalView:
     cells, sprites = np.full(VIEW, ground, dtype="<U12"), np.full(VIEW, "", dtype="<U12")
     sprites[4, 3] = "player-down"
     for cell, name in materials:
@@ -51,7 +61,7 @@ def view(ground: str = "grass", facing=(0, 1), sleeping=False, objects=(), mater
 
 
 @pytest.mark.parametrize("max_actions", range(1, 9))
-def test_plans_fit_into_a_turn(max_actions):
+def test_plans_fit_into_a_turn(max_actions: int) -> None:
     env = CrafterEnv(64)
     env.reset(11)
     for _ in range(30):
@@ -62,24 +72,24 @@ def test_plans_fit_into_a_turn(max_actions):
             env.step(action)
 
 
-def test_it_fights_a_zombie_beside_it_first():
+def test_it_fights_a_zombie_beside_it_first() -> None:
     assert scripted.plan(view(objects=[((5, 3), "zombie")], sapling=1), 4) == ["move_right", "do", "do", "do"]
 
 
-def test_it_sleeps_on_while_asleep():
+def test_it_sleeps_on_while_asleep() -> None:
     assert set(scripted.plan(view(sleeping=True, energy=4), 4)) == {"sleep"}
 
 
-def test_it_makes_every_tool_that_it_can_pay_for():
+def test_it_makes_every_tool_that_it_can_pay_for() -> None:
     beside = view(materials=[((4, 4), "table")], wood=2)
     assert scripted.plan(beside, 4) == ["make_wood_pickaxe", "make_wood_sword"]
 
 
-def test_it_walks_to_a_tree_and_turns_to_it():
+def test_it_walks_to_a_tree_and_turns_to_it() -> None:
     assert scripted.plan(view(materials=[((2, 4), "tree")], wood=1), 5) == ["move_left", "move_left", "move_down", "do"]
 
 
-def test_it_never_walks_into_lava_that_it_sees():
+def test_it_never_walks_into_lava_that_it_sees() -> None:
     walled = [((x, y), "water") for x in range(9) for y in range(7) if (x, y) != (4, 3)]
     trapped = view(materials=[*walled, ((4, 4), "lava")], wood_pickaxe=1, stone_pickaxe=1, drink=9)
     assert scripted.plan(trapped, 4)[0] != "move_down"
@@ -87,7 +97,7 @@ def test_it_never_walks_into_lava_that_it_sees():
     assert scripted.plan(ahead, 4) == ["move_down"]
 
 
-def test_perturbed_plans_are_the_teachers_at_rate_zero_and_random_at_rate_one():
+def test_perturbed_plans_are_the_teachers_at_rate_zero_and_random_at_rate_one() -> None:
     plan, rng = ["do"], np.random.default_rng(0)
     assert all(scripted.perturbed(plan, 0.0, 4, rng) == plan for _ in range(50))
     others = [scripted.perturbed(plan, 1.0, 4, rng) for _ in range(200)]

@@ -1,6 +1,7 @@
 """Which answers of a model are played, and what the others are told to be wrong."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ CALL = '{"name": "interact_many", "arguments": {"actions": ["move_left", "do"]}}
 PLAN = ("move_left", "do")
 
 
-def field(arguments, name="interact_many"):
+def field(arguments: object, name: str = "interact_many") -> dict[str, Any]:
     return {"content": None, "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
 
 
@@ -32,7 +33,7 @@ def field(arguments, name="interact_many"):
     ],
     ids=["field", "field-object", "tags", "after-text", "unclosed", "fenced", "bare", "second-object", "nested-string"],
 )
-def test_a_call_is_played_in_every_form_that_models_write(message):
+def test_a_call_is_played_in_every_form_that_models_write(message: dict[str, Any]) -> None:
     parsed = parse(message, 5)
     assert isinstance(parsed, Actions)
     assert parsed.actions == PLAN
@@ -41,8 +42,10 @@ def test_a_call_is_played_in_every_form_that_models_write(message):
     ]
 
 
-def test_calls_that_the_server_parsed_win_over_text():
-    assert parse(field('{"actions": ["noop"]}') | {"content": CALL}, 5).actions == ("noop",)
+def test_calls_that_the_server_parsed_win_over_text() -> None:
+    parsed = parse(field('{"actions": ["noop"]}') | {"content": CALL}, 5)
+    assert isinstance(parsed, Actions)
+    assert parsed.actions == ("noop",)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_calls_that_the_server_parsed_win_over_text():
         ({"tool_calls": "x", "content": 5}, "no_call", "no tool call"),
     ],
 )
-def test_an_invalid_answer_says_what_is_wrong(message, kind, word):
+def test_an_invalid_answer_says_what_is_wrong(message: dict[str, Any], kind: str, word: str) -> None:
     parsed = parse(message, 3)
     assert isinstance(parsed, InvalidAnswer)
     assert parsed.kind == kind
@@ -87,14 +90,14 @@ JSON = st.recursive(
 
 
 @given(st.text() | st.text(alphabet='{}[]":,<tool_call/>\\ \n'))
-def test_no_text_whatever_breaks_the_parser(text):
+def test_no_text_whatever_breaks_the_parser(text: str) -> None:
     for message in ({"content": text}, {"content": f"<tool_call>{text}</tool_call>"}, field(text)):
         assert isinstance(parse(message, 5), Actions | InvalidAnswer)
         assert isinstance(message_text(message), str)
 
 
 @given(JSON, JSON, JSON)
-def test_no_json_whatever_breaks_the_parser(content, tool_calls, arguments):
+def test_no_json_whatever_breaks_the_parser(content: object, tool_calls: object, arguments: object) -> None:
     for message in (
         {"content": content, "tool_calls": tool_calls},
         {"tool_calls": [{"function": {"name": content, "arguments": arguments}}]},
@@ -104,16 +107,18 @@ def test_no_json_whatever_breaks_the_parser(content, tool_calls, arguments):
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 100_000 + "}", "{" * 100_000])
-def test_hostile_text_is_an_invalid_answer(text):
+def test_hostile_text_is_an_invalid_answer(text: str) -> None:
     assert isinstance(parse({"content": text}, 5), InvalidAnswer)
     assert isinstance(parse({"content": f"<tool_call>{text}"}, 5), InvalidAnswer)
 
 
 @given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=8))
-def test_what_the_teacher_writes_is_read_back(actions):
-    assert parse({"content": tool_call_text(actions)}, 8).actions == tuple(actions)
+def test_what_the_teacher_writes_is_read_back(actions: list[str]) -> None:
+    parsed = parse({"content": tool_call_text(actions)}, 8)
+    assert isinstance(parsed, Actions)
+    assert parsed.actions == tuple(actions)
 
 
-def test_an_answers_text_has_the_call_that_the_server_took_out_of_it():
+def test_an_answers_text_has_the_call_that_the_server_took_out_of_it() -> None:
     message = field('{"actions": ["move_left", "do"]}') | {"content": "A tree."}
     assert message_text(message) == f"A tree.\n{tool_call_text(PLAN)}"

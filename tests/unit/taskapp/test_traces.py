@@ -3,19 +3,24 @@
 import asyncio
 import json
 import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from visionrl.images import decode_png, frame_hash
 from visionrl_taskapp import traces
 from visionrl_taskapp.episode import Services, play
+from visionrl_taskapp.inference_client import InferenceClient
 from visionrl_taskapp.simulation import Worlds
 from visionrl_taskapp.traces import TraceStore, trace
+from visionrl_taskapp.trajectory import Episode
 from visionrl_taskapp.validation import parse_request
 
 
-def episode(run_id="run-1", seed=2_000_003, turns=6):
+def episode(run_id: str = "run-1", seed: int = 2_000_003, turns: int = 6) -> Episode:
     request = parse_request(
         {
             "run_id": run_id,
@@ -25,23 +30,24 @@ def episode(run_id="run-1", seed=2_000_003, turns=6):
             "rewards": {"step_rewards": "consistent"},
         }
     )
+    no_server = cast(InferenceClient, None)  # the teacher asks none
     with ThreadPoolExecutor(1) as workers:
-        return asyncio.run(play(request, Services(Worlds(), None, workers, keep_images=True)))
+        return asyncio.run(play(request, Services(Worlds(), no_server, workers, keep_images=True)))
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[TraceStore]:
     store = TraceStore(tmp_path, max_episodes=3)
     yield store
     store.close()
 
 
-def rows(store, query, *arguments):
+def rows(store: TraceStore, query: str, *arguments: object) -> list[Any]:
     with sqlite3.connect(store.path) as database:
         return database.execute(query, arguments).fetchall()
 
 
-def test_an_episode_leaves_a_row_for_everything(store):
+def test_an_episode_leaves_a_row_for_everything(store: TraceStore) -> None:
     played = episode()
     store.write(played)
     store.flush()
@@ -59,7 +65,7 @@ def test_an_episode_leaves_a_row_for_everything(store):
     assert {key for (key,) in keys} == set(played.unlocked)
 
 
-def test_images_are_stored_once_by_the_hash_of_their_pixels(store):
+def test_images_are_stored_once_by_the_hash_of_their_pixels(store: TraceStore) -> None:
     store.write(episode("first"))
     store.write(episode("second"))
     store.flush()
@@ -71,7 +77,7 @@ def test_images_are_stored_once_by_the_hash_of_their_pixels(store):
     assert prompt[-1]["content"][0]["sha256"] in {name for name, _ in images}
 
 
-def test_the_same_run_is_stored_once(store):
+def test_the_same_run_is_stored_once(store: TraceStore) -> None:
     store.write(episode(turns=6))
     store.write(episode(turns=2))
     store.flush()
@@ -79,7 +85,7 @@ def test_the_same_run_is_stored_once(store):
     assert rows(store, "SELECT count(*) FROM events") == [(4,)]
 
 
-def test_the_oldest_episodes_go_with_their_images(store):
+def test_the_oldest_episodes_go_with_their_images(store: TraceStore) -> None:
     played = [episode(f"run-{seed}", seed=2_000_000 + seed, turns=2) for seed in range(5)]
     for one in played:
         store.write(one)
@@ -94,24 +100,27 @@ def test_the_oldest_episodes_go_with_their_images(store):
     assert rows(store, "SELECT count(*) FROM session_timesteps") == [(6,)]
 
 
-def test_a_full_disk_is_counted_and_the_next_episode_is_stored_again(store):
+def test_a_full_disk_is_counted_and_the_next_episode_is_stored_again(store: TraceStore) -> None:
     store.write(episode("first", turns=1))
     store.flush()
-    [(pages,)] = store._thread.submit(lambda: store._connection.execute("PRAGMA page_count").fetchall()).result()
+    database = store._connection
+    assert database is not None
+    [(pages,)] = store._thread.submit(lambda: database.execute("PRAGMA page_count").fetchall()).result()
     limit = f"PRAGMA max_page_count = {pages + 1}"
-    store._thread.submit(lambda: store._connection.execute(limit)).result()
+    store._thread.submit(lambda: database.execute(limit)).result()
     store.write(episode("second", turns=12))
     store.flush()
     assert (store.written, store.failed) == (1, 1)
+    assert store.last_error is not None
     assert "full" in store.last_error
-    store._thread.submit(lambda: store._connection.execute("PRAGMA max_page_count = 1000000")).result()
+    store._thread.submit(lambda: database.execute("PRAGMA max_page_count = 1000000")).result()
     store.write(episode("third", turns=1))
     store.flush()
     assert [name for (name,) in rows(store, "SELECT session_id FROM session_traces")] == ["first", "third"]
     assert rows(store, "SELECT count(*) FROM session_timesteps") == [(2,)], "nothing half-written is left"
 
 
-def test_a_folder_that_cannot_be_made_costs_traces_only(tmp_path):
+def test_a_folder_that_cannot_be_made_costs_traces_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = TraceStore(tmp_path / "file" / "traces")
     store.write(episode())
@@ -120,17 +129,20 @@ def test_a_folder_that_cannot_be_made_costs_traces_only(tmp_path):
     store.close()
 
 
-def test_a_disk_that_hangs_drops_traces_instead_of_filling_the_memory(store, monkeypatch):
+def test_a_disk_that_hangs_drops_traces_instead_of_filling_the_memory(
+    store: TraceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     played = episode(turns=1)
     monkeypatch.setattr(store, "_write", lambda _episode: None)
     for _ in range(traces._MAX_WAITING):
         store._waiting.acquire()
     store.write(played)
     assert store.failed == 1
+    assert store.last_error is not None
     assert "wait for the disk" in store.last_error
 
 
-def test_inline_traces_differ_in_how_much_they_tell():
+def test_inline_traces_differ_in_how_much_they_tell() -> None:
     played = episode()
     compact, structured, full = (trace(played, form) for form in ("compact", "structured", "full"))
     assert compact["session_id"] == structured["session_id"] == full["session_id"] == "run-1"

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from stock_crafter import Unrendered, assert_same_state
 
+from tests.unit.taskapp.stock_crafter import Unrendered, assert_same_state
 from visionrl_taskapp.env import CrafterEnv, warm_up
 from visionrl_taskapp.render import _draw_night
 from visionrl_taskapp.worldgen import _noise_field, _place_creatures, _place_materials
@@ -39,13 +39,13 @@ def test_a_seed_gives_its_world_whatever_was_played_before() -> None:
 
 def test_global_random_state_is_neither_used_nor_changed() -> None:
     np.random.seed(3)
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()
     env = CrafterEnv(image_size=18)
     env.reset(11)
     env.step("do")
     env.render()
     first = env.state_hash()
-    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], before)
     np.random.seed(4)
     env.reset(11)
     env.step("do")
