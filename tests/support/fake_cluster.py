@@ -162,7 +162,7 @@ class FakeCluster:
             self.deletions_complete()
             self.reconcile()
             self.trainer_starts()
-            if self.current() and self.current().part.ready:
+            if (run := self.current()) and run.part.ready:
                 self.report = TrainerReport(phase="Training", base_ready=True)
             self.reconcile()
             self.parts_ready()

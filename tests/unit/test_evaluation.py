@@ -18,7 +18,7 @@ from visionrl.cli.evaluation.view import comparison_lines, rows
 from visionrl_trainer.evaluate import EpisodeScore
 
 TINY = Path(__file__).parents[2] / "configs" / "crafter-tiny.yaml"
-MODEL = {"model": "gpt-4o-mini", "inference_url": "http://provider"}
+MODEL: dict[str, Any] = {"model": "gpt-4o-mini", "inference_url": "http://provider"}
 
 
 def score(seed: int, achievements: int = 3, **more: Any) -> EpisodeScore:

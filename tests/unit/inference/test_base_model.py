@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.inference import KEY, tiny_job
 from tests.support.trainer import StandInTrainer
-from visionrl_inference.base_model import ModelError, fetch_base, resolve_base_model
+from visionrl.base_model import ModelError
+from visionrl_inference.base_model import fetch_base, resolve_base_model
 from visionrl_inference.fetch import FetchError, parse_manifest, trainer_client
 
 WARM = {"training": {"iterations": 1, "warmStart": {"episodes": 1, "steps": 1}}}

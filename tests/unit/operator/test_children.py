@@ -15,7 +15,7 @@ from visionrl_operator.children.common import Manifest, Owner, Ref, ref, sealed_
 
 OWNER = Owner("demo", "team", "uid-1")
 PARTS = ("taskapp", "inference", "trainer")
-TWO_GPUS = {"inference.gpu": {}, "trainer.gpu": {}}
+TWO_GPUS: dict[str, Any] = {"inference.gpu": {}, "trainer.gpu": {}}
 
 
 def children(changes: dict[str, Any] | None = None, attempt: int = 0) -> dict[Ref, Manifest]:

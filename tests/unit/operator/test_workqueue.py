@@ -95,9 +95,9 @@ class QueueMachine(RuleBasedStateMachine):
             self.queue.done(key)
         self.clock.now += 1000
         left = set()
-        while (key := self.queue.take()) is not None:
-            left.add(key)
-            self.queue.done(key)
+        while (taken := self.queue.take()) is not None:
+            left.add(taken)
+            self.queue.done(taken)
         assert left == set(self.owed)
 
 
