@@ -32,6 +32,13 @@ class Variant:
 
 VARIANTS = (
     Variant(
+        "outcome",
+        "outcome advantages",
+        "whole episodes compared instead of returns-to-go at the same turn",
+        # A discount has no meaning for whole episodes, and the job's checks refuse one.
+        {"algorithm.advantage": "outcome", "algorithm.gamma": 1.0},
+    ),
+    Variant(
         "gspo",
         "GSPO",
         "one ratio an answer instead of one a token",
@@ -40,23 +47,16 @@ VARIANTS = (
         {"algorithm.loss": "gspo", "algorithm.clipLow": 0.03, "algorithm.clipHigh": 0.04},
     ),
     Variant(
-        "outcome",
-        "outcome advantages",
-        "whole episodes compared instead of returns-to-go at the same turn",
-        # A discount has no meaning for whole episodes, and the job's checks refuse one.
-        {"algorithm.advantage": "outcome", "algorithm.gamma": 1.0},
+        "stale",
+        "one version behind",
+        "the next batch is played while this one is learned from",
+        {"training.maxStaleness": 1},
     ),
     Variant(
         "state-anchored",
         "state-anchored advantages",
         "whole episodes, and decisions from the same simulator state (GiGPO)",
         {"algorithm.advantage": "state_anchored"},
-    ),
-    Variant(
-        "stale",
-        "one version behind",
-        "the next batch is played while this one is learned from",
-        {"training.maxStaleness": 1},
     ),
 )
 
