@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from visionrl_trainer.batch import Sample
+    from visionrl_trainer.model import Policy
 
 IMAGE_SIZE = 144
 
@@ -19,7 +24,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def policy(tiny_directory: Path):
+def policy(tiny_directory: Path) -> Policy:
     import torch
 
     from visionrl.job import Lora
@@ -37,7 +42,7 @@ def frames() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def samples(policy, frames):
+def samples(policy: Policy, frames: list[np.ndarray]) -> list[Sample]:
     """Four decisions of different lengths on four frames."""
     from visionrl.images import frame_hash
     from visionrl.tools import ACTIONS, tool_call_text

@@ -13,7 +13,7 @@ from PIL import Image
 from visionrl.images import frame_hash
 from visionrl.job import Algorithm
 from visionrl.rollout import Decision, Metrics, RewardSplit, RolloutResponse, Trajectory
-from visionrl_trainer.batch import Group, ImageTokens, SampleRejected, read_episode, with_advantages
+from visionrl_trainer.batch import Episode, Group, ImageTokens, SampleRejected, read_episode, with_advantages
 
 FRAME = np.full((144, 144, 3), 9, dtype=np.uint8)
 DIGEST = frame_hash(FRAME)
@@ -70,7 +70,7 @@ def response(decisions: list[Decision], images: dict[str, str] | None = None, sc
     return RolloutResponse(run_id="r", trajectories=[trajectory], metrics=metrics, images=pictures, ops_executed=2)
 
 
-def read(answer: RolloutResponse):
+def read(answer: RolloutResponse) -> Episode:
     return read_episode(answer, seed=1, expect=EXPECT, frames={})
 
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from visionrl.job import Algorithm  # noqa: E402
-from visionrl_trainer.losses import LossBatch, kl_to_base, policy_loss  # noqa: E402
+from visionrl.job import Algorithm
+from visionrl_trainer.losses import LossBatch, kl_to_base, policy_loss
 
 LENGTHS = (3, 1, 4)
 LONGEST = 8
@@ -38,6 +39,13 @@ def toy_batch(seed: int = 0, lengths: tuple[int, ...] = LENGTHS, spread: float =
         longest=LONGEST,
         base_logprobs_T=old + 0.2 * normal(tokens),
     )
+
+
+def gradient(batch: LossBatch) -> torch.Tensor:
+    """Of the loss with respect to the logprobs, after the backward pass."""
+    found = batch.logprobs_T.grad
+    assert found is not None
+    return found
 
 
 def per_row(batch: LossBatch) -> list[tuple[float, list[tuple[float, float]]]]:
@@ -109,7 +117,7 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
     assert terms.loss.item() == pytest.approx(expected, abs=1e-12)
     terms.loss.backward()
     assert terms.clipped.sum() > 0
-    assert (batch.logprobs_T.grad != 0).all()
+    assert (gradient(batch) != 0).all()
 
 
 def test_grpo_gives_clipped_tokens_no_gradient() -> None:
@@ -117,12 +125,13 @@ def test_grpo_gives_clipped_tokens_no_gradient() -> None:
     terms = policy_loss(Algorithm(loss="grpo"), batch)
     terms.loss.backward()
     assert terms.clipped.sum() > 0
-    assert ((batch.logprobs_T.grad == 0) == (terms.clipped == 1)).all()
+    assert ((gradient(batch) == 0) == (terms.clipped == 1)).all()
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
 def test_splitting_a_step_into_micro_batches_leaves_the_gradient_as_it_is(loss: str) -> None:
     whole = toy_batch()
+    assert whole.base_logprobs_T is not None
     algorithm = Algorithm(loss=loss, kl_coefficient=0.1)  # type: ignore[arg-type]
     policy_loss(algorithm, whole).loss.backward()
     split = torch.zeros_like(whole.logprobs_T)
@@ -138,20 +147,21 @@ def test_splitting_a_step_into_micro_batches_leaves_the_gradient_as_it_is(loss: 
             row_T=whole.row_T[chosen] - rows[0],
         )
         policy_loss(algorithm, part).loss.backward()
-        split[chosen] = part.logprobs_T.grad
-    torch.testing.assert_close(split, whole.logprobs_T.grad, rtol=0, atol=1e-14)
+        split[chosen] = gradient(part)
+    torch.testing.assert_close(split, gradient(whole), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
 def test_the_gradient_raises_what_was_better_than_its_peers(loss: str) -> None:
     batch = toy_batch(spread=0.0)
     policy_loss(Algorithm(loss=loss), batch).loss.backward()  # type: ignore[arg-type]
-    direction = -batch.logprobs_T.grad.sign()
+    direction = -gradient(batch).sign()
     assert (direction == batch.advantages_N[batch.row_T].sign()).all()
 
 
 @given(st.integers(0, 1000))
 def test_the_kl_estimate_is_never_negative_and_zero_at_the_base(seed: int) -> None:
     batch = toy_batch(seed)
+    assert batch.base_logprobs_T is not None
     assert (kl_to_base(batch.logprobs_T, batch.base_logprobs_T) >= 0).all()
     assert (kl_to_base(batch.logprobs_T, batch.logprobs_T) == 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from visionrl_trainer.sampler import Sampler, SamplingFailed, training_seeds
 from visionrl_trainer.taskapp import RolloutRefused, TaskApp
 
 
-def spec(**training: int) -> JobSpec:
+def spec(**training: Any) -> JobSpec:
     return JobSpec(
         model=PolicyModel(base="tiny"),
         training=Training(iterations=1, group_size=4, groups_per_iteration=2, **training),

@@ -104,6 +104,7 @@ def test_the_loss_falls_and_only_what_should_changes(
     vision = vision_weights(policy)
     embeddings = policy.model.model.language_model.embed_tokens.weight.detach().clone()
     first = sft.validate(policy, [Tokens(policy, None, 81).sample(d) for d in data.validation], data.images)
+    assert first is not None
     last = train(policy, data, spec(trains=trains), tmp_path)[-1].validation_loss
     assert last is not None
     assert last < share * first
@@ -120,7 +121,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     whole = fresh(tiny_directory, adapter, dropout=0.1)
     train(whole, data, wanted, tmp_path / "whole")
 
-    folder, seen = SftFolder(tmp_path / "cut"), []
+    folder = SftFolder(tmp_path / "cut")
+    seen: list[sft.SftReport] = []
     with pytest.raises(sft.Stopped):
         sft.train(
             fresh(tiny_directory, adapter, dropout=0.1), data, wanted, folder, seen.append, lambda: len(seen) == 4

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from visionrl_trainer.checkpoint import Checkpoints, RunState
+from visionrl_trainer.model import Policy
 from visionrl_trainer.optim import adapter_optimizer
 from visionrl_trainer.publish import AdapterStore, version_name, version_number
 from visionrl_trainer.runfolder import RunFolder
@@ -16,29 +18,33 @@ from visionrl_trainer.runfolder import RunFolder
 pytestmark = pytest.mark.vision
 
 
-def step(policy, optimizer) -> None:
+def step(policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """An optimizer step with a gradient that depends on the weights."""
     optimizer.zero_grad()
-    sum((parameter - 1).square().sum() for _, parameter in policy.trainable()).backward()
+    torch.stack([(parameter - 1).square().sum() for _, parameter in policy.trainable()]).sum().backward()
     optimizer.step()
 
 
-def weights(policy) -> torch.Tensor:
+def weights(policy: Policy) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for _, parameter in policy.trainable()]).clone()
 
 
-def test_a_manifest_names_size_and_digest_of_each_file(policy, tmp_path) -> None:
+def test_a_manifest_names_size_and_digest_of_each_file(policy: Policy, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path, "crafter")
     name = store.publish(policy, 3)
     assert name == "crafter-v000003"
-    manifest = json.loads(store.path(name, "manifest.json").read_text())
+    manifest_file = store.path(name, "manifest.json")
+    assert manifest_file is not None
+    manifest = json.loads(manifest_file.read_text())
     assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
     for file, entry in manifest["files"].items():
-        data = store.path(name, file).read_bytes()
+        path = store.path(name, file)
+        assert path is not None
+        data = path.read_bytes()
         assert entry == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def test_only_published_files_of_this_job_can_be_asked_for(policy, tmp_path) -> None:
+def test_only_published_files_of_this_job_can_be_asked_for(policy: Policy, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path, "crafter")
     name = store.publish(policy, 1)
     (tmp_path / name / "secret").write_text("x")
@@ -46,7 +52,7 @@ def test_only_published_files_of_this_job_can_be_asked_for(policy, tmp_path) -> 
         assert store.path(*asked) is None
 
 
-def test_what_a_killed_process_left_is_swept_away(policy, tmp_path) -> None:
+def test_what_a_killed_process_left_is_swept_away(policy: Policy, tmp_path: Path) -> None:
     (tmp_path / ".crafter-v000004").mkdir()
     store = AdapterStore(tmp_path, "crafter")
     assert store.numbers() == []
@@ -54,7 +60,7 @@ def test_what_a_killed_process_left_is_swept_away(policy, tmp_path) -> None:
     assert store.numbers() == [4]
 
 
-def test_pruning_keeps_the_newest(policy, tmp_path) -> None:
+def test_pruning_keeps_the_newest(policy: Policy, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path, "crafter")
     for number in range(4):
         store.publish(policy, number)
@@ -68,7 +74,7 @@ def test_version_names_round_trip() -> None:
         version_number("base")
 
 
-def test_a_resumed_run_takes_the_same_steps(policy, tmp_path) -> None:
+def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
     shuffle = torch.Generator().manual_seed(5)
@@ -87,7 +93,7 @@ def test_a_resumed_run_takes_the_same_steps(policy, tmp_path) -> None:
     assert torch.equal(torch.randperm(10, generator=resumed_shuffle), order)
 
 
-def test_a_half_written_checkpoint_is_not_resumed_from(policy, tmp_path) -> None:
+def test_a_half_written_checkpoint_is_not_resumed_from(policy: Policy, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
     for iteration in (1, 2, 3):
@@ -95,10 +101,12 @@ def test_a_half_written_checkpoint_is_not_resumed_from(policy, tmp_path) -> None
     (tmp_path / ".draft").mkdir()
     again = Checkpoints(tmp_path, keep=2)
     assert [path.name for path in again.paths()] == ["000002", "000003"]
-    assert again.load(policy, optimizer, torch.Generator()).iteration == 3
+    state = again.load(policy, optimizer, torch.Generator())
+    assert state is not None
+    assert state.iteration == 3
 
 
-def test_metrics_of_lost_iterations_are_dropped_and_cut_off_lines_ignored(tmp_path) -> None:
+def test_metrics_of_lost_iterations_are_dropped_and_cut_off_lines_ignored(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for iteration in (1, 2, 3):
         folder.metrics.append({"iteration": iteration})

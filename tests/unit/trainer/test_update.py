@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from visionrl.images import frame_hash
 from visionrl.job import Algorithm, JobSpec, PolicyModel, Training
+from visionrl_trainer.batch import Sample
 from visionrl_trainer.health import TrainingDiverged
+from visionrl_trainer.model import Policy, Vision
 from visionrl_trainer.optim import adapter_optimizer
 from visionrl_trainer.update import encode, micro_batches, mismatch, trained_logprobs, update
 
 pytestmark = pytest.mark.vision
+
+Prepared = tuple[list[Sample], list[torch.Tensor], dict[str, Vision]]
+"""Samples, the trainer's logprobs of each, and their frames as the model sees them."""
 
 
 def spec(loss: str, **training: object) -> JobSpec:
@@ -25,7 +32,7 @@ def spec(loss: str, **training: object) -> JobSpec:
 
 
 @pytest.fixture
-def prepared(policy, samples, frames):
+def prepared(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> Prepared:
     """Samples as if a server had reported the trainer's own logprobs, the first rewarded, the last punished."""
     pictures = {frame_hash(frame): frame for frame in frames}
     vision = encode(policy, samples, pictures)
@@ -39,7 +46,9 @@ def prepared(policy, samples, frames):
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
-def test_a_rewarded_answer_becomes_more_likely_and_a_punished_one_less(policy, prepared, loss) -> None:
+def test_a_rewarded_answer_becomes_more_likely_and_a_punished_one_less(
+    policy: Policy, prepared: Prepared, loss: str
+) -> None:
     samples, old, vision = prepared
     job = spec(loss)
     optimizer = adapter_optimizer(policy.trainable(), 5e-3, 0.0)
@@ -52,7 +61,7 @@ def test_a_rewarded_answer_becomes_more_likely_and_a_punished_one_less(policy, p
     assert after[3] < before[3]
 
 
-def test_the_micro_batch_size_leaves_the_update_as_it_is(policy, prepared, tmp_path) -> None:
+def test_the_micro_batch_size_leaves_the_update_as_it_is(policy: Policy, prepared: Prepared, tmp_path: Path) -> None:
     samples, old, vision = prepared
     policy.save_adapter(tmp_path)
     results = []
@@ -66,7 +75,7 @@ def test_the_micro_batch_size_leaves_the_update_as_it_is(policy, prepared, tmp_p
     torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-6)
 
 
-def test_the_mismatch_is_the_difference_in_nats(prepared) -> None:
+def test_the_mismatch_is_the_difference_in_nats(prepared: Prepared) -> None:
     samples, old, _ = prepared
     assert mismatch(samples, old).max_abs < 1e-6
     off = [replace(sample, logprobs=tuple(value - 0.5 for value in sample.logprobs)) for sample in samples]
@@ -75,7 +84,7 @@ def test_the_mismatch_is_the_difference_in_nats(prepared) -> None:
     assert found.kl == pytest.approx(0.1487, abs=1e-3)  # e^½ − 1 − ½
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(policy, prepared) -> None:
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(policy: Policy, prepared: Prepared) -> None:
     samples, old, vision = prepared
     poisoned = [replace(samples[0], advantage=float("inf")), *samples[1:]]
     before = [parameter.detach().clone() for _, parameter in policy.trainable()]
@@ -85,7 +94,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(policy, p
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, policy.trainable(), strict=True))
 
 
-def test_micro_batches_cover_every_sample_once_and_keep_chains_together(samples) -> None:
+def test_micro_batches_cover_every_sample_once_and_keep_chains_together(samples: list[Sample]) -> None:
     groups = list(micro_batches([range(0, 1), range(1, 4)], samples, 2))
     assert sorted(map(sorted, groups)) == [[0], [1, 2, 3]]
     assert list(micro_batches([range(0, 1), range(1, 2)], samples, 2)) == [[0, 1]]
