@@ -1,7 +1,7 @@
 """The policy: Qwen3-VL with a LoRA adapter, evaluated on exactly the tokens that were sampled.
 
 The forward pass is Hugging Face's own, taken apart where rows share work: the vision tower runs once per distinct
-frame, positions once per layout of a prompt, the LM head on completion tokens only.
+frame, positions once per layout of a prompt, the LM head on completion tokens only; rows are packed without padding.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmb
 
 from visionrl.job import Lora
 from visionrl_trainer.batch import VISION_TOKENS, Frame, ImageTokens, Sample, chains
+from visionrl_trainer.packing import ATTENTION, Packing
 
 # Linear layers of the language model that vLLM serves adapters on.
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -49,18 +50,17 @@ class Vision:
 
 @dataclass(frozen=True)
 class Rows:
-    """Chains of samples as right-padded rows; causal attention never looks at the padding."""
+    """Chains of samples as rows, one after the other: P tokens in all, T of them sampled."""
 
-    ids_NL: Tensor
-    positions_3NL: Tensor
-    visual_NL: Tensor
+    ids_P: Tensor
+    positions_3P: Tensor
+    visual_P: Tensor
     """Where the placeholders are."""
+    packing: Packing
     images: tuple[str, ...]
     """Hashes of the frames, in the order of their placeholders."""
-    row_T: Tensor
-    """Row of every completion token."""
     predicts_T: Tensor
-    """Column whose hidden state predicts that token."""
+    """Place whose hidden state predicts a sampled token."""
     targets_T: Tensor
 
 
@@ -88,7 +88,7 @@ class Policy:
         model = AutoModelForImageTextToText.from_pretrained(
             directory,
             dtype=torch.float32 if full else compute_dtype,
-            attn_implementation="sdpa",
+            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
             local_files_only=directory.exists(),
         )
         model.model.visual.patch_embed.__class__ = MatmulPatchEmbed
@@ -218,60 +218,56 @@ class Policy:
         rows = self.collate(samples)
         features = [vision[digest] for digest in rows.images]
         with self._precision():
-            hidden_NLH = self._hidden(rows, features)
-            logits_TV = self.model.lm_head(hidden_NLH[rows.row_T, rows.predicts_T]).float()
+            hidden_PH = self._hidden(rows, features)
+            logits_TV = self.model.lm_head(hidden_PH[rows.predicts_T]).float()
         logprobs_TV = ((logits_TV + self._bias) / (temperature or 1.0)).log_softmax(dim=-1)
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
         return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
 
     def collate(self, samples: Sequence[Sample]) -> Rows:
-        """Right-padded rows: one for each chain of samples (:func:`visionrl_trainer.batch.chains`)."""
+        """One row for each chain of samples (:func:`visionrl_trainer.batch.chains`)."""
         runs = chains(samples)
-        texts = [samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids for run in runs]
-        longest = max(len(text) for text in texts)
-        ids_NL = torch.full((len(runs), longest), self.model.config.text_config.pad_token_id or 0)
-        positions_3NL = torch.zeros(3, len(runs), longest, dtype=torch.long)
-        row: list[int] = []
+        rows = [torch.tensor(samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids) for run in runs]
         predicts: list[int] = []
         targets: list[int] = []
-        for n, (run, text) in enumerate(zip(runs, texts, strict=True)):
-            ids = torch.tensor(text)
-            ids_NL[n, : len(ids)] = ids
-            positions_3NL[:, n, : len(ids)] = self._positions_of(ids)
+        begin = 0
+        for run, ids in zip(runs, rows, strict=True):
             for sample in samples[run.start : run.stop]:
-                start, count = len(sample.prompt_ids) - 1, len(sample.completion_ids)
-                row += [n] * count
-                predicts += range(start, start + count)
+                first = begin + len(sample.prompt_ids) - 1
+                predicts += range(first, first + len(sample.completion_ids))
                 targets += sample.completion_ids
-        ids_NL = ids_NL.to(self.device)
+            begin += len(ids)
+        ids_P = torch.cat(rows).to(self.device)
         return Rows(
-            ids_NL,
-            positions_3NL.to(self.device),
-            ids_NL == self.model.config.image_token_id,
+            ids_P,
+            torch.cat([self._positions_of(ids) for ids in rows], dim=1).to(self.device),
+            ids_P == self.model.config.image_token_id,
+            Packing.of([len(ids) for ids in rows], self.device),
             tuple(digest for run in runs for digest in samples[run[-1]].images),
-            *(torch.tensor(values, device=self.device) for values in (row, predicts, targets)),
+            *(torch.tensor(values, device=self.device) for values in (predicts, targets)),
         )
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.model.dtype != self.compute_dtype)
 
     def _hidden(self, rows: Rows, features: Sequence[Vision]) -> Tensor:
-        """Last hidden states [N, L, H]."""
+        """Last hidden states [P, H]."""
         language_model = self.model.model.language_model
-        embeds_NLH = language_model.embed_tokens(rows.ids_NL)
+        embeds_PH = language_model.embed_tokens(rows.ids_P)
         deepstack: list[Tensor] | None = None
         if features:
-            seen = torch.cat([vision.embeds for vision in features]).to(embeds_NLH.dtype)
-            embeds_NLH = embeds_NLH.masked_scatter(rows.visual_NL[..., None], seen)
+            seen = torch.cat([vision.embeds for vision in features]).to(embeds_PH.dtype)
+            embeds_PH = embeds_PH.masked_scatter(rows.visual_P[:, None], seen)
             deepstack = [torch.cat(layer) for layer in zip(*(vision.deepstack for vision in features), strict=True)]
         output = language_model(
-            inputs_embeds=embeds_NLH,
-            position_ids=rows.positions_3NL,
-            visual_pos_masks=rows.visual_NL,
+            inputs_embeds=embeds_PH[None],
+            position_ids=rows.positions_3P[:, None],
+            visual_pos_masks=rows.visual_P[None],
             deepstack_visual_embeds=deepstack or None,
             use_cache=False,
+            packing=rows.packing,
         )
-        return output.last_hidden_state
+        return output.last_hidden_state[0]
 
     def _positions_of(self, ids_L: Tensor) -> Tensor:
         """Interleaved-mRoPE positions [3, L] of one row, by the model's own rule, once per layout."""

@@ -10,12 +10,12 @@ import torch
 
 from visionrl.images import frame_hash
 from visionrl_trainer.batch import Sample
-from visionrl_trainer.model import BANNED_BIAS, Policy
+from visionrl_trainer.model import BANNED_BIAS, Policy, Vision
 
 pytestmark = pytest.mark.vision
 
 
-def see(policy: Policy, frames: list[np.ndarray]):
+def see(policy: Policy, frames: list[np.ndarray]) -> dict[str, Vision]:
     with torch.no_grad():
         return {frame_hash(frame): vision for frame, vision in zip(frames, policy.see(frames), strict=True)}
 
@@ -23,6 +23,7 @@ def see(policy: Policy, frames: list[np.ndarray]):
 def reference_logprobs(policy: Policy, sample: Sample, frame: np.ndarray, temperature: float) -> torch.Tensor:
     """One row through the stock forward of the whole model."""
     ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+    assert policy.peft is not None
     image = policy.processor.image_processor(images=[frame], return_tensors="pt")
     output = policy.peft(
         input_ids=ids,
@@ -46,7 +47,9 @@ def disturb(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_batched_logprobs_equal_the_stock_forward_row_by_row(policy, samples, frames, temperature) -> None:
+def test_batched_logprobs_equal_the_stock_forward_row_by_row(
+    policy: Policy, samples: list[Sample], frames: list[np.ndarray], temperature: float
+) -> None:
     disturb(policy)
     with torch.no_grad():
         found, _ = policy.logprobs(samples, see(policy, frames), temperature)
@@ -55,7 +58,9 @@ def test_batched_logprobs_equal_the_stock_forward_row_by_row(policy, samples, fr
             torch.testing.assert_close(part, reference_logprobs(policy, sample, frame, temperature), rtol=0, atol=2e-6)
 
 
-def test_what_else_is_in_the_batch_changes_nothing(policy, samples, frames) -> None:
+def test_what_else_is_in_the_batch_changes_nothing(
+    policy: Policy, samples: list[Sample], frames: list[np.ndarray]
+) -> None:
     vision = see(policy, frames)
     with torch.no_grad():
         together, _ = policy.logprobs(samples, vision, 1.0)
@@ -64,25 +69,45 @@ def test_what_else_is_in_the_batch_changes_nothing(policy, samples, frames) -> N
     torch.testing.assert_close(backwards, alone, rtol=0, atol=2e-6)
 
 
-def test_the_image_matters(policy, samples, frames) -> None:
+def test_packing_leaves_the_gradient_as_it_is(policy, samples, frames) -> None:
+    """Rows together, in one sequence without padding, or one by one."""
+    vision = see(policy, frames)
+
+    def gradient(batches: list[list[Sample]]) -> torch.Tensor:
+        for _, parameter in policy.trainable():
+            parameter.grad = None
+        for batch in batches:
+            policy.logprobs(batch, vision, 1.0)[0].sum().backward()
+        return torch.cat([parameter.grad.flatten() for _, parameter in policy.trainable()])
+
+    disturb(policy)
+    together, apart = gradient([samples]), gradient([[sample] for sample in samples])
+    torch.testing.assert_close(together, apart, rtol=0, atol=2e-6 * float(apart.abs().max()))
+
+
+def test_the_image_matters(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> None:
     vision = see(policy, frames)
     wrong = dict(zip(vision, reversed(list(vision.values())), strict=True))
     with torch.no_grad():
         assert not torch.allclose(policy.logprobs(samples, vision, 1.0)[0], policy.logprobs(samples, wrong, 1.0)[0])
 
 
-def test_vision_tokens_are_as_good_as_impossible(policy, samples, frames) -> None:
+def test_vision_tokens_are_as_good_as_impossible(
+    policy: Policy, samples: list[Sample], frames: list[np.ndarray]
+) -> None:
     video = policy.processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
     sample = Sample(samples[0].prompt_ids, (video,), (), samples[0].images, "m")
     with torch.no_grad():
         assert policy.logprobs([sample], see(policy, frames), 1.0)[0].item() < -50
 
 
-def test_a_frame_becomes_one_token_a_cell(policy) -> None:
+def test_a_frame_becomes_one_token_a_cell(policy: Policy) -> None:
     assert policy.image_tokens(144).per_image == 81
 
 
-def test_a_fresh_adapter_changes_nothing_and_a_disturbed_one_does(policy, samples, frames) -> None:
+def test_a_fresh_adapter_changes_nothing_and_a_disturbed_one_does(
+    policy: Policy, samples: list[Sample], frames: list[np.ndarray]
+) -> None:
     vision = see(policy, frames)
     with torch.no_grad():
         fresh, _ = policy.logprobs(samples, vision, 1.0)
@@ -94,7 +119,9 @@ def test_a_fresh_adapter_changes_nothing_and_a_disturbed_one_does(policy, sample
     assert (disturbed - base).abs().max() > 1e-3
 
 
-def test_a_saved_adapter_gives_the_same_logprobs_elsewhere(policy, samples, frames, tiny_directory, tmp_path) -> None:
+def test_a_saved_adapter_gives_the_same_logprobs_elsewhere(
+    policy: Policy, samples: list[Sample], frames: list[np.ndarray], tiny_directory: Path, tmp_path: Path
+) -> None:
     from visionrl.job import Lora
 
     disturb(policy)
@@ -107,21 +134,21 @@ def test_a_saved_adapter_gives_the_same_logprobs_elsewhere(policy, samples, fram
         assert torch.equal(policy.logprobs(samples, vision, 1.0)[0], other.logprobs(samples, vision, 1.0)[0])
 
 
-def test_an_adapter_with_a_weight_that_is_not_finite_is_not_saved(policy, tmp_path: Path) -> None:
+def test_an_adapter_with_a_weight_that_is_not_finite_is_not_saved(policy: Policy, tmp_path: Path) -> None:
     with torch.no_grad():
         policy.trainable()[0][1][0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         policy.save_adapter(tmp_path)
 
 
-def test_only_the_language_models_linears_are_trained(policy) -> None:
+def test_only_the_language_models_linears_are_trained(policy: Policy) -> None:
     names = [name for name, _ in policy.trainable()]
     assert names
     assert all("language_model.layers" in name and "lora_" in name for name in names)
 
 
 @pytest.fixture
-def segment(policy, samples, frames) -> list[Sample]:
+def segment(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> list[Sample]:
     """Four turns that share a growing prompt, then one that starts afresh."""
     tokenizer = policy.processor.tokenizer
     between = tuple(
@@ -135,13 +162,15 @@ def segment(policy, samples, frames) -> list[Sample]:
     return [*turns, samples[0]]
 
 
-def test_the_turns_of_a_segment_are_one_row(policy, segment) -> None:
+def test_the_turns_of_a_segment_are_one_row(policy: Policy, segment: list[Sample]) -> None:
     rows = policy.collate(segment)
-    assert len(rows.ids_NL) == 2
+    assert rows.packing.rows == 2
     assert len(rows.images) == 5
 
 
-def test_a_segment_has_the_same_logprobs_as_one_row_and_turn_by_turn(policy, segment, frames) -> None:
+def test_a_segment_has_the_same_logprobs_as_one_row_and_turn_by_turn(
+    policy: Policy, segment: list[Sample], frames: list[np.ndarray]
+) -> None:
     disturb(policy)
     vision = see(policy, frames)
     with torch.no_grad():
@@ -150,7 +179,9 @@ def test_a_segment_has_the_same_logprobs_as_one_row_and_turn_by_turn(policy, seg
     torch.testing.assert_close(together, apart, rtol=0, atol=5e-6)
 
 
-def test_an_answer_that_reads_differently_in_the_next_prompt_ends_the_row(policy, segment) -> None:
+def test_an_answer_that_reads_differently_in_the_next_prompt_ends_the_row(
+    policy: Policy, segment: list[Sample]
+) -> None:
     first, second, *_ = segment
     altered = Sample(first.prompt_ids, (*first.completion_ids[:-2], 7, first.completion_ids[-1]), (), first.images, "m")
-    assert len(policy.collate([altered, second]).ids_NL) == 2
+    assert policy.collate([altered, second]).packing.rows == 2

@@ -1,0 +1,74 @@
+"""Rows of different lengths as one sequence, without padding.
+
+Every layer that looks at one token at a time (projections, MLP, norms, adapters: nearly all of the work) sees each
+token once and no padding. Attention alone works row by row: queries, keys and values are laid out as a right-padded
+batch, and its results taken out again. No token ever sees one of another row, so nothing changes but the order of
+sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ATTENTION = "visionrl_packed"
+"""Name of :func:`packed_attention` in transformers."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each of P packed tokens lies in a batch of N rows, padded to the longest."""
+
+    rows: int
+    longest: int
+    place_P: Tensor | None
+    """Index into the flattened batch; None where all rows are equally long and nothing is padded."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
+        """The packing of rows of these lengths, one after the other."""
+        longest = max(lengths)
+        if min(lengths) == longest:
+            return cls(len(lengths), longest, None)
+        place_P = torch.cat([torch.arange(length) + n * longest for n, length in enumerate(lengths)])
+        return cls(len(lengths), longest, place_P.to(device))
+
+    def spread(self, packed_1APD: Tensor) -> Tensor:
+        """The batch [N, A, L, D] of packed heads."""
+        packed_APD = packed_1APD[0]
+        heads, _, width = packed_APD.shape
+        if self.place_P is not None:
+            grid = packed_APD.new_zeros(heads, self.rows * self.longest, width)
+            packed_APD = grid.index_copy(1, self.place_P, packed_APD)
+        return packed_APD.view(heads, self.rows, self.longest, width).transpose(0, 1)
+
+    def gather(self, batch_NLAD: Tensor) -> Tensor:
+        """The packed tokens [1, P, A, D] of a batch."""
+        flat = batch_NLAD.flatten(0, 1)
+        return (flat if self.place_P is None else flat[self.place_P])[None]
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' scaled-dot-product attention within the rows of ``packing``; without one, as it is."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    batch = (packing.spread(packed) for packed in (query, key, value))
+    output_NLAD, _ = sdpa_attention_forward(module, *batch, None, **kwargs)
+    return packing.gather(output_NLAD), None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
