@@ -66,8 +66,8 @@ def packed_attention(
     """transformers' scaled-dot-product attention within the rows of ``packing``; without one, as it is."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    batch = (packing.spread(packed) for packed in (query, key, value))
-    output_NLAD, _ = sdpa_attention_forward(module, *batch, None, **kwargs)
+    query, key, value = packing.spread(query), packing.spread(key), packing.spread(value)
+    output_NLAD, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
     return packing.gather(output_NLAD), None
 
 

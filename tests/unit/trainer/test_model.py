@@ -69,7 +69,7 @@ def test_what_else_is_in_the_batch_changes_nothing(
     torch.testing.assert_close(backwards, alone, rtol=0, atol=2e-6)
 
 
-def test_packing_leaves_the_gradient_as_it_is(policy, samples, frames) -> None:
+def test_packing_leaves_the_gradient_as_it_is(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> None:
     """Rows together, in one sequence without padding, or one by one."""
     vision = see(policy, frames)
 
@@ -78,7 +78,9 @@ def test_packing_leaves_the_gradient_as_it_is(policy, samples, frames) -> None:
             parameter.grad = None
         for batch in batches:
             policy.logprobs(batch, vision, 1.0)[0].sum().backward()
-        return torch.cat([parameter.grad.flatten() for _, parameter in policy.trainable()])
+        return torch.cat(
+            [parameter.grad.flatten() for _, parameter in policy.trainable() if parameter.grad is not None]
+        )
 
     disturb(policy)
     together, apart = gradient([samples]), gradient([[sample] for sample in samples])
