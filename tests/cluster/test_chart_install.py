@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 
 from . import project_images
 from .kube import cluster as kube_cluster
-from .release import CRD, Release
-from .test_chart import CHART, VALUE_FILES, by_file
+from .release import CHART, CRD, Release
+from .test_chart import VALUE_FILES, by_file
 
 pytestmark = pytest.mark.cluster
 
