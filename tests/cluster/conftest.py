@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,21 @@ def kube() -> Iterator[kube_cluster.Running]:
         kube_cluster.down(cluster)
 
 
-@pytest.fixture
-def namespace(kube: kube_cluster.Running) -> Iterator[str]:
-    """A namespace of the test's own."""
+@contextmanager
+def temporary_namespace(kube: kube_cluster.Running) -> Iterator[str]:
+    """A namespace of its own; it goes, with all that is in it, without being waited for."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     kube.kubectl("create", "namespace", name)
     # Pods are refused until the controller manager has made the namespace's service account.
     kube.kubectl.wait_for("serviceaccount", "default", "-n", name)
-    yield name
-    kube.kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield name
+    finally:
+        kube.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(kube: kube_cluster.Running) -> Iterator[str]:
+    """A namespace of the test's own."""
+    with temporary_namespace(kube) as name:
+        yield name

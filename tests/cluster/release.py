@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError
-from .project_images import REPOSITORY
+from .project_images import REPOSITORY, chart_values
 
 CHART = REPOSITORY / "charts" / "visionrl"
 CRD = "visionrljobs.visionrl.dev"
@@ -16,15 +17,16 @@ CRD = "visionrljobs.visionrl.dev"
 class Release:
     """One release in a namespace of its own."""
 
-    def __init__(self, kube: kube_cluster.Running, namespace: str, image: str) -> None:
-        self.kube, self.namespace, self.image = kube, namespace, image
+    def __init__(self, kube: kube_cluster.Running, namespace: str) -> None:
+        self.kube, self.namespace = kube, namespace
         self.name = f"r{uuid.uuid4().hex[:6]}"
         self.operator = f"{self.name}-visionrl-operator"
 
     def values(self, *settings: str) -> list[str]:
-        repository, tag = self.image.rsplit(":", 1)
-        image = (f"image.repository={repository}", f"image.tag={tag}")
-        return [word for setting in (*image, *settings) for word in ("--set", setting)]
+        images = [
+            word for name, value in chart_values().items() for word in ("--set-json", f"{name}={json.dumps(value)}")
+        ]
+        return [*images, *(word for setting in settings for word in ("--set", setting))]
 
     def deploy(self, *settings: str) -> str:
         """Install or upgrade, until the operator is ready; what helm says.
@@ -44,6 +46,12 @@ class Release:
             return self.kube.kubectl(*arguments)
         except KubeError as error:
             return str(error)
+
+    def kill(self) -> None:
+        """End the operator at once, as the loss of its node would."""
+        labels = f"app.kubernetes.io/name=visionrl-operator,app.kubernetes.io/instance={self.name}"
+        words = ("--namespace", self.namespace, "--selector", labels, "--grace-period=0", "--force")
+        self.kube.kubectl("delete", "pods", *words)
 
     def uninstall(self) -> None:
         self.kube.helm("uninstall", self.name, "--namespace", self.namespace, "--ignore-not-found", "--wait")

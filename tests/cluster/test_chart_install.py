@@ -26,15 +26,14 @@ JOB = {
 
 
 @pytest.fixture(scope="module")
-def operator_image(kube: kube_cluster.Running) -> str:
+def operator_image(kube: kube_cluster.Running) -> None:
     project_images.ensure(kube, "operator")
-    return project_images.tag("operator")
 
 
 @pytest.fixture
-def release(kube: kube_cluster.Running, namespace: str, operator_image: str) -> Iterator[Release]:
+def release(kube: kube_cluster.Running, namespace: str, operator_image: None) -> Iterator[Release]:
     had_definition = kube.kubectl.succeeds("get", "crd", CRD)
-    made = Release(kube, namespace, operator_image)
+    made = Release(kube, namespace)
     yield made
     made.uninstall()
     if not had_definition:

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def machine_settings() -> list[str]:
 
 
 @pytest.fixture
-def twin() -> Any:
+def twin(ours: kube_cluster.Running) -> Iterator[Cluster]:
     """A second cluster's names, beside the session's; taken down whatever happens."""
     cluster = Cluster.of("twin", "10.231.0.0/16")
     yield cluster

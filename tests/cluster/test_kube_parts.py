@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kube import pip_config
+from .kube import layers, pip_config
 from .kube.dns import addresses
 from .kube.host import KubeError
 from .kube.layout import Cluster
@@ -92,3 +92,46 @@ def test_names_of_services_and_of_their_pods_resolve(name: str, expected: list[s
     pods = [SimpleNamespace(ip="10.0.1.2", hostname="first"), SimpleNamespace(ip="10.0.1.3", hostname=None)]
     endpoints = {("shop", "pods"): SimpleNamespace(subsets=[SimpleNamespace(addresses=pods)])}
     assert addresses(name, services, endpoints) == expected
+
+
+LOG = """\
+[1/2] STEP 1/2: FROM localhost/debian:bookworm AS one
+[1/2] STEP 2/2: RUN make
+--> Using cache 4e8b5bb2f76d8af09800e607c7a52aec881bfae1f91deee9f5d6a0ff2f6fa4e1
+--> 4e8b5bb2f76
+[2/2] STEP 2/2: COPY --from=one /a /b
+--> f5fa0b037ef
+Successfully tagged localhost/app:test
+"""
+
+
+class FakeStorage:
+    """buildah's images by id, with their tag."""
+
+    def __init__(self, **images: str) -> None:
+        self.images, self.removed = images, list[str]()
+
+    def tags(self) -> list[str]:
+        return [tag for tag in self.images.values() if tag]
+
+    def untagged(self) -> list[str]:
+        return [image for image, tag in self.images.items() if not tag]
+
+    def buildah(self, command: str, *ids: str) -> str:
+        self.removed += ids if command == "rmi" else ()
+        return ""
+
+
+def test_layers_of_the_last_builds_stay_and_others_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = {"4e8b5bb2f76d": "", "f5fa0b037efb": "", "aaaaaaaaaaaa": "", "bbbbbbbbbbbb": "localhost/app:test"}
+    storage: Any = FakeStorage(**images, cccccccccccc="")
+    layers.note("localhost/app:test", LOG)
+    layers.note("localhost/gone:test", "--> cccccccccccc"[:15])
+    layers.sweep(storage)
+    assert storage.removed == ["aaaaaaaaaaaa", "cccccccccccc"]
+
+    layers.note("localhost/app:test", LOG.replace("f5fa0b037ef", "aaaaaaaaaaa"))
+    storage.removed.clear()
+    layers.sweep(storage)
+    assert storage.removed == ["f5fa0b037efb", "cccccccccccc"], "of the last build only"

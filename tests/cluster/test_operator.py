@@ -24,6 +24,8 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module")
 def kube() -> Iterator[kube_cluster.Running]:
     """A control plane of this module's own, with the custom resource for servers without CEL."""
+    if os.environ.get("VISIONRL_E2E_KUBECONFIG"):
+        pytest.skip("pretends to be the nodes of a cluster that has none")
     cluster = Cluster.of(
         os.environ.get("VISIONRL_OPERATOR_KUBE_NAME", "optest"),
         os.environ.get("VISIONRL_OPERATOR_KUBE_CIDR", "10.202.0.0/16"),
@@ -163,6 +165,36 @@ def test_changes_are_applied_or_refused(world: World) -> None:
 
         world.patch({"training": {"groupSize": 8}})
         world.wait(lambda: world.condition("Accepted")["status"] == "True", "the change that was taken back")
+
+
+def test_null_switches_a_guard_off(world: World) -> None:
+    world.apply({"training.guards": {"maxInvalidRate": None}})
+    guards = world.job()["spec"]["training"]["guards"]
+    assert guards["maxInvalidRate"] is None, "and not its default"
+    assert guards["maxMismatchKL"] == 0.015
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait(lambda: world.condition("Accepted")["status"] == "True", "the verdict")
+
+
+def test_an_operator_older_than_the_definition_works_and_says_what_it_ignores(world: World) -> None:
+    """As for some seconds of an upgrade: the chart brings the definition first."""
+    newer = crd(cel=False)
+    spec = newer["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["properties"]["training"]["properties"]["fromTheFuture"] = {"type": "integer", "default": 7}
+    world.kube.kubectl.apply(newer)
+    try:
+        world.apply()
+        world.wait(lambda: world.job()["spec"]["training"].get("fromTheFuture") == 7, "the default of the definition")
+        with world.operator() as operator:
+            operator.wait_ready()
+            world.wait_for_children()
+            accepted = world.condition("Accepted")
+            assert (accepted["status"], accepted["reason"]) == ("True", "FieldsIgnored")
+            assert "spec.training.fromTheFuture" in accepted["message"]
+            world.wait(lambda: "FieldsIgnored" in world.events(), "the event")
+    finally:
+        world.kube.kubectl.apply(crd(cel=False))
 
 
 def test_suspending_and_resuming(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from visionrl.job import Job
@@ -23,8 +24,12 @@ WARM_START = {"training.warmStart": {"episodes": 4, "steps": 4}}
 
 def document(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """The smallest job with values set at dotted paths below ``spec``."""
-    found = copy.deepcopy(SMALLEST)
-    for path, value in (changes or {}).items():
+    return changed(copy.deepcopy(SMALLEST), changes or {})
+
+
+def changed(found: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The document itself, with values set at dotted paths below ``spec``."""
+    for path, value in changes.items():
         inner = found["spec"]
         *parents, leaf = path.split(".")
         for parent in parents:

@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import pip_config
-from .host import IMAGE_PACKAGES, cache, locked, progress, require_packages, require_root, run
+from . import layers, pip_config
+from .host import IMAGE_PACKAGES, KubeError, cache, locked, progress, require_packages, require_root, run
 from .storage import Storage
 
 BASE = "localhost/debian:bookworm"
 PAUSE = "localhost/pause:3.2"
 CPU_ENVIRONMENT = Path(__file__).with_name("cpu-environment")
 # Dockerfiles that expect python:3.11-slim find the same here: Debian 12's Python is 3.11.
+# Gigabytes each; two branches may differ in their lock file.
+KEPT_ENVIRONMENTS = 2
 BASE_PACKAGES = "ca-certificates,python3,python3-venv"
 
 
 def build(folder: Path, tag: str, build_args: Mapping[str, str] | None = None, context: Path | None = None) -> None:
     """Builds folder/Dockerfile as an image called tag, from context (default: the folder itself).
 
-    Layers are kept in the cache: a build without a change takes about a second. A RUN line sees the
+    Layers of the last build are kept in the cache: a build without a change takes about a second. A RUN line sees the
     network, and pip in it this machine's configuration. ARG BASE is given as a Debian 12 with Python.
     """
     require_root()
@@ -29,25 +31,38 @@ def build(folder: Path, tag: str, build_args: Mapping[str, str] | None = None, c
     ensure_base(storage)
     arguments = {"BASE": BASE, **(build_args or {})}
     options = pip_config.settings()
-    with TemporaryDirectory() as temporary:
-        config = Path(temporary, "pip.conf")
+    # One build at a time: the sweep afterwards would take another's layers.
+    with locked(cache() / "images.lock"), TemporaryDirectory() as temporary:
+        config, log = Path(temporary, "pip.conf"), Path(temporary, "log")
         config.write_text(pip_config.render(options))
         mounts = {config: pip_config.PATH_IN_BUILD} | {path: str(path) for path in pip_config.local_paths(options)}
-        storage.buildah(
-            "bud", "--quiet", "--layers", "--pull-never", "--isolation", "chroot", "--network", "host",
-            *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
-            *(f"--build-arg={name}={value}" for name, value in arguments.items()),
-            "--file", folder / "Dockerfile", "--tag", tag, context or folder,
-        )  # fmt: skip
+        try:
+            storage.buildah(
+                "bud", "--layers", "--pull-never", "--isolation", "chroot", "--network", "host", "--logfile", log,
+                *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
+                *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+                "--file", folder / "Dockerfile", "--tag", tag, context or folder,
+            )  # fmt: skip
+        except KubeError as error:
+            raise KubeError(f"{error}\n{tail(log)}") from None
+        layers.note(tag, log.read_text())
+        layers.sweep(storage)
 
 
 def build_cpu_environment(requirements: Path) -> str:
     """The image with a lock file's packages in /opt/venv, to be given as BASE of others; returns its tag."""
-    tag = f"localhost/visionrl-cpu:{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
+    repository = "localhost/visionrl-cpu"
+    tag = f"{repository}:{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
+    layers.keep_newest(Storage(), repository, KEPT_ENVIRONMENTS)
     with TemporaryDirectory() as context:
         shutil.copy(requirements, Path(context, "requirements.txt"))
         build(CPU_ENVIRONMENT, tag, context=Path(context))
     return tag
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    """The last lines of a build's log, if it got as far as having one."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
 
 
 def ensure_base(storage: Storage) -> None:

@@ -48,10 +48,23 @@ class Storage:
     def has(self, tag: str) -> bool:
         return bool(self.buildah("images", "--quiet", "--filter", f"reference={tag}").strip())
 
+    def _listing(self) -> list[dict[str, Any]]:
+        """All images, the newest first."""
+        found: list[dict[str, Any]] = json.loads(self.buildah("images", "--all", "--json") or "[]") or []
+        return sorted(found, key=lambda image: image["created"], reverse=True)
+
     def digests(self) -> set[str]:
         """The manifest digests of all images that have a tag."""
-        listing = json.loads(self.buildah("images", "--json") or "[]") or []
-        return {image["digest"] for image in listing if image.get("names")}
+        return {image["digest"] for image in self._listing() if image.get("names")}
+
+    def tags(self, repository: str = "") -> list[str]:
+        """Those of a repository, or all; the newest first."""
+        names = [name for image in self._listing() for name in image.get("names") or ()]
+        return [name for name in names if not repository or name.rpartition(":")[0] == repository]
+
+    def untagged(self) -> list[str]:
+        """The ids of images that have no tag."""
+        return [image["id"] for image in self._listing() if not image.get("names")]
 
     def image(self, tag: str) -> Image:
         if not self.has(tag):

@@ -1,0 +1,108 @@
+"""What happens to jobs around their training. They imitate the scripted player and stop (``algorithm.type: sft``), so
+their pods are real and need no server, which would take a minute to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.kube import cluster as kube_cluster
+from tests.cluster.release import Release
+from tests.e2e.cluster_job import ClusterJob
+from tests.e2e.conftest import tiny
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+GPU = "nvidia.com/gpu"
+FOREVER, BRIEF = 1_000_000, 2
+
+
+def supervised(steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A job of so many supervised steps."""
+    document = tiny(
+        {
+            "algorithm": {"type": "sft"},
+            "taskApp.resources": {"cpu": "50m", "memory": "512Mi"},
+            "trainer.resources": {"cpu": "50m", "memory": "1536Mi"},
+            "training.warmStart": {"episodes": 2, "turns": 4, "steps": steps, "batchSize": 8},
+            "evaluation.episodes": 0,
+            "failurePolicy": {"backoffSeconds": 1},
+            **(changes or {}),
+        }
+    )
+    document["spec"].pop("inference")
+    return document
+
+
+def test_a_third_job_waits_for_a_gpu_and_goes_on_when_one_is_free(
+    kube: kube_cluster.Running, operator: Release, job: Callable[[str], ClusterJob]
+) -> None:
+    nodes = kube.kubectl.get("nodes")["items"]
+    if sum(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes) != 2:
+        pytest.skip("needs a cluster with two GPUs, or two that are pretended")
+    first, second, third = (job(name) for name in ("first", "second", "third"))
+    for run in (first, second):
+        run.apply(supervised(FOREVER, {"trainer.gpu": {}}))
+        run.wait_for_phase("WarmStart")
+    third.apply(supervised(BRIEF, {"trainer.gpu": {}}))
+    third.wait("the reason", lambda: GPU in third.reason)
+    assert third.phase == "Pending"
+    assert f"Insufficient {GPU}" in third.row()
+    assert (first.phase, second.phase) == ("WarmStart", "WarmStart")
+
+    first.patch({"lifecycle": {"activeDeadlineSeconds": 1}})
+    first.wait_for_phase("Failed")
+    assert first.condition("Failed")["reason"] == "ActiveDeadlineExceeded"
+    third.wait_for_phase("Complete")
+    assert second.phase == "WarmStart"
+    for run in (first, second, third):
+        run.delete()
+    for run in (first, second, third):
+        run.wait_gone()
+
+
+def test_a_trainer_that_fails_for_good_leaves_its_reason_and_its_log(
+    operator: Release, job: Callable[[str], ClusterJob]
+) -> None:
+    run = job("fails")
+    run.apply(supervised(BRIEF, {"model.base": "/no/such/model", "training.warmStart.trains": "adapter"}))
+    run.wait_for_phase("Failed")
+    failed = run.condition("Failed")
+    assert failed["reason"] == "ConfigurationError", "another attempt would fail alike"
+    assert "exit code 2" in failed["message"]
+    assert "/no/such/model" in failed["message"]
+    assert "/no/such/model" in run.row()
+    assert run.attempt == 0
+    run.wait("the task app to go", lambda: not run.pods("taskapp"), fails=True)
+    assert "/no/such/model" in run.logs("trainer")
+    run.delete()
+    run.wait_gone()
+
+
+def test_a_job_deleted_in_any_phase_leaves_nothing(operator: Release, job: Callable[[str], ClusterJob]) -> None:
+    """But *Running*, *Complete* and *Failed*: jobs of other tests end there, and are deleted then."""
+    no_restart = {"failurePolicy": {"backoffSeconds": 300}}
+    runs = {
+        "Pending": (job("waits"), supervised(FOREVER, {"trainer.gpu": {"products": ["of-no-node"]}})),
+        "Starting": (job("lacks-image"), supervised(FOREVER, {"trainer.image": "localhost/visionrl-trainer:none"})),
+        "WarmStart": (job("learns"), supervised(FOREVER)),
+        "Suspended": (job("rests"), supervised(FOREVER)),
+        "Restarting": (job("crashes"), supervised(FOREVER, no_restart)),
+    }
+    for run, document in runs.values():
+        run.apply(document)
+    pending, starting = runs["Pending"][0], runs["Starting"][0]
+    pending.wait("the reason", lambda: "affinity" in pending.reason)
+    starting.wait("the reason", lambda: "Image" in starting.reason)
+    for phase in ("WarmStart", "Suspended", "Restarting"):
+        runs[phase][0].wait_for_phase("WarmStart")
+    runs["Suspended"][0].patch({"suspend": True})
+    runs["Restarting"][0].end_trainer()
+
+    for phase, (run, _) in runs.items():
+        run.wait_for_phase(phase)
+        run.delete()
+    for run, _ in runs.values():
+        run.wait_gone()
