@@ -67,7 +67,7 @@ CONTROLS = {
     "random": "random actions",
     "blind": "best blind policy",
     "grey": "SFT + RL, grey images",
-    "shuffled": "SFT + RL, another episode's images",
+    "shuffled": "SFT + RL, shuffled images",
     "scripted": "scripted teacher",
 }
 TRAINED = {"sft": "supervised (SFT)", "rl": "SFT + RL"}

@@ -54,7 +54,7 @@ def players(evidence: Evidence) -> Figure:
     axes.set_yticks(range(len(found)), [each.label for each in found.values()])
     axes.invert_yaxis()
     episodes = len(next(iter(found.values())).returns)
-    axes.set(xlabel=f"unique achievements an episode, {episodes} held-out seeds (mean, 95 % bootstrap)")
+    axes.set(xlabel=f"unique achievements, {episodes} held-out seeds (mean, 95 % bootstrap)")
     axes.set_xlim(0, 1.1 * max(each.score.high for each in found.values()))
     _style(axes)
     return figure
