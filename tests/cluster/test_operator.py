@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.jobs import document as job_document
 from visionrl.status import PolicyVersions, Progress, TrainerReport
 from visionrl_operator.crd import crd
 
@@ -27,14 +28,14 @@ def kube() -> Iterator[kube_cluster.Running]:
     if os.environ.get("VISIONRL_E2E_KUBECONFIG"):
         pytest.skip("pretends to be the nodes of a cluster that has none")
     cluster = Cluster.of(
-        os.environ.get("VISIONRL_OPERATOR_KUBE_NAME", "optest"),
-        os.environ.get("VISIONRL_OPERATOR_KUBE_CIDR", "10.202.0.0/16"),
+        os.environ.get("VISIONRL_OPTEST_NAME", "optest"),
+        os.environ.get("VISIONRL_OPTEST_CIDR", "10.202.0.0/16"),
     )
     was_up = kube_cluster.is_up(cluster)
     running = kube_cluster.up(cluster, control_plane_only=True)
     try:
         running.kubectl.apply(crd(cel=False))
-        running.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
+        running.kubectl.wait_for("visionrljobs", "--all-namespaces")
         yield running
     finally:
         if not was_up:
@@ -168,7 +169,9 @@ def test_changes_are_applied_or_refused(world: World) -> None:
 
 
 def test_null_switches_a_guard_off(world: World) -> None:
-    world.apply({"training.guards": {"maxInvalidRate": None}})
+    """Where it reaches the server: `kubectl apply` drops it."""
+    document = job_document({"training.guards": {"maxInvalidRate": None}})
+    world.kube.kubectl("create", "-n", world.namespace, "-f", "-", stdin=json.dumps(document))
     guards = world.job()["spec"]["training"]["guards"]
     assert guards["maxInvalidRate"] is None, "and not its default"
     assert guards["maxMismatchKL"] == 0.015

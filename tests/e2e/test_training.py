@@ -21,7 +21,7 @@ SHORT = {
     "training.groupSize": 4,
     "training.updatesPerIteration": 2,
     "training.learningRate": 2e-4,
-    "training.guards": {"maxInvalidRate": None},
+    "training.guards": {"maxInvalidRate": 1.0},
     "rollout.policyConfig.maxLlmCalls": 6,
     "rollout.maxConcurrent": 8,
     "evaluation.episodes": 8,
