@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from visionrl.cli.extras import needed_packages
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
+    # Before torch is imported: threads that spin while they wait for one without a core make a step several times
+    # slower on a machine that does other things, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with needed_packages("train", "operator,trainer"):
         from visionrl.cli.supervised.plan import TrainOptions
         from visionrl.cli.supervised.session import train

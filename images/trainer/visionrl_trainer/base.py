@@ -15,6 +15,7 @@ from visionrl.checks import exports_base
 from visionrl.job import Job
 from visionrl.part import ConfigurationError
 from visionrl_trainer import sft, teacher
+from visionrl_trainer.compute import compute
 from visionrl_trainer.model import Policy
 from visionrl_trainer.progress import Meter
 from visionrl_trainer.runfolder import RunFolder
@@ -45,9 +46,9 @@ class Preparation:
             self.bulletin.update(base_ready=True)
             return source
         if not self.folder.base.exists():
-            policy = await asyncio.to_thread(Policy.load, source, self.job.spec.model.dtype, self.device, full=True)
+            policy = await compute(Policy.load, source, self.job.spec.model.dtype, self.device, full=True)
             await self.warm_start(policy)
-            await asyncio.to_thread(sft.export, policy, source, self.folder.base)
+            await compute(sft.export, policy, source, self.folder.base)
             self.folder.warm_start.checkpoint.unlink(missing_ok=True)
         self.bulletin.base = self.folder.base
         self.bulletin.update(base_ready=True)
@@ -61,7 +62,7 @@ class Preparation:
         stopping = threading.Event()
         with self.meter.phase("warm_start", "supervised training"):
             try:
-                last = await asyncio.to_thread(
+                last = await compute(
                     sft.train, policy, data, self.job.spec, self.folder.warm_start, self._tell, stopping.is_set
                 )
             except asyncio.CancelledError:
@@ -86,7 +87,7 @@ class Preparation:
         if settings.data is not None:
             train, val = Path(settings.data.train), Path(settings.data.val) if settings.data.val else None
             with self.meter.phase("data", f"reading {train}"):
-                data = await asyncio.to_thread(read_sft, train, val, spec.rollout.env_config.image_size)
+                data = await compute(read_sft, train, val, spec.rollout.env_config.image_size)
             logger.info("%d decisions to learn, %d held out", len(data.training), len(data.validation))
             return data
         played = 0

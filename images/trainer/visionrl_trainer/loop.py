@@ -6,7 +6,6 @@ same adapter, optimizer state and random state, and asks for the same start stat
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import asdict, dataclass, field
@@ -23,8 +22,9 @@ from visionrl.part import Part
 from visionrl.status import Score
 from visionrl_trainer import curves, evaluate, film, report
 from visionrl_trainer.base import Preparation
-from visionrl_trainer.batch import Sample, with_advantages
+from visionrl_trainer.batch import Sample, chains, with_advantages
 from visionrl_trainer.checkpoint import Checkpoints, RunState
+from visionrl_trainer.compute import compute
 from visionrl_trainer.health import check, check_mismatch
 from visionrl_trainer.model import Policy, Vision
 from visionrl_trainer.optim import adapter_optimizer
@@ -59,7 +59,7 @@ async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
     ):
         preparation = Preparation(job, folder, device, taskapp, bulletin, meter)
         base = await preparation.base(part.cache_dir)
-        policy = await asyncio.to_thread(Policy.load, base, job.spec.model.dtype, device)
+        policy = await compute(Policy.load, base, job.spec.model.dtype, device)
         policy.add_adapter(job.spec.model.lora, job.spec.training.seed)
         await _Run(part, job, preparation, policy, inference).train()
 
@@ -132,7 +132,7 @@ class _Run:
         ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
         self.rollouts.start(range(iteration + 1, ahead), self.version)
         with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
-            learned = await asyncio.to_thread(self._learn, batch)
+            learned = await compute(self._learn, batch)
         times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)
@@ -191,6 +191,7 @@ class _Run:
         return {
             "episodes": len(episodes),
             "turns": len(samples),
+            "rows": len(chains(samples)),
             "reward": float(np.mean(returns)),
             "reward_std": float(np.std(returns)),
             "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),

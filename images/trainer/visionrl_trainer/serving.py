@@ -10,6 +10,7 @@ import httpx
 
 from visionrl.job import JobSpec
 from visionrl_trainer import canary
+from visionrl_trainer.compute import compute
 from visionrl_trainer.model import Policy
 from visionrl_trainer.publish import AdapterStore
 from visionrl_trainer.sampler import PATIENCE_SECONDS
@@ -35,7 +36,7 @@ class Serving:
         stays away.
         """
         started = time.monotonic()
-        name = await asyncio.to_thread(self.store.publish, policy, number)
+        name = await compute(self.store.publish, policy, number)
         self.store.prune(keep=2 + self.spec.training.max_staleness)
         self.bulletin.tell_policy(trained=name)
         await self._prove(policy, name)
