@@ -1,0 +1,75 @@
+"""Segments through real vLLM: turns that share a growing prompt are trained as one row, as the server sampled them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.support.inference import tiny_job
+
+pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
+
+SEGMENT, TURNS, EPISODES, ITERATIONS = 3, 6, 8, 2
+PATIENCE_SECONDS = 1800.0
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of a whole local run: two iterations after a short warm start, so that most answers are tool calls."""
+    folder = tmp_path_factory.mktemp("segments")
+    job = tiny_job(
+        {"maxNumSeqs": 16, "limitMmPerPrompt": {"image": SEGMENT}},
+        algorithm={"loss": "grpo", "advantage": "turn", "scale": "batch", "gamma": 0.9},
+        rollout={
+            "maxConcurrent": 16,
+            "envConfig": {"imageSize": 144},
+            "policyConfig": {
+                "segmentTurns": SEGMENT,
+                "maxTokens": 16,
+                "maxLlmCalls": TURNS,
+                "maxActions": 4,
+                "historyTurns": 0,
+                "systemPrompt": "Play Crafter.",
+            },
+        },
+        training={
+            "iterations": ITERATIONS,
+            "groupsPerIteration": 2,
+            "groupSize": EPISODES // 2,
+            "learningRate": 1e-3,
+            "updatesPerIteration": 2,
+            "warmStart": {"episodes": 30, "steps": 200, "turns": 12, "batchSize": 16, "optimizer": "muon"},
+        },
+        evaluation={"episodes": 0},
+    )
+    file = folder / "job.yaml"
+    with file.open("w") as stream:
+        YAML().dump(json.loads(job.model_dump_json(by_alias=True, exclude_unset=True)), stream)
+    program = Path(sys.executable).with_name("visionrl")
+    command: list[str | Path] = [program, "run", file, "--runs", folder / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (folder / "runs" / job.name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_turn_is_learned_from_in_rows_of_several_turns(metrics: list[dict[str, Any]]) -> None:
+    assert [record["iteration"] for record in metrics] == list(range(1, ITERATIONS + 1))
+    for record in metrics:
+        assert record["turns"] == EPISODES * TURNS
+        # An answer that the template renders otherwise than it was sampled ends its row; most do not.
+        assert record["turns"] / SEGMENT <= record["rows"] < record["turns"] / 2
+        assert record["grad_norm"] > 0
+        assert record["updates"] == 2
+
+
+def test_server_and_trainer_agree_on_the_answers_of_all_turns(metrics: list[dict[str, Any]]) -> None:
+    for record in metrics:
+        assert record["mismatch_max"] <= 1e-4
+        assert record["staleness"] == 0
