@@ -105,8 +105,12 @@ class ClusterJob:
         return [json.loads(line)["iteration"] for line in lines]
 
     def iterations_logged(self) -> list[int]:
-        """Those that the trainer's pod went through."""
-        return [int(number) for number in re.findall(r"iteration (\d+)/", self.logs("trainer"))]
+        """Those that the current attempt's trainer went through."""
+        try:
+            log = self.kubectl("logs", f"job/{self.name}-trainer-{self.attempt}", "--tail=-1")
+        except KubeError:  # no such pod yet, or no container in it
+            return []
+        return [int(number) for number in re.findall(r"iteration (\d+)/", log)]
 
     # --- waiting
 
@@ -128,6 +132,11 @@ class ClusterJob:
 
     def wait_for_iteration(self, number: int) -> None:
         self.wait(f"iteration {number}", lambda: self.iteration >= number)
+
+    def wait_to_go_on(self, after: int) -> None:
+        """Wait until a new attempt has been through an iteration; it must not be one of those done before."""
+        self.wait("training to go on", lambda: bool(self.iterations_logged()))
+        assert min(self.iterations_logged()) > after
 
     def wait_gone(self) -> None:
         """Wait until nothing that was made for the job is left, of any kind that the API server lists."""
