@@ -88,5 +88,6 @@ def _manifest(folder: Path) -> dict[str, object]:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in sorted(folder.iterdir())
+        if path.name != "manifest.json"
     }
     return {"name": folder.name, "files": files}
