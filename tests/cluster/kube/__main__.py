@@ -103,7 +103,9 @@ def _interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # stopped either way, a half-started cluster is taken down
+    # Stopped either way, a half-started cluster is taken down; what a shell starts with & is born deaf to SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KubeError as error:
