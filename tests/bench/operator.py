@@ -29,7 +29,7 @@ from rich.table import Table
 from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube.layout import Cluster
 from tests.support.jobs import document
-from tests.support.operator import Operator
+from tests.support.operator_process import Operator
 from tests.support.ports import free_port
 from visionrl_operator.api import Api, KubernetesTransport
 from visionrl_operator.crd import crd

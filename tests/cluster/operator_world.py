@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tests.support.jobs import document
-from tests.support.operator import Operator
+from tests.support.operator_process import Operator
 from tests.support.ports import free_port
 from visionrl.status import TrainerReport
 
