@@ -9,6 +9,7 @@ from visionrl.status import JobStatus
 from visionrl_operator.attempts import live, next_attempt
 from visionrl_operator.local.folder import LocalError
 from visionrl_operator.mutability import changed_immutable_fields
+from visionrl_operator.part_images import images_of, with_images
 from visionrl_operator.policies.failure import INTERRUPTED
 
 
@@ -16,7 +17,7 @@ def check_same_job(accepted: Job | None, wanted: Job) -> None:
     """Refuse to go on with a run of another specification. Raises :class:`LocalError`."""
     if accepted is None:
         return
-    if changed := changed_immutable_fields(accepted.spec, wanted.spec):
+    if changed := changed_immutable_fields(accepted.spec, with_images(wanted, images_of(accepted)).spec):
         raise LocalError(f"this run was started with another {', '.join(changed)}; --fresh starts over")
 
 
