@@ -13,7 +13,7 @@ from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube.host import KubeError, wait_until
 from visionrl_operator.crd import SHORT_NAME
 
-PATIENCE_SECONDS = 1500.0
+PATIENCE_SECONDS = 900.0
 """How long one condition may take before a test gives up: several models may be loading on two cores."""
 
 RUN_FOLDER = "/var/lib/visionrl/run"
@@ -64,6 +64,7 @@ class ClusterJob:
 
     @property
     def iteration(self) -> int:
+        """As the status tells: some seconds late."""
         return int(self.status().get("progress", {}).get("iteration", 0))
 
     def condition(self, kind: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tests.cluster.kube.manifests import STORAGE_CLASS
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
 from tests.support.jobs import changed
+from visionrl_operator.crd import SHORT_NAME
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +41,11 @@ def operator(release: Release) -> Release:
     return release
 
 
-@pytest.fixture(scope="module")
-def job(kube: kube_cluster.Running, release: Release) -> Callable[[str], ClusterJob]:  # noqa: F811
-    return partial(ClusterJob, kube, release.namespace)
+@pytest.fixture
+def job(kube: kube_cluster.Running, release: Release) -> Iterator[Callable[[str], ClusterJob]]:  # noqa: F811
+    yield partial(ClusterJob, kube, release.namespace)
+    # Of a test that failed: its pods hold what the next one needs.
+    kube.kubectl("delete", SHORT_NAME, "--all", "--namespace", release.namespace, "--wait=false")
 
 
 @pytest.fixture(scope="session")
