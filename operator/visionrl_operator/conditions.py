@@ -107,7 +107,8 @@ def findings(
         _trainer_running(status, trainer, observed, ended=outcome is not None),
     ]
     if spec.suspend and outcome is None:
-        ending = any(view.part.pods for view in views) or observed.orphaned_trainer_pods > 0
+        parts = [*(view.part for view in views), *(run.part for run in observed.trainers)]  # of former attempts, too
+        ending = any(part.pods for part in parts) or observed.orphaned_trainer_pods > 0
         found.append(Finding("Suspended", True, "Suspended", "pods are ending" if ending else ""))
     elif status.condition("Suspended"):
         found.append(Finding("Suspended", False, "Resumed"))

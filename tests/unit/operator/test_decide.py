@@ -343,9 +343,11 @@ def test_a_suspended_job_has_no_pods_and_goes_on_afterwards() -> None:
     cluster = running()
     cluster.change({"suspend": True})
     cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.status.reason == "pods are ending", "the trainer writes its checkpoint"
     cluster.deletions_complete()
     cluster.reconcile()
-    assert cluster.status.phase == "Suspended"
+    assert (cluster.status.phase, cluster.status.reason) == ("Suspended", "suspended")
     assert not cluster.trainers
     assert cluster.task_app.pods == cluster.inference.pods == 0
     assert cluster.status.attempts[0].cause == "suspended"
