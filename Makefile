@@ -56,6 +56,9 @@ e2e-kind: setup ## The cluster tests on kind, with Docker (KIND_NODE_IMAGE=)
 	mkdir -p .kube-test
 	$(KIND) create cluster --name visionrl-e2e --image $(KIND_NODE_IMAGE) --kubeconfig .kube-test/kind --wait 120s
 	$(KIND) load docker-image --name visionrl-e2e $(PARTS:%=localhost/visionrl-%:test) && \
+	  kubectl --kubeconfig .kube-test/kind label node visionrl-e2e-control-plane nvidia.com/gpu.product=NVIDIA-H200 && \
+	  kubectl --kubeconfig .kube-test/kind patch node visionrl-e2e-control-plane --subresource=status --type=merge \
+	    -p '{"status": {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "2"}}}' && \
 	  VISIONRL_E2E_KUBECONFIG=$(CURDIR)/.kube-test/kind $(BIN)/python -m pytest -m cluster; \
 	  status=$$?; $(KIND) delete cluster --name visionrl-e2e; exit $$status
 
