@@ -1,7 +1,6 @@
 """The command line: python -m tests.cluster.kube."""
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from .cluster import down, is_up, up
 from .containerd import Containerd
 from .host import KubeError
 from .kubectl import Client
-from .layout import DEFAULT_CIDR, DEFAULT_NAME, Cluster
+from .layout import Cluster, chosen_cidr, chosen_name
 from .storage import Storage
 
 DESCRIPTION = """\
@@ -38,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--name", default=os.environ.get("VISIONRL_KUBE_NAME", DEFAULT_NAME))
-    options.add_argument("--cidr", default=os.environ.get("VISIONRL_KUBE_CIDR", DEFAULT_CIDR), help="a /16 of its own")
+    options.add_argument("--name", default=chosen_name())
+    options.add_argument("--cidr", default=chosen_cidr(), help="a /16 of its own")
     options.add_argument("--dir", type=Path, help="work folder (default: /var/tmp/visionrl-kube-NAME)")
     commands = options.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -46,9 +46,7 @@ class Cluster:
     @classmethod
     def from_environment(cls) -> "Cluster":
         """The one that VISIONRL_KUBE_NAME and VISIONRL_KUBE_CIDR name."""
-        return cls.of(
-            os.environ.get("VISIONRL_KUBE_NAME", DEFAULT_NAME), os.environ.get("VISIONRL_KUBE_CIDR", DEFAULT_CIDR)
-        )
+        return cls.of(chosen_name(), chosen_cidr())
 
     def _subnet(self, third_octet: int, prefix: int) -> IPv4Network:
         return IPv4Network((self.network[third_octet * 256], prefix))
@@ -95,3 +93,11 @@ class Cluster:
 
     def kubeconfig(self, user: str = "admin") -> Path:
         return self.root / f"{user}.kubeconfig"
+
+
+def chosen_name() -> str:
+    return os.environ.get("VISIONRL_KUBE_NAME", DEFAULT_NAME)
+
+
+def chosen_cidr() -> str:
+    return os.environ.get("VISIONRL_KUBE_CIDR", DEFAULT_CIDR)
