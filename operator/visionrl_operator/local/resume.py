@@ -17,7 +17,9 @@ def check_same_job(accepted: Job | None, wanted: Job) -> None:
     """Refuse to go on with a run of another specification. Raises :class:`LocalError`."""
     if accepted is None:
         return
-    if changed := changed_immutable_fields(accepted.spec, with_images(wanted, images_of(accepted)).spec):
+    # A job that names no image goes on with the images it was accepted with.
+    images = images_of(accepted)
+    if changed := changed_immutable_fields(with_images(accepted, images).spec, with_images(wanted, images).spec):
         raise LocalError(f"this run was started with another {', '.join(changed)}; --fresh starts over")
 
 
