@@ -29,6 +29,8 @@ def show_summary(summary: dict[str, Any], folder: LocalFolder) -> None:
     for name, value in summary_rows(summary):
         table.add_row(name, value)
     console.print(table)
+    if gain := (summary.get("evaluation") or {}).get("gain"):
+        console.print(verdict(_score(gain)), soft_wrap=True)
     picture = folder.root / "reward.png"
     if picture.exists():
         console.print(f"reward curve: {picture}", soft_wrap=True)
@@ -53,9 +55,23 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     evaluation = summary.get("evaluation") or {}
     for key, label in (("before", "evaluation before"), ("after", "evaluation after"), ("gain", "gain, paired")):
         if found := evaluation.get(key):
-            score = Score(**{field: found[field] for field in Score.model_fields})
+            score = _score(found)
             rows.append((label, f"{score_text(score)} on {score.episodes} seeds"))
     return rows
+
+
+def verdict(gain: Score) -> str:
+    """What the paired gain on the held-out seeds says, in a sentence."""
+    interval = f"the interval of the gain, {gain.low:+.2f} to {gain.high:+.2f},"
+    if gain.low > 0:
+        return f"better on the held-out seeds: {interval} is above 0"
+    if gain.high < 0:
+        return f"worse on the held-out seeds: {interval} is below 0"
+    return f"neither better nor worse for certain: {interval} holds 0; more spec.evaluation.episodes narrow it"
+
+
+def _score(found: dict[str, Any]) -> Score:
+    return Score(**{field: found[field] for field in Score.model_fields})
 
 
 def _number(value: Any) -> str:

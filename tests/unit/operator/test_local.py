@@ -26,7 +26,7 @@ from visionrl_operator.local.container import Launch, launch
 from visionrl_operator.local.folder import LocalError, LocalFolder, tail
 from visionrl_operator.local.gpus import assign_gpus
 from visionrl_operator.local.resume import check_same_job, resumed
-from visionrl_operator.local.summary import summary_rows
+from visionrl_operator.local.summary import summary_rows, verdict
 from visionrl_operator.local.text import progress_line
 
 PORTS: dict[Component, int] = {"taskApp": 9001, "inference": 9002, "trainer": 9003}
@@ -175,3 +175,15 @@ def test_the_summary_shows_what_it_holds() -> None:
         "evaluation after": "1.00 [0.50, 1.50] on 8 seeds",
     }
     assert summary_rows({}) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.1, 1.2, "better on the held-out"),
+        (-1.2, -0.1, "worse on the held-out"),
+        (-0.08, 1.25, "-0.08 to +1.25, holds 0"),
+    ],
+)
+def test_the_summary_says_what_the_gain_proves(low: float, high: float, says: str) -> None:
+    assert says in verdict(Score(mean=(low + high) / 2, low=low, high=high, episodes=96))
