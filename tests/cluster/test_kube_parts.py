@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from .kube import layers, pip_config
@@ -18,7 +18,6 @@ OPTION = st.sampled_from(["cert", "find-links", "index-url", "extra-index-url", 
 VALUE = st.text()
 
 
-@settings(deadline=None)
 @given(files=st.dictionaries(OPTION, VALUE), environment=st.dictionaries(OPTION, VALUE))
 def test_pip_options_of_the_environment_win(files: dict[str, str], environment: dict[str, str]) -> None:
     listing = [f":env:.{option}={value!r}" for option, value in environment.items()]
@@ -58,7 +57,6 @@ def test_a_cluster_that_cannot_be_is_refused_with_the_fix(name: str, cidr: str, 
         Cluster.of(name, cidr, root)
 
 
-@settings(deadline=None)
 @given(second=st.integers(0, 255))
 def test_the_subnets_of_a_cluster_are_apart_and_its_own(second: int) -> None:
     cluster = Cluster.of("a", f"10.{second}.0.0/16")

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.inference import KEY
@@ -39,7 +39,6 @@ def source(trainer: StandInTrainer, root: Path, key: str = KEY) -> AdapterSource
 # --- names
 
 
-@settings(deadline=None)
 @given(st.integers(0, 999_999))
 def test_a_name_stands_for_its_version(version: int) -> None:
     assert VersionNames("job").version(f"job-v{version:06d}") == version
@@ -275,7 +274,6 @@ async def test_a_version_that_is_being_resolved_is_left_alone(tmp_path: Path) ->
     assert oldest in server.names
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["load", "use", "finish", "sweep"]), st.integers(0, 5), st.integers(0, 12)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.vision
@@ -11,7 +11,6 @@ pytestmark = pytest.mark.vision
 SLOTS, IN, OUT, RANK = 3, 5, 4, 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=12))
 def test_each_token_gets_its_own_adapter_and_minus_one_none(slots: list[int]) -> None:
     import torch

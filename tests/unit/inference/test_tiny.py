@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.inference import random_frame
@@ -42,7 +42,6 @@ def test_the_actions_are_crafters() -> None:
     assert list(ACTIONS) == crafter.constants.actions
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=8))
 def test_a_call_is_two_tokens_an_action_and_four_more_and_keeps_every_byte(actions: list[str]) -> None:
     text = tool_call_text(actions) + TURN_END
@@ -52,7 +51,6 @@ def test_a_call_is_two_tokens_an_action_and_four_more_and_keeps_every_byte(actio
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == tool_call_text(actions)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_survives(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids, skip_special_tokens=False) == text

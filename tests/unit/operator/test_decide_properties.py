@@ -184,4 +184,4 @@ def assert_times(old: Condition, new: Condition) -> None:
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLife.settings = settings(max_examples=60, stateful_step_count=25)

@@ -57,7 +57,7 @@ class Election(RuleBasedStateMachine):
 
 
 TestElection = Election.TestCase
-TestElection.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestElection.settings = settings(max_examples=100, stateful_step_count=30)
 
 
 async def test_a_lease_that_was_given_up_is_taken_at_once() -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import jobs
@@ -302,7 +302,6 @@ OBJECTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@settings(deadline=None)
 @given(st.permutations(OBJECTS), st.lists(st.sampled_from(OBJECTS), max_size=6))
 def test_news_may_come_in_any_order_and_twice(order: list[Any], repeated: list[Any]) -> None:
     store, expected = Store(), Store()

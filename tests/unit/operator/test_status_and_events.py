@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -29,7 +29,6 @@ JSON = st.recursive(
 DOCUMENTS = st.dictionaries(st.sampled_from("abcd"), JSON, max_size=4)
 
 
-@settings(deadline=None)
 @given(DOCUMENTS, DOCUMENTS)
 def test_a_patch_turns_one_document_into_the_other(old: dict[str, Any], new: dict[str, Any]) -> None:
     patch = merge_patch(old, new)

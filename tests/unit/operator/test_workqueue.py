@@ -102,7 +102,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestQueue.settings = settings(max_examples=200, stateful_step_count=40)
 
 
 async def test_workers_wait_for_keys_and_for_their_time() -> None:

@@ -239,7 +239,7 @@ def test_envs_played_in_turns_do_not_disturb_each_other() -> None:
 
 
 @given(seed=st.integers(0, 5), before=actions, after=actions, other=actions)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_fork_goes_on_exactly_as_the_episode_would_have(
     seed: int, before: list[str], after: list[str], other: list[str]
 ) -> None:
@@ -400,7 +400,7 @@ def test_whatever_decides_the_future_changes_the_hash() -> None:
 
 
 @given(seed=st.integers(0, 3), sequence=actions)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_looking_changes_nothing(seed: int, sequence: list[str]) -> None:
     watched, unwatched = started(seed, 64), started(seed)
     for action in sequence:

@@ -18,7 +18,6 @@ frames = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40).map(
 
 
 @given(frame=frames)
-@settings(deadline=None)
 def test_any_frame_survives_encoding(frame: np.ndarray) -> None:
     data = encode_png(frame)
     with Image.open(io.BytesIO(data)) as image:
@@ -71,14 +70,13 @@ NOISE = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
 
 
 @given(cut=st.integers(0, len(encode_png(NOISE)) - 1))
-@settings(deadline=None)
 def test_a_cut_off_file_is_refused(cut: int) -> None:
     with pytest.raises(ValueError, match="PNG"):
         decode_png(encode_png(NOISE)[:cut])
 
 
 @given(at=st.integers(0, len(encode_png(NOISE)) - 1), flip=st.integers(1, 255))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_a_changed_byte_is_refused_or_harmless(at: int, flip: int) -> None:
     data = bytearray(encode_png(NOISE))
     data[at] ^= flip

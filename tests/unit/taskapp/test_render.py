@@ -120,7 +120,7 @@ scenes = st.builds(
 
 
 @given(scene=scenes, size=st.integers(MIN_SIZE, 80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_scene_has_one_image_that_belongs_to_the_caller(scene: Scene, size: int) -> None:
     first = renderer(size)(scene)
     copy = first.copy()

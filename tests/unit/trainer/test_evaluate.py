@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl_trainer.evaluate import bootstrap, crafter_score, paired_gain
 from visionrl_trainer.sampler import training_seeds
 
 
-@settings(deadline=None)  # resampling takes what the machine gives it
 @given(st.lists(st.integers(0, 22), min_size=2, max_size=50))
 def test_the_interval_holds_the_mean_and_repeats_itself(values: list[int]) -> None:
     low, high = bootstrap(values)
