@@ -14,8 +14,13 @@ Document = dict[str, Any]
 
 def derive(learn: Document, name: str, changes: Mapping[str, Any]) -> Document:
     """The job under another name with fields of its ``spec`` changed."""
-    job = copy.deepcopy(learn)
+    job = changed(copy.deepcopy(learn), changes)
     job["metadata"]["name"] = name
+    return job
+
+
+def changed(job: Document, changes: Mapping[str, Any]) -> Document:
+    """The job itself, with values set at dotted paths below ``spec``."""
     for path, value in changes.items():
         *sections, field = path.split(".")
         place = job["spec"]

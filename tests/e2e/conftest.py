@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from recipes.learn.jobs import changed
 from tests.cluster import project_images
 from tests.cluster.conftest import kube, temporary_namespace  # noqa: F401  (a fixture of these tests, too)
 from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube.manifests import STORAGE_CLASS
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
-from tests.support.jobs import changed
 from visionrl_operator.crd import SHORT_NAME
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
+from recipes.learn.jobs import changed
 from visionrl.job import Job
 
 SMALLEST: dict[str, Any] = {
@@ -25,17 +25,6 @@ WARM_START = {"training.warmStart": {"episodes": 4, "steps": 4}}
 def document(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """The smallest job with values set at dotted paths below ``spec``."""
     return changed(copy.deepcopy(SMALLEST), changes or {})
-
-
-def changed(found: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The document itself, with values set at dotted paths below ``spec``."""
-    for path, value in changes.items():
-        inner = found["spec"]
-        *parents, leaf = path.split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[leaf] = value
-    return found
 
 
 def job(changes: dict[str, Any] | None = None) -> Job:
