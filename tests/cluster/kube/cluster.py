@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import binaries, cgroups, control_plane, images, manifests, node, pki, tools
 from .containerd import Containerd
-from .host import RUN_PACKAGES, KubeError, cache, locked, progress, require_packages, require_root
+from .host import RUN_PACKAGES, KubeError, cache, locked, progress, require_packages, require_root, wait_until
 from .kubectl import Client, Kubectl
 from .layout import Cluster
 from .sandbox import Sandbox
@@ -129,6 +129,9 @@ def _mode(cluster: Cluster) -> str | None:
 def _remove(cluster: Cluster) -> None:
     if sandbox := Sandbox.find(cluster):
         sandbox.stop()
+        # The kernel removes the link with the sandbox's network namespace, some time after its last process.
+        link = Path("/sys/class/net", cluster.link)
+        wait_until(lambda: not link.exists(), f"the end of the network link {cluster.link}", 60, 0.05)
     cgroups.remove(cluster)
     if cluster.root.exists():
         shutil.rmtree(cluster.root)
