@@ -76,6 +76,26 @@ class ClusterJob:
         found: dict[str, Any] = json.loads(self.kubectl("get", "pods", "-l", self._labels(component), "-o", "json"))
         return list(found["items"])
 
+    def end_of_a_deleted_trainer(self) -> dict[str, Any]:
+        """Delete the job and return how its trainer's container ended, of which Kubernetes would keep nothing."""
+        [pod] = self.pods("trainer")
+        name = pod["metadata"]["name"]
+        self._keep(name, ["visionrl.dev/test"])
+        try:
+            self.delete()
+
+            def end() -> dict[str, Any]:
+                [container] = json.loads(self.kubectl("get", "pod", name, "-o", "json"))["status"]["containerStatuses"]
+                return dict(container["state"].get("terminated", {}))
+
+            wait_until(lambda: bool(end()), f"{self.name}: the trainer's end", PATIENCE_SECONDS, 1)
+            return end()
+        finally:
+            self._keep(name, [])
+
+    def _keep(self, pod: str, finalizers: list[str]) -> None:
+        self.kubectl("patch", "pod", pod, "--type=merge", "-p", json.dumps({"metadata": {"finalizers": finalizers}}))
+
     def children(self) -> dict[str, tuple[str, int, int]]:
         """What was made for the job: uid, generation, and restarts where it is a pod."""
         kinds = "pods,deployments,jobs,services,configmaps,secrets,networkpolicies,persistentvolumeclaims"
@@ -89,6 +109,12 @@ class ClusterJob:
             for item in listed
         }
 
+    @property
+    def trainer_runs(self) -> bool:
+        """Whether its container was started; the process in it may still be loading."""
+        statuses = [status for pod in self.pods("trainer") for status in pod["status"].get("containerStatuses", ())]
+        return any("running" in status["state"] for status in statuses)
+
     def logs(self, component: str) -> str:
         return self.kubectl("logs", "-l", self._labels(component), "--tail=-1")
 
@@ -98,7 +124,8 @@ class ClusterJob:
 
     def end_trainer(self) -> None:
         """As if it had crashed: SIGTERM from inside, of which Kubernetes knows nothing."""
-        self.in_trainer("sh", "-c", "kill 1")
+        find = "grep --files-with-matches [v]isionrl_trainer /proc/[0-9]*/cmdline | cut -d/ -f3"
+        self.in_trainer("sh", "-c", f"kill $({find})")
 
     def iterations_kept(self) -> list[int]:
         """Those that the run folder tells of."""

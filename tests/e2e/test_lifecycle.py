@@ -3,6 +3,7 @@ their pods are real and need no server, which would take a minute to start."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -106,3 +107,12 @@ def test_a_job_deleted_in_any_phase_leaves_nothing(operator: Release, job: Calla
         run.delete()
     for run, _ in runs.values():
         run.wait_gone()
+
+
+def test_a_trainer_deleted_while_it_loads_ends_at_once(operator: Release, job: Callable[[str], ClusterJob]) -> None:
+    run = job("loads")
+    run.apply(supervised(FOREVER))
+    run.wait("the trainer's container", lambda: run.trainer_runs)
+    end = run.end_of_a_deleted_trainer()
+    assert end["exitCode"] == 128 + signal.SIGTERM, "killed after its grace period, in which it held its GPU"
+    run.wait_gone()

@@ -92,6 +92,9 @@ def pod_template(job: Job, part: Part, restart_policy: str, attempt: int | None 
         "terminationGracePeriodSeconds": STOP_SECONDS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        # The pause container is the first process then: a first process that has no handler yet, because it still
+        # imports torch, is spared by SIGTERM, and would hold its GPU for the whole grace period.
+        "shareProcessNamespace": True,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,

@@ -89,6 +89,11 @@ def test_pods_fulfil_the_restricted_standard(part: str) -> None:
     assert context["readOnlyRootFilesystem"] is True
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_has_no_signal_handler_yet_ends_on_sigterm(part: str) -> None:
+    assert pods()[part]["spec"]["shareProcessNamespace"] is True, "its process is not the first one of its namespace"
+
+
 def test_the_job_file_holds_every_default_and_the_key_only_the_secret() -> None:
     found = children()
     text = found[Ref("ConfigMap", "demo-config")]["data"]["job.json"]
