@@ -40,7 +40,7 @@ learn: setup ## The learning evidence: controls, training, ablations (docs/learn
 	$(BIN)/python -m recipes.learn
 
 test: setup ## All tests that need no cluster and no GPU
-	$(BIN)/python -m pytest -m "not cluster and not gpu"
+	$(BIN)/python -m pytest -m "not cluster and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 cluster-test: setup ## Tests on a real Kubernetes that is built and run here: root on Debian 12, 15 minutes at first
 	@test "$$(id -u)" = 0 || test -n "$$VISIONRL_E2E_KUBECONFIG" || { \
