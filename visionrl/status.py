@@ -80,6 +80,14 @@ class Progress(Model):
     """Of the policy at its answers' tokens, nats, in the last batch."""
     clip_fraction: float | None = None
     """Share of tokens (of answers, for GSPO) whose ratio was clipped in the last updates."""
+    ratio_mean: float | None = None
+    """Mean over tokens (over answers, for GSPO) of the ratio to the policy before the last updates: near 1."""
+    ratio_max: float | None = None
+    """Largest such ratio."""
+    advantage_std: float | None = None
+    """Standard deviation of the last batch's advantages; 0 where there was nothing to learn."""
+    zero_variance_groups: int | None = None
+    """Groups of the last batch whose episodes all earned the same, which teach nothing."""
     invalid_rate: float | None = None
     """Share of the last batch's answers without a usable tool call."""
     grad_norm: float | None = None

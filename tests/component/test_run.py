@@ -175,3 +175,20 @@ def test_a_finished_run_is_not_run_again(finished: Run) -> None:
     assert finished.process.wait(120) == 0
     assert "complete already" in finished.output.read_text()
     assert [record["iteration"] for record in finished.metrics()] == list(range(1, ITERATIONS + 1))
+
+
+def test_the_status_tells_how_healthy_the_last_iteration_was(finished: Run) -> None:
+    progress, last = finished.status()["progress"], finished.metrics()[-1]
+    told = {
+        "mismatchKL": "mismatch_kl",
+        "entropy": "entropy",
+        "clipFraction": "clip_fraction",
+        "ratioMean": "ratio_mean",
+        "ratioMax": "ratio_max",
+        "advantageStd": "advantage_std",
+        "zeroVarianceGroups": "zero_variance_groups",
+        "invalidRate": "invalid_rate",
+        "gradNorm": "grad_norm",
+        "staleness": "staleness",
+    }
+    assert {name: progress[name] for name in told} == pytest.approx({name: last[field] for name, field in told.items()})

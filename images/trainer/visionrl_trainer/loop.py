@@ -41,7 +41,10 @@ from visionrl_trainer.update import Mismatch, encode, mismatch, trained_logprobs
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("mismatch_kl", "entropy", "clip_fraction", "invalid_rate", "grad_norm", "staleness")
+SHOWN = (
+    *("reward", "mismatch_kl", "entropy", "clip_fraction", "ratio_mean", "ratio_max", "advantage_std"),
+    *("zero_variance_groups", "invalid_rate", "grad_norm", "staleness"),
+)
 """Metrics of the last iteration that the status carries too."""
 
 
@@ -165,11 +168,7 @@ class _Run:
     def _report_iteration(self, record: dict[str, Any], seconds: float) -> None:
         total = policy_iterations(self.job.spec)
         self.meter.iteration(self.state.iteration, total, seconds)
-        self.meter.set(
-            reward=record["reward"],
-            **{name: record[name] for name in SHOWN},
-            sync_seconds=round(self.sync_seconds, 3),
-        )
+        self.meter.set(**{name: record[name] for name in SHOWN}, sync_seconds=round(self.sync_seconds, 3))
         logger.info(
             "iteration %d/%d: %.2f achievements, %.0f %% invalid, mismatch %.1e, entropy %.2f, clipped %.1f %%, %.1f s",
             *(self.state.iteration, total, record["reward"], 100 * record["invalid_rate"], record["mismatch_max"]),
@@ -268,6 +267,8 @@ class _Run:
     def _report_state(self) -> None:
         """Tell the world where the run is; after a restart the report starts empty."""
         self.meter.set(iteration=self.state.iteration, episodes=self.state.episodes)
+        if last := self.folder.metrics.records()[-1:]:
+            self.meter.set(**{name: last[0].get(name) for name in SHOWN})
         for result in self.state.evaluations:
             score = Score(**{name: result[name] for name in Score.model_fields})
             self.meter.evaluation(result["iteration"], score)
