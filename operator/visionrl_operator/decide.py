@@ -207,7 +207,8 @@ def _report(
     )
     found = conditions.findings(job.spec, status, verdict, observed, views, outcome)
     timed = conditions.with_times(status.conditions, found, job_object.generation, now)
-    report = observed.report
+    # A trainer that still loads does not know where the run is.
+    report = observed.report if observed.report and observed.report.phase != "Starting" else None
     return status.model_copy(
         update={
             "observed_generation": job_object.generation,

@@ -140,6 +140,15 @@ def test_progress_comes_from_the_trainer_and_outlives_it() -> None:
     assert cluster.status.progress.iteration == 2
 
 
+def test_a_trainer_that_loads_again_does_not_set_progress_back() -> None:
+    cluster = running()
+    cluster.report = TrainerReport(phase="Training", progress=Progress(iteration=2, total=3, reward=1.5))
+    cluster.reconcile()
+    cluster.report = TrainerReport(phase="Starting")
+    cluster.reconcile()
+    assert cluster.status.progress == Progress(iteration=2, total=3, reward=1.5)
+
+
 def test_without_news_nothing_is_written() -> None:
     cluster = running()
     writes = len(cluster.written)
