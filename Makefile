@@ -81,13 +81,14 @@ cpu-base:
 	  $(DOCKER) build -t $(PREFIX)cpu:$(TAG) --build-arg BASE=$(PREFIX)cpu:$(TAG)-python -
 
 crds: setup ## Generate the CustomResourceDefinition and the chart's copy of it
-	$(BIN)/python -m visionrl_operator.crd --output crds/visionrl.dev_visionrljobs.yaml
+	$(BIN)/python -m visionrl_core.crd --output crds/visionrl.dev_visionrljobs.yaml
 	cp crds/visionrl.dev_visionrljobs.yaml charts/visionrl/files/
 
-check: setup ## Formatting, lint, types
+check: setup ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean: ## Remove the environment and what tests leave behind (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

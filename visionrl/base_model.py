@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from visionrl.component import ConfigurationError
 from visionrl.job import Job, PolicyModel, TinyModel
-from visionrl.part import ConfigurationError
 
 
 class ModelError(ConfigurationError):

@@ -147,7 +147,7 @@ class Decision(Wire):
 
     index: NonNegativeInt
     images: list[str]
-    """SHA-256 (:func:`visionrl.images.frame_hash`) of each frame in the prompt, in order."""
+    """SHA-256 (:func:`visionrl.frames.frame_hash`) of each frame in the prompt, in order."""
     text: str
     """The answer as text, tool call included."""
     tool_calls: list[ToolCall]

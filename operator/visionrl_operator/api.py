@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 
-from visionrl_operator.kinds import FIELD_MANAGER, Kind
+from visionrl_core.kinds import FIELD_MANAGER, Kind
 
 JSON = "application/json"
 APPLY_PATCH = "application/apply-patch+yaml"

@@ -3,10 +3,10 @@ the pods upwards."""
 
 from __future__ import annotations
 
+from visionrl_core.decide import MADE_ONCE
+from visionrl_core.kinds import CHILDREN, JOB, Kind
+from visionrl_core.manifests.common import Manifest, Owner, Ref, ref
 from visionrl_operator.api import Api, Body
-from visionrl_operator.children.common import Manifest, Owner, Ref, ref
-from visionrl_operator.decide import MADE_ONCE
-from visionrl_operator.kinds import CHILDREN, JOB, Kind
 from visionrl_operator.store import Key, Store
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from visionrl_core.kinds import LEASE
 from visionrl_operator.api import Api, ApiError
-from visionrl_operator.kinds import LEASE
 
 logger = logging.getLogger(__name__)
 

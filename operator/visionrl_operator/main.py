@@ -21,12 +21,12 @@ from typing import Any
 
 import kopf
 
-from visionrl_operator import part_images
+from visionrl_core import container_images as part_images
+from visionrl_core.clock import stamp
+from visionrl_core.kinds import CHILD_SELECTOR, JOB, KUEUE_GROUP, WATCHED_CHILDREN, Kind
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
 from visionrl_operator.apply import NameTaken
-from visionrl_operator.clock import stamp
 from visionrl_operator.health import Health, serve
-from visionrl_operator.kinds import CHILD_SELECTOR, JOB, KUEUE_GROUP, WATCHED_CHILDREN, Kind
 from visionrl_operator.leader import Leader
 from visionrl_operator.metrics import Metrics
 from visionrl_operator.options import Options

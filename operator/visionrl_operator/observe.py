@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from visionrl.job import Job
 from visionrl.status import TrainerReport
 from visionrl.versions import validate_known
-from visionrl_operator.children.common import SUFFIXES, Ref, part_name
-from visionrl_operator.children.config import config_name, key_name
-from visionrl_operator.kinds import POD
-from visionrl_operator.observed import Observed, TrainerRun
-from visionrl_operator.part_images import Images
-from visionrl_operator.pods import ENDED, PodView, RunView, part_of, run_of
+from visionrl_core.container_images import Images
+from visionrl_core.kinds import POD
+from visionrl_core.manifests.common import SUFFIXES, Ref, part_name
+from visionrl_core.manifests.config import config_name, key_name
+from visionrl_core.observed import Observed, TrainerRun
+from visionrl_core.pods import ENDED, PodView, RunView, part_of, run_of
 from visionrl_operator.store import Child, StoredJob
 
 logger = logging.getLogger(__name__)

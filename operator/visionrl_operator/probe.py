@@ -18,7 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from visionrl.status import TrainerReport
-from visionrl_operator.children.common import PORT
+from visionrl_core.manifests.common import PORT
 from visionrl_operator.observe import TrainerPod
 from visionrl_operator.store import Key
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from visionrl.status import JobStatus
+from visionrl_core.clock import moment
+from visionrl_core.container_images import RELEASED, Images
+from visionrl_core.decide import Decision, decide
+from visionrl_core.events import News, event, news
+from visionrl_core.kinds import EVENT, SECRET, Kind
+from visionrl_core.manifests.common import Manifest, Owner, Ref, part_name, ref
+from visionrl_core.manifests.config import KEY_FILE, key_name
 from visionrl_operator.api import Api, ApiError
 from visionrl_operator.apply import Applier, NameTaken
-from visionrl_operator.children.common import Manifest, Owner, Ref, part_name, ref
-from visionrl_operator.children.config import KEY_FILE, key_name
-from visionrl_operator.clock import moment
-from visionrl_operator.decide import Decision, decide
-from visionrl_operator.kinds import EVENT, SECRET, Kind
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.news import News, event, news
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
-from visionrl_operator.part_images import RELEASED, Images
 from visionrl_operator.probe import Probes
 from visionrl_operator.status_writer import read_status, write_status
 from visionrl_operator.store import Child, Key, Store, StoredJob

@@ -7,8 +7,8 @@ from typing import Any
 
 from visionrl.status import JobStatus
 from visionrl.versions import validate_known
+from visionrl_core.kinds import JOB
 from visionrl_operator.api import Api
-from visionrl_operator.kinds import JOB
 from visionrl_operator.store import Store, StoredJob
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from visionrl_operator.children.common import HASH_ANNOTATION, JOB_LABEL, Owner, Ref
-from visionrl_operator.children.config import JOB_FILE
-from visionrl_operator.kinds import JOB, POD
-from visionrl_operator.observed import JobObject
-from visionrl_operator.pods import PodView, RunView, pod_view, replica_failure, run_view
+from visionrl_core.kinds import JOB, POD
+from visionrl_core.manifests.common import HASH_ANNOTATION, JOB_LABEL, Owner, Ref
+from visionrl_core.manifests.config import JOB_FILE
+from visionrl_core.observed import JobObject
+from visionrl_core.pods import PodView, RunView, pod_view, replica_failure, run_view
 
 Body = Mapping[str, Any]
 REMEMBERED_GONE = 20_000

@@ -12,8 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from visionrl_core.kinds import CHILD_SELECTOR, JOB, WATCHED_CHILDREN, Kind
 from visionrl_operator.api import Api, ApiError, Body
-from visionrl_operator.kinds import CHILD_SELECTOR, JOB, WATCHED_CHILDREN, Kind
 from visionrl_operator.store import Child, Key, Store, StoredJob, version_of
 
 KINDS = (JOB, *WATCHED_CHILDREN)

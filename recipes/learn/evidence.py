@@ -10,7 +10,7 @@ from recipes.learn.ablations import VARIANTS
 from recipes.learn.plan import TRAINING_SEEDS
 from recipes.learn.runner import Record
 from visionrl.status import Score
-from visionrl_trainer.evaluate import interval, paired_gain
+from visionrl_trainer.rollout.evaluate import interval, paired_gain
 
 
 @dataclass(frozen=True)

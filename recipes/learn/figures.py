@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from recipes.learn.evidence import Evidence, Player
 from visionrl.status import Score
-from visionrl_trainer.curves import EVALUATION, TRAINING, reward_curve, save_png
+from visionrl_trainer.report.curves import EVALUATION, TRAINING, reward_curve, save_png
 
 PLAIN, TEACHER = "#9aa3ad", "#3b4249"
 COLOURS = {"sft": TRAINING, "rl": EVALUATION, "scripted": TEACHER}

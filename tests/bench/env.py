@@ -25,8 +25,8 @@ import crafter
 import numpy as np
 from PIL import Image
 
-from visionrl_taskapp.env import ACTIONS, CrafterEnv, warm_up
-from visionrl_taskapp.png import encode_png
+from visionrl_taskapp.envs.crafter.env import ACTIONS, CrafterEnv, warm_up
+from visionrl_taskapp.envs.png import encode_png
 
 SIZES = (64, 144, 256, 288, 512)
 SEED = 3

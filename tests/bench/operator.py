@@ -31,9 +31,9 @@ from tests.cluster.kube.layout import Cluster
 from tests.support.jobs import document
 from tests.support.operator_process import Operator
 from tests.support.ports import free_port
+from visionrl_core.crd import crd
+from visionrl_core.kinds import CHILD_SELECTOR, CHILDREN, JOB
 from visionrl_operator.api import Api, KubernetesTransport
-from visionrl_operator.crd import crd
-from visionrl_operator.kinds import CHILD_SELECTOR, CHILDREN, JOB
 
 NAMESPACE = "bench"
 # What a job without a warm start gets at once, Secrets aside (they are made first, and not watched by label here).

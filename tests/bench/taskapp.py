@@ -23,11 +23,11 @@ import httpx
 
 from tests.support.taskapp import KEY, taskapp
 from visionrl.rollout import RolloutRequest
-from visionrl_taskapp.env import warm_up
-from visionrl_taskapp.episode import Services, play
-from visionrl_taskapp.inference_client import InferenceClient
-from visionrl_taskapp.simulation import Worlds
-from visionrl_taskapp.validation import parse_request
+from visionrl_taskapp.envs.crafter.env import warm_up
+from visionrl_taskapp.policies.inference_client import InferenceClient
+from visionrl_taskapp.rollouts.episode import Services, play
+from visionrl_taskapp.rollouts.simulation import Worlds
+from visionrl_taskapp.server.validation import parse_request
 
 GROUP = 8
 """Episodes of one seed, as in training."""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.jobs import document as job_document
 from visionrl.status import PolicyVersions, Progress, TrainerReport
-from visionrl_operator.crd import crd
+from visionrl_core.crd import crd
 
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError, wait_until

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from tests.support.taskapp import KEY, FakeOpenAI, TaskAppProcess, fake_openai, taskapp
-from visionrl.cli import main
-from visionrl.images import decode_png
-from visionrl_taskapp.simulation import GREY
-from visionrl_trainer.sft_file import read_sft
+from visionrl.frames import decode_png
+from visionrl_cli import main
+from visionrl_taskapp.rollouts.simulation import GREY
+from visionrl_trainer.sft.file import read_sft
 
 SEEDS = "0-7"
 QUICK = ["--turns", "6", "--policy-config", '{"max_actions": 4}']

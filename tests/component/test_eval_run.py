@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from tests.support.inference import make_adapter, tiny_job
-from visionrl.cli import main
 from visionrl.job import TinyModel
+from visionrl_cli import main
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
@@ -30,7 +30,7 @@ JOB = tiny_job(
 def run(tmp_path: Path) -> Path:
     """What a run of two iterations leaves: configuration, warm-started base, a checkpoint, a published version."""
     from visionrl.tiny.model import build_tiny
-    from visionrl_trainer.publish import version_name, write_manifest
+    from visionrl_trainer.sync.publish import version_name, write_manifest
 
     root = tmp_path / "runs" / JOB.name
     model = build_tiny(TinyModel(seed=3), JOB.spec.rollout.env_config, tmp_path / "models")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from visionrl.cli import main
+from visionrl_cli import main
 
 pytestmark = [pytest.mark.vision, pytest.mark.slow]
 

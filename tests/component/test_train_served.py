@@ -14,12 +14,12 @@ from PIL import Image
 
 from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, random_frame, sampled, tiny_job
 from tests.support.trainer import StandInTrainer
-from visionrl.cli import main
-from visionrl.images import frame_hash
+from visionrl.frames import frame_hash
 from visionrl.job import Lora
 from visionrl.tools import ACTIONS, tool_call_text
-from visionrl_trainer.batch import Sample
-from visionrl_trainer.model import Policy
+from visionrl_cli import main
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube.host import KubeError, wait_until
-from visionrl_operator.crd import SHORT_NAME
+from visionrl_core.crd import SHORT_NAME
 
 PATIENCE_SECONDS = 900.0
 """How long one condition may take before a test gives up: several models may be loading on two cores."""

@@ -16,7 +16,7 @@ from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube.manifests import STORAGE_CLASS
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
-from visionrl_operator.crd import SHORT_NAME
+from visionrl_core.crd import SHORT_NAME
 
 
 @pytest.fixture(scope="session")

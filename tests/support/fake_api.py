@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from visionrl_core.kinds import CHILDREN, EVENT, JOB, LEASE, Kind
 from visionrl_operator.api import APPLY_PATCH, MERGE_PATCH, Answer, Api
-from visionrl_operator.kinds import CHILDREN, EVENT, JOB, LEASE, Kind
 from visionrl_operator.store import Store
 
 Body = dict[str, Any]

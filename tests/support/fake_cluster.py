@@ -9,10 +9,10 @@ from typing import Any, Literal
 from tests.support.jobs import document
 from visionrl.job import Job
 from visionrl.status import JobStatus, TrainerReport
-from visionrl_operator.children.common import ATTEMPT_LABEL, Manifest, Owner, Ref, ref, sealed_hash
-from visionrl_operator.children.config import JOB_FILE
-from visionrl_operator.decide import Decision, decide
-from visionrl_operator.observed import JobObject, Observed, Part, TrainerRun
+from visionrl_core.decide import Decision, decide
+from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Owner, Ref, ref, sealed_hash
+from visionrl_core.manifests.config import JOB_FILE
+from visionrl_core.observed import JobObject, Observed, Part, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.support import standin
-from visionrl_operator.children.common import Manifest
-from visionrl_operator.local.run import RunOptions, run
+from visionrl_core.manifests.common import Manifest
+from visionrl_local.run import RunOptions, run
 
 
 def main() -> int:

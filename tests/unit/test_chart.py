@@ -13,10 +13,10 @@ from prometheus_client.metrics_core import Metric
 from ruamel.yaml import YAML
 
 from visionrl.status import Phase
-from visionrl_operator.children.network import OPERATOR_LABELS
-from visionrl_operator.children.pods import USER
+from visionrl_core.container_images import RELEASED
+from visionrl_core.manifests.network import OPERATOR_LABELS
+from visionrl_core.manifests.pods import USER
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.part_images import RELEASED
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "visionrl"

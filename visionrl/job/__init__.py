@@ -15,6 +15,7 @@ from visionrl.job.base import (
     PositiveFloat,
     PositiveInt,
 )
+from visionrl.job.components import Gpu, ImageLimits, Inference, Resources, TaskApp, Toleration, Trainer, Vllm
 from visionrl.job.model import Lora, PolicyModel, TinyModel
 from visionrl.job.operations import (
     Component,
@@ -27,7 +28,6 @@ from visionrl.job.operations import (
     PodPatch,
     Storage,
 )
-from visionrl.job.parts import Gpu, ImageLimits, Inference, Resources, TaskApp, Toleration, Trainer, Vllm
 from visionrl.job.rollout import EnvSettings, PolicySettings, Rollout
 from visionrl.job.spec import Job, JobSpec, Metadata
 from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, SupervisedData, Training, WarmStart

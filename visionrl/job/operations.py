@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from visionrl.job.base import Model, NonNegativeFloat, NonNegativeInt, PositiveInt, Quantity
-from visionrl.job.parts import Toleration
+from visionrl.job.components import Toleration
 
 
 class Storage(Model):

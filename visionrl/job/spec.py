@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from visionrl.job.base import JobName, Model
+from visionrl.job.components import Inference, TaskApp, Trainer
 from visionrl.job.model import PolicyModel
 from visionrl.job.operations import FailurePolicy, Lifecycle, Overrides, Placement, Storage
-from visionrl.job.parts import Inference, TaskApp, Trainer
 from visionrl.job.rollout import Rollout
 from visionrl.job.training import Algorithm, Evaluation, Training
 

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl.component import EXIT_CONFIGURATION, ConfigurationError, Part
 from visionrl_inference.base_model import resolve_base_model
 from visionrl_inference.fetch import trainer_client
 from visionrl_inference.vllm_args import PLUGIN, ExtraArgsError, vllm_command, vllm_environment

@@ -14,10 +14,10 @@ from typing import Any
 
 import uvicorn
 
-from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
-from visionrl_taskapp.auth import accepted_keys
-from visionrl_taskapp.server import Settings, TaskApp, create_app
-from visionrl_taskapp.traces import DEFAULT_MAX_EPISODES
+from visionrl.component import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES
+from visionrl_taskapp.server.app import Settings, TaskApp, create_app
+from visionrl_taskapp.server.auth import accepted_keys
 
 log = logging.getLogger("visionrl_taskapp")
 

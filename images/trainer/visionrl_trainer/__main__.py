@@ -9,10 +9,10 @@ import signal
 import sys
 
 from visionrl.checks import exports_base
+from visionrl.component import EXIT_CONFIGURATION, ConfigurationError, Part
 from visionrl.errors import leaves
-from visionrl.part import EXIT_CONFIGURATION, ConfigurationError, Part
 from visionrl.status import TrainerReport
-from visionrl_trainer.service import Bulletin, application, serve
+from visionrl_trainer.sync.service import Bulletin, application, serve
 
 EXIT_FAILED = 1
 LINGER_SECONDS = 5.0
@@ -58,7 +58,7 @@ async def _main() -> int:
 
 async def _train(part: Part, bulletin: Bulletin) -> int:
     """Run until the end, an error or SIGTERM; the report tells which."""
-    from visionrl_trainer.loop import run  # torch and transformers: seconds; the service answers meanwhile
+    from visionrl_trainer.train import run  # torch and transformers: seconds; the service answers meanwhile
 
     task = asyncio.ensure_future(run(part, part.job(), bulletin))
     loop = asyncio.get_running_loop()

@@ -23,7 +23,7 @@ from tests.support.inference import (
     tiny_job,
 )
 from tests.support.trainer import StandInTrainer
-from visionrl.images import frame_hash
+from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
 from visionrl.tiny.model import PATCH, build_tiny, visual_tokens
 from visionrl.tools import tool_call_text, tool_schema

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from visionrl_operator.local import guard
+from visionrl_local import guard
 
 
 def guarded(*command: str, grace: float = 30) -> subprocess.Popen[str]:

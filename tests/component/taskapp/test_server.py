@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.taskapp import KEY, FakeOpenAI, TaskAppProcess, fake_openai, taskapp
-from visionrl.images import decode_png, frame_hash
+from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 
 POLICY_KEY = "a-key-for-providers"

@@ -13,14 +13,14 @@ import pytest
 
 from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, random_frame, sampled, tiny_job
 from tests.support.ports import free_port
-from visionrl.images import frame_hash
+from visionrl.frames import frame_hash
 from visionrl.job import Algorithm, Lora, TinyModel
 from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
 
 if TYPE_CHECKING:
-    from visionrl_trainer.batch import Sample
-    from visionrl_trainer.model import Policy, Vision
+    from visionrl_trainer.model.policy import Policy, Vision
+    from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
 
@@ -52,13 +52,13 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
 ) -> None:
     import torch
 
-    from visionrl_trainer import canary
-    from visionrl_trainer.batch import Sample
-    from visionrl_trainer.model import Policy
-    from visionrl_trainer.optim import adapter_optimizer
-    from visionrl_trainer.publish import AdapterStore
-    from visionrl_trainer.service import Bulletin, application, serve
-    from visionrl_trainer.update import encode, mismatch, trained_logprobs, update
+    from visionrl_trainer.algo.optim import adapter_optimizer
+    from visionrl_trainer.algo.update import encode, mismatch, trained_logprobs, update
+    from visionrl_trainer.model.policy import Policy
+    from visionrl_trainer.rollout.batch import Sample
+    from visionrl_trainer.sync import canary
+    from visionrl_trainer.sync.publish import AdapterStore
+    from visionrl_trainer.sync.service import Bulletin, application, serve
 
     spec = tiny_job(algorithm=Algorithm(loss=loss, clip_low=0.2, clip_high=0.2).model_dump(by_alias=True)).spec  # type: ignore[arg-type]
     directory = build_tiny(TinyModel(), spec.rollout.env_config, server.cache / "models")
@@ -103,7 +103,7 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
 
 async def answers(inference: httpx.AsyncClient, version: str, banned: Sequence[int]) -> list[Sample]:
     """Two-token answers to one frame, as the task app would ask for them."""
-    from visionrl_trainer.batch import Sample
+    from visionrl_trainer.rollout.batch import Sample
 
     body = chat_body(version, FRAME, max_tokens=2, logit_bias={str(token): -100 for token in banned})
     replies = await asyncio.gather(*(inference.post("/v1/chat/completions", json=body) for _ in range(ANSWERS)))
@@ -117,7 +117,7 @@ def chance_of_reward(policy: Policy, prompt_ids: tuple[int, ...], vision: Mappin
     """Probability, under the trainer's policy, that the first token is the rewarded one."""
     import torch
 
-    from visionrl_trainer.batch import Sample
+    from visionrl_trainer.rollout.batch import Sample
 
     with torch.no_grad():
         sample = Sample(prompt_ids, (REWARDED,), (), (frame_hash(FRAME),), "m")

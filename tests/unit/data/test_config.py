@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from visionrl.cli import main
 from visionrl.data.config import SECTIONS, FilterError, make_config, read_toml
+from visionrl_cli import main
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "filter_vision_sft.toml"
 REFERENCE = {

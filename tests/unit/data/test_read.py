@@ -15,7 +15,7 @@ from visionrl.data.config import FilterError, make_config
 from visionrl.data.filter import filter_traces
 from visionrl.data.read import TraceDatabase
 from visionrl.data.write import Draft
-from visionrl_taskapp.traces import _connect
+from visionrl_taskapp.rollouts.traces import _connect
 
 METADATA = {"env_name": "crafter", "seed": 7, "policy_name": "crafter-react", "tools": [], "abort_reason": None}
 CALL = {

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 
 from tests.support.fake_api import answer, failure
+from visionrl_core.kinds import CHILDREN, JOB
 from visionrl_operator.api import ATTEMPTS, Answer, Api, ApiError
-from visionrl_operator.kinds import CHILDREN, JOB
 
 SERVICE = CHILDREN["Service"]
 MADE = answer(200, {"metadata": {"name": "web"}})

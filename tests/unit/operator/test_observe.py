@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.support import jobs
 from tests.support.jobs import document
-from visionrl_operator.children.common import Ref
+from visionrl_core.container_images import RELEASED
+from visionrl_core.manifests.common import Ref
+from visionrl_core.observed import Observed
+from visionrl_core.pods import part_of, pod_view, run_of, run_view
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
-from visionrl_operator.observed import Observed
-from visionrl_operator.part_images import RELEASED
-from visionrl_operator.pods import part_of, pod_view, run_of, run_view
 from visionrl_operator.store import Child, Entry, Key, Store
 
 DEMO = Key("default", "demo")

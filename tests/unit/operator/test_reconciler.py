@@ -12,9 +12,9 @@ import pytest
 from tests.support.fake_api import Died, FakeApi, answer, client, failure
 from tests.support.jobs import document
 from visionrl.status import TrainerReport
+from visionrl_core.kinds import Kind
 from visionrl_operator.api import ApiError
 from visionrl_operator.apply import NameTaken
-from visionrl_operator.kinds import Kind
 from visionrl_operator.metrics import Metrics
 from visionrl_operator.observe import TrainerPod
 from visionrl_operator.reconciler import Reconciler

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from tests.support.fake_api import merged
 from visionrl.status import Attempt, Condition, JobStatus, Progress
-from visionrl_operator.children.common import Owner
+from visionrl_core.events import event, news
+from visionrl_core.manifests.common import Owner
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.news import event, news
 from visionrl_operator.options import parse
 from visionrl_operator.status_writer import merge_patch, plain, read_status
 

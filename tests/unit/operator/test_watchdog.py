@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.fake_api import FakeApi, answer, client, failure
 from tests.support.jobs import document
+from visionrl_core.kinds import CHILDREN, JOB
+from visionrl_core.manifests.common import Ref
 from visionrl_operator.api import ApiError
-from visionrl_operator.children.common import Ref
-from visionrl_operator.kinds import CHILDREN, JOB
 from visionrl_operator.store import Key, Store
 from visionrl_operator.watchdog import Stalled, Watchdog
 

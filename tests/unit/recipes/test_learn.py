@@ -24,9 +24,9 @@ from recipes.learn.plan import LEARN_JOB, MAIN, Places, Step, all_steps, version
 from recipes.learn.report import load_records, read_records, write_report
 from recipes.learn.runner import StepFailed, carry_out, is_done, read_record
 from visionrl.checks import evaluation_seeds
-from visionrl.cli.seeds import parse_seeds
 from visionrl.job import Job
 from visionrl.jobfile import load_job
+from visionrl_cli.seeds import parse_seeds
 
 LEARN = Path(__file__).parents[3] / LEARN_JOB
 SHARED = {"training.iterations", "evaluation.episodes"}

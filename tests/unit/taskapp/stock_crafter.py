@@ -12,7 +12,7 @@ import crafter
 import numpy as np
 from crafter import engine
 
-from visionrl_taskapp.env import ACTIONS, CrafterEnv
+from visionrl_taskapp.envs.crafter.env import ACTIONS, CrafterEnv
 
 
 class _InsertionOrdered(dict[Any, bool]):

@@ -14,9 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.taskapp.stock_crafter import StockCrafter, Unrendered, assert_same_state, provide, random_actions
-from visionrl_taskapp import env as taskapp_env
-from visionrl_taskapp.env import ACHIEVEMENTS, ACTIONS, CrafterEnv, Difficulty, EpisodeOver, Snapshot, StepResult, rules
-from visionrl_taskapp.world import Zombie
+from visionrl_taskapp.envs.crafter import env as taskapp_env
+from visionrl_taskapp.envs.crafter.env import (
+    ACHIEVEMENTS,
+    ACTIONS,
+    CrafterEnv,
+    Difficulty,
+    EpisodeOver,
+    Snapshot,
+    StepResult,
+    rules,
+)
+from visionrl_taskapp.envs.crafter.world import Zombie
 
 actions = st.lists(st.sampled_from(ACTIONS), max_size=40)
 
@@ -176,7 +185,7 @@ junk = [object() for _ in range(int(sys.argv[1]))]
 random.Random(int(sys.argv[1])).shuffle(junk)
 del junk[::2]
 import numpy as np
-from visionrl_taskapp.env import ACTIONS, CrafterEnv
+from visionrl_taskapp.envs.crafter.env import ACTIONS, CrafterEnv
 env = CrafterEnv(image_size=36)
 digest, nights, seed = hashlib.sha256(), 0, 0
 env.reset(seed)
@@ -193,7 +202,7 @@ print(digest.hexdigest(), nights)
 
 
 def test_processes_agree_whatever_their_memory_and_hash_seed() -> None:
-    source = Path(taskapp_env.__file__).parents[1]
+    source = Path(taskapp_env.__file__).parents[3]
     path = os.pathsep.join([str(source), *sys.path])
     outputs = [
         subprocess.run(

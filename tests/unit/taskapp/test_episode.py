@@ -14,15 +14,15 @@ import httpx
 import numpy as np
 import pytest
 
-from visionrl.images import decode_png, frame_hash
+from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 from visionrl.tools import tool_call_text
-from visionrl_taskapp.env import CrafterEnv
-from visionrl_taskapp.episode import Services, UnreachableInferenceError, play
-from visionrl_taskapp.inference_client import Answer, InferenceClient, InferenceError, UnreachableError
-from visionrl_taskapp.simulation import GREY, Worlds
-from visionrl_taskapp.trajectory import response
-from visionrl_taskapp.validation import RequestError, parse_request
+from visionrl_taskapp.envs.crafter.env import CrafterEnv
+from visionrl_taskapp.policies.inference_client import Answer, InferenceClient, InferenceError, UnreachableError
+from visionrl_taskapp.rollouts.episode import Services, UnreachableInferenceError, play
+from visionrl_taskapp.rollouts.simulation import GREY, Worlds
+from visionrl_taskapp.rollouts.trajectory import response
+from visionrl_taskapp.server.validation import RequestError, parse_request
 
 WOOD_SEED = 2_000_007
 
@@ -303,9 +303,9 @@ async def test_perturbation_changes_what_is_done_and_never_the_label(services: M
 PROGRAM = """
 import asyncio, json, sys
 from concurrent.futures import ThreadPoolExecutor
-from visionrl_taskapp.episode import Services, play
-from visionrl_taskapp.simulation import Worlds
-from visionrl_taskapp.validation import RequestError, parse_request
+from visionrl_taskapp.rollouts.episode import Services, play
+from visionrl_taskapp.rollouts.simulation import Worlds
+from visionrl_taskapp.server.validation import RequestError, parse_request
 request = parse_request(json.loads(sys.argv[1]))
 episode = asyncio.run(play(request, Services(Worlds(), None, ThreadPoolExecutor(1))))
 print(json.dumps([[t.decision.state_hash, t.decision.images, t.decision.actions] for t in episode.turns]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.rollout import PolicyConfig
-from visionrl_taskapp.inference_client import (
+from visionrl_taskapp.policies.inference_client import (
     Answer,
     InferenceClient,
     InferenceError,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from visionrl.images import decode_png, frame_hash
-from visionrl_taskapp.env import CrafterEnv
-from visionrl_taskapp.png import encode_png
+from visionrl.frames import decode_png, frame_hash
+from visionrl_taskapp.envs.crafter.env import CrafterEnv
+from visionrl_taskapp.envs.png import encode_png
 
 frames = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40).map(lambda s: (*s, 3)))
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionrl.images import decode_png, frame_hash
+from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import PolicyConfig
-from visionrl_taskapp.env import CrafterEnv
-from visionrl_taskapp.png import encode_png
-from visionrl_taskapp.policy import (
+from visionrl_taskapp.envs.crafter.env import CrafterEnv
+from visionrl_taskapp.envs.crafter.rules import ACTIONS, rules
+from visionrl_taskapp.envs.png import encode_png
+from visionrl_taskapp.policies.prompt import (
     EARLIER_FRAME,
     Frame,
     PastTurn,
@@ -22,7 +23,6 @@ from visionrl_taskapp.policy import (
     system_prompt,
     with_pixels,
 )
-from visionrl_taskapp.rules import ACTIONS, rules
 
 FRAME = Frame("ab" * 32, b"\x89PNG")
 

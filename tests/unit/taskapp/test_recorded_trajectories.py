@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from visionrl.images import frame_hash
-from visionrl_taskapp.env import ACTIONS, CrafterEnv
+from visionrl.frames import frame_hash
+from visionrl_taskapp.envs.crafter.env import ACTIONS, CrafterEnv
 
 RECORDING = Path(__file__).parent / "testdata" / "trajectories.json"
 EPISODES = ((0, 288, "normal"), (7, 256, "normal"), (101, 64, "easy"), (2024, 96, "hard"))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.unit.taskapp.stock_crafter import StockCrafter, Unrendered, provide, random_actions
-from visionrl_taskapp.env import CrafterEnv
-from visionrl_taskapp.render import MIN_SIZE, Scene, renderer
-from visionrl_taskapp.world import AREA, MATERIALS, SPRITES, VIEW, Zombie
+from visionrl_taskapp.envs.crafter.env import CrafterEnv
+from visionrl_taskapp.envs.crafter.render import MIN_SIZE, Scene, renderer
+from visionrl_taskapp.envs.crafter.world import AREA, MATERIALS, SPRITES, VIEW, Zombie
 
 SIZES = [18, 19, 27, 64, 100, 144, 255, 288, 512]
 

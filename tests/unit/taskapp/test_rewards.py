@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.job import Rewards
-from visionrl_taskapp.rewards import decision_reward
-from visionrl_taskapp.rules import ACHIEVEMENTS
+from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
+from visionrl_taskapp.rollouts.rewards import decision_reward
 
 UNLOCKED = ("collect_wood", "place_table")
 

@@ -6,7 +6,7 @@ from typing import Literal, Never
 import pytest
 
 from visionrl.rollout import RolloutRequest
-from visionrl_taskapp.runs import RunConflictError, Runs
+from visionrl_taskapp.rollouts.runs import RunConflictError, Runs
 
 
 def request(run_id: str = "a", mode: Literal["rl", "eval"] = "rl") -> RolloutRequest:

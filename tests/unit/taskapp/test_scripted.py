@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from visionrl.job import FIRST_TRAINING_SEED
-from visionrl_taskapp import scripted
-from visionrl_taskapp.env import CrafterEnv, LocalView
-from visionrl_taskapp.rules import ACTIONS, rules
-from visionrl_taskapp.scripted import Cell
-from visionrl_taskapp.world import VIEW
+from visionrl_taskapp.envs.crafter import scripted
+from visionrl_taskapp.envs.crafter.env import CrafterEnv, LocalView
+from visionrl_taskapp.envs.crafter.rules import ACTIONS, rules
+from visionrl_taskapp.envs.crafter.scripted import Cell
+from visionrl_taskapp.envs.crafter.world import VIEW
 
 # Seeds that no choice about the teacher was made on.
 FRESH = FIRST_TRAINING_SEED + 777_000

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.tools import ACTIONS, tool_call_text
-from visionrl_taskapp.toolcalls import Actions, InvalidAnswer, message_text, parse
+from visionrl_taskapp.policies.toolcalls import Actions, InvalidAnswer, message_text, parse
 
 CALL = '{"name": "interact_many", "arguments": {"actions": ["move_left", "do"]}}'
 PLAN = ("move_left", "do")

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from visionrl.images import decode_png, frame_hash
-from visionrl_taskapp import traces
-from visionrl_taskapp.episode import Services, play
-from visionrl_taskapp.inference_client import InferenceClient
-from visionrl_taskapp.simulation import Worlds
-from visionrl_taskapp.traces import TraceStore, trace
-from visionrl_taskapp.trajectory import Episode
-from visionrl_taskapp.validation import parse_request
+from visionrl.frames import decode_png, frame_hash
+from visionrl_taskapp.policies.inference_client import InferenceClient
+from visionrl_taskapp.rollouts import traces
+from visionrl_taskapp.rollouts.episode import Services, play
+from visionrl_taskapp.rollouts.simulation import Worlds
+from visionrl_taskapp.rollouts.traces import TraceStore, trace
+from visionrl_taskapp.rollouts.trajectory import Episode
+from visionrl_taskapp.server.validation import parse_request
 
 
 def episode(run_id: str = "run-1", seed: int = 2_000_003, turns: int = 6) -> Episode:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.unit.taskapp.stock_crafter import Unrendered, assert_same_state
-from visionrl_taskapp.env import CrafterEnv, warm_up
-from visionrl_taskapp.render import _draw_night
-from visionrl_taskapp.worldgen import _noise_field, _place_creatures, _place_materials
+from visionrl_taskapp.envs.crafter.env import CrafterEnv, warm_up
+from visionrl_taskapp.envs.crafter.render import _draw_night
+from visionrl_taskapp.envs.crafter.worldgen import _noise_field, _place_creatures, _place_materials
 
 
 def check_seeds(seeds: range | list[int]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from visionrl_trainer.batch import Sample
-    from visionrl_trainer.model import Policy
+    from visionrl_trainer.model.policy import Policy
+    from visionrl_trainer.rollout.batch import Sample
 
 IMAGE_SIZE = 144
 
@@ -28,7 +28,7 @@ def policy(tiny_directory: Path) -> Policy:
     import torch
 
     from visionrl.job import Lora
-    from visionrl_trainer.model import Policy
+    from visionrl_trainer.model.policy import Policy
 
     loaded = Policy.load(tiny_directory, "float32", torch.device("cpu"))
     loaded.add_adapter(Lora(r=4, alpha=8), seed=0)
@@ -44,9 +44,9 @@ def frames() -> list[np.ndarray]:
 @pytest.fixture
 def samples(policy: Policy, frames: list[np.ndarray]) -> list[Sample]:
     """Four decisions of different lengths on four frames."""
-    from visionrl.images import frame_hash
+    from visionrl.frames import frame_hash
     from visionrl.tools import ACTIONS, tool_call_text
-    from visionrl_trainer.batch import Sample
+    from visionrl_trainer.rollout.batch import Sample
 
     tokenizer = policy.processor.tokenizer
     prompt = tokenizer.encode(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from visionrl_trainer import advantages
+from visionrl_trainer.algo import advantages
 
 REWARDS = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(1, 7)), elements=st.integers(-3, 3).map(float))
 GAMMA = st.sampled_from([0.0, 0.5, 0.9, 1.0])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionrl.images import frame_hash
+from visionrl.frames import frame_hash
 from visionrl.job import Algorithm
 from visionrl.rollout import Decision, Metrics, RewardSplit, RolloutResponse, Trajectory
-from visionrl_trainer.batch import Episode, Group, ImageTokens, SampleRejected, read_episode, with_advantages
+from visionrl_trainer.rollout.batch import Episode, Group, ImageTokens, SampleRejected, read_episode, with_advantages
 
 FRAME = np.full((144, 144, 3), 9, dtype=np.uint8)
 DIGEST = frame_hash(FRAME)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionrl_trainer.evaluate import bootstrap, crafter_score, paired_gain
-from visionrl_trainer.sampler import training_seeds
+from visionrl_trainer.rollout.evaluate import bootstrap, crafter_score, paired_gain
+from visionrl_trainer.rollout.sampler import training_seeds
 
 
 @given(st.lists(st.integers(0, 22), min_size=2, max_size=50))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from visionrl.job import Guards
-from visionrl_trainer.health import TrainingDiverged, check, check_mismatch
+from visionrl_trainer.algo.early_stopping import TrainingDiverged, check, check_mismatch
 
 
 def metrics(invalid: list[float], entropy: float = 1.0) -> list[dict[str, float]]:

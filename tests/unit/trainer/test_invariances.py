@@ -19,9 +19,9 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from visionrl.job import Algorithm
-from visionrl_trainer import advantages
-from visionrl_trainer.batch import Episode, Group, Sample, with_advantages
-from visionrl_trainer.losses import LossBatch, policy_loss
+from visionrl_trainer.algo import advantages
+from visionrl_trainer.algo.losses import LossBatch, policy_loss
+from visionrl_trainer.rollout.batch import Episode, Group, Sample, with_advantages
 
 Rewards = np.ndarray
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.job import Algorithm
-from visionrl_trainer.losses import LossBatch, kl_to_base, policy_loss
+from visionrl_trainer.algo.losses import LossBatch, kl_to_base, policy_loss
 
 LENGTHS = (3, 1, 4)
 LONGEST = 8

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from visionrl.images import frame_hash
-from visionrl_trainer.batch import Sample
-from visionrl_trainer.model import BANNED_BIAS, Policy, Vision
+from visionrl.frames import frame_hash
+from visionrl_trainer.model.policy import BANNED_BIAS, Policy, Vision
+from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = pytest.mark.vision
 

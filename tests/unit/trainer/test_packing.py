@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from visionrl_trainer.packing import Packing, packed_attention
+from visionrl_trainer.model.packing import Packing, packed_attention
 
 pytestmark = pytest.mark.vision
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from visionrl_trainer import film, report
-from visionrl_trainer.film import Film, FilmFrame
+from visionrl_trainer.report import html as report
+from visionrl_trainer.report import replay as film
+from visionrl_trainer.report.replay import Film, FilmFrame
 
 SUMMARY = {
     "iterations": 2,

@@ -14,9 +14,9 @@ pytest.importorskip("torch")
 from tests.unit.trainer.test_batch import EXPECT, decision, response
 from visionrl.job import JobSpec, PolicyModel, PolicySettings, Rollout, Training
 from visionrl.rollout import RewardSplit, RolloutRequest, RolloutResponse
-from visionrl_trainer import taskapp as taskapp_module
-from visionrl_trainer.sampler import Sampler, SamplingFailed, training_seeds
-from visionrl_trainer.taskapp import RolloutRefused, TaskApp
+from visionrl_trainer.rollout import client as taskapp_module
+from visionrl_trainer.rollout.client import RolloutRefused, TaskApp
+from visionrl_trainer.rollout.sampler import Sampler, SamplingFailed, training_seeds
 
 
 def spec(**training: Any) -> JobSpec:

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("torch")
 
 from visionrl.status import TrainerReport
-from visionrl_trainer.publish import AdapterStore, write_manifest
-from visionrl_trainer.service import Bulletin, application
+from visionrl_trainer.sync.publish import AdapterStore, write_manifest
+from visionrl_trainer.sync.service import Bulletin, application
 
 KEY = {"Authorization": "Bearer right"}
 

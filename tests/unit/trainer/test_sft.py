@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.unit.trainer.conftest import IMAGE_SIZE
-from visionrl.images import frame_hash
+from visionrl.component import ConfigurationError
+from visionrl.frames import frame_hash
 from visionrl.job import EnvSettings, JobSpec, Lora, PolicyModel, Rollout, Training, WarmStart
-from visionrl.part import ConfigurationError
 from visionrl.tools import ACTIONS, tool_call_text
-from visionrl_trainer import sft
-from visionrl_trainer.model import Policy
-from visionrl_trainer.publish import MANIFEST
-from visionrl_trainer.runfolder import SftFolder
-from visionrl_trainer.sft_tokens import Tokens
-from visionrl_trainer.teacher import Demonstration, Demonstrations
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.sft import train as sft
+from visionrl_trainer.sft.teacher import Demonstration, Demonstrations
+from visionrl_trainer.sft.tokens import Tokens
+from visionrl_trainer.state.runfolder import SftFolder
+from visionrl_trainer.sync.publish import MANIFEST
 
 pytestmark = pytest.mark.vision
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionrl.images import frame_hash
-from visionrl_trainer.sft_file import SftFileError, read_sft
+from visionrl.frames import frame_hash
+from visionrl_trainer.sft.file import SftFileError, read_sft
 
 FRAME = np.full((16, 16, 3), 7, np.uint8)
 

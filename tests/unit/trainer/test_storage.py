@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionrl_trainer.checkpoint import Checkpoints, RunState
-from visionrl_trainer.model import Policy
-from visionrl_trainer.optim import adapter_optimizer
-from visionrl_trainer.publish import AdapterStore, version_name, version_number
-from visionrl_trainer.runfolder import RunFolder
+from visionrl_trainer.algo.optim import adapter_optimizer
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.state.checkpoints import Checkpoints, RunState
+from visionrl_trainer.state.runfolder import RunFolder
+from visionrl_trainer.sync.publish import AdapterStore, version_name, version_number
 
 pytestmark = pytest.mark.vision
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from visionrl.images import frame_hash
+from visionrl.frames import frame_hash
 from visionrl.job import Algorithm, JobSpec, PolicyModel, Training
-from visionrl_trainer.batch import Sample
-from visionrl_trainer.health import TrainingDiverged
-from visionrl_trainer.model import Policy, Vision
-from visionrl_trainer.optim import adapter_optimizer
-from visionrl_trainer.update import encode, micro_batches, mismatch, trained_logprobs, update
+from visionrl_trainer.algo.early_stopping import TrainingDiverged
+from visionrl_trainer.algo.optim import adapter_optimizer
+from visionrl_trainer.algo.update import encode, micro_batches, mismatch, trained_logprobs, update
+from visionrl_trainer.model.policy import Policy, Vision
+from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = pytest.mark.vision
 

@@ -16,15 +16,15 @@ from PIL import Image
 
 from tests.support.jobs import job
 from tests.unit.trainer.conftest import IMAGE_SIZE
-from visionrl.part import ConfigurationError
+from visionrl.component import ConfigurationError
 from visionrl.status import TrainerReport
 from visionrl.tools import tool_call_text
-from visionrl_trainer.base import Preparation
-from visionrl_trainer.compute import compute
-from visionrl_trainer.progress import Meter
-from visionrl_trainer.runfolder import RunFolder
-from visionrl_trainer.service import Bulletin
-from visionrl_trainer.taskapp import TaskApp
+from visionrl_trainer.model.compute import compute
+from visionrl_trainer.preparation import Preparation
+from visionrl_trainer.report.progress import Meter
+from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.state.runfolder import RunFolder
+from visionrl_trainer.sync.service import Bulletin
 
 pytestmark = pytest.mark.vision
 

@@ -1,0 +1,173 @@
+"""Results as a file: written when all is played, with a journal beside it until then, and compared by seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from visionrl.durable import write_atomically
+from visionrl.jobfile import problems
+from visionrl.rollout import Wire
+from visionrl.status import Score
+from visionrl_cli.evaluation.text import EvalError
+from visionrl_cli.seeds import seeds_text
+from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult, crafter_score, paired_gain
+
+
+class Comparison(Wire):
+    """Two policies on the same seeds."""
+
+    file: str
+    policy: str
+    score: Score
+    gain: Score
+    """Of this evaluation over that one, paired by seed."""
+    differs: dict[str, tuple[Any, Any]]
+    """Settings that differ, there and here, by dotted name."""
+
+
+class Results(Wire):
+    """The file that ``--out`` writes and ``--against`` reads."""
+
+    policy: str
+    settings: dict[str, Any]
+    score: Score
+    """Unique achievements of an episode."""
+    crafter_score: float
+    """Percent."""
+    length: Score
+    """Environment steps of an episode."""
+    env_return: Score
+    """Crafter's own reward of an episode."""
+    invalid_rate: float
+    """Share of decisions without a usable tool call."""
+    aborted: dict[str, int]
+    """Episodes that were cut short, by reason; they count with what they had."""
+    rates: dict[str, float]
+    """Share of the episodes that unlocked each achievement."""
+    episodes_per_minute: float | None = None
+    seeds: list[int]
+    returns: list[float]
+    episodes: list[EpisodeScore]
+    comparison: Comparison | None = None
+
+
+def make_results(
+    player: str, settings: dict[str, Any], episodes: tuple[EpisodeScore, ...], per_minute: float | None
+) -> Results:
+    found = EvaluationResult(player, episodes)
+    reasons = [episode.aborted for episode in episodes if episode.aborted]
+    return Results(
+        policy=player,
+        settings=settings,
+        score=found.score,
+        crafter_score=crafter_score(found.rates),
+        length=found.length,
+        env_return=found.env_return,
+        invalid_rate=found.invalid_rate,
+        aborted={reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
+        rates=found.rates,
+        episodes_per_minute=per_minute,
+        seeds=list(found.seeds),
+        returns=list(found.returns),
+        episodes=list(episodes),
+    )
+
+
+def read_results(file: Path) -> Results:
+    """Raises :class:`EvalError`."""
+    try:
+        return Results.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise EvalError(f"{file}: {error.strerror}") from None
+    except ValidationError as error:
+        first = next(iter(problems(error, Results, by_alias=False)))
+        raise EvalError(f"{file} is not what visionrl eval --out writes: {first}") from None
+
+
+def check_same_seeds(file: Path, other: Results, seeds: tuple[int, ...]) -> None:
+    """A paired comparison needs the same episodes. Raises :class:`EvalError`."""
+    if set(other.seeds) != set(seeds):
+        raise EvalError(
+            f"{file} was played on the seeds {seeds_text(tuple(other.seeds))}, this evaluation is on "
+            f"{seeds_text(seeds)}: only the same seeds can be compared"
+        )
+
+
+def compared(results: Results, file: Path, other: Results) -> Results:
+    """The results with what they gain over other ones, paired by seed."""
+    before = dict(zip(other.seeds, other.returns, strict=True))
+    gain = paired_gain([before[seed] for seed in results.seeds], results.returns)
+    there, here = dict(_flat(other.settings)), dict(_flat(results.settings))
+    names = sorted(there.keys() | here.keys())
+    differs = {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
+    comparison = Comparison(file=str(file), policy=other.policy, score=other.score, gain=gain, differs=differs)
+    return results.model_copy(update={"comparison": comparison})
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+class Journal:
+    """Episodes that are done, a line each, in ``FILE.partial``: an interrupted evaluation goes on from there.
+
+    The run's name is kept as well, so that a task app elsewhere answers episodes that it still has by their ids.
+    Without a file nothing is kept.
+    """
+
+    def __init__(self, out: Path | None, settings: dict[str, Any], seeds: tuple[int, ...], run: str) -> None:
+        self.run = run
+        self.done: dict[int, EpisodeScore] = {}
+        self._out = out
+        # As it is read again: JSON knows no tuples.
+        self._head = json.loads(json.dumps({"settings": settings, "seeds": seeds_text(seeds)}))
+        self.file = out.with_name(f"{out.name}.partial") if out else None
+        if self.file and self.file.exists():
+            self._resume(self.file)
+        elif self.file:
+            write_atomically(self.file, json.dumps({**self._head, "run": run}) + "\n")
+
+    def add(self, score: EpisodeScore) -> None:
+        self.done[score.seed] = score
+        if self.file:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(score.model_dump_json() + "\n")
+
+    def finish(self, results: Results) -> None:
+        """Write the results in place of the journal."""
+        if self._out and self.file:
+            write_atomically(self._out, results.model_dump_json(indent=2) + "\n")
+            self.file.unlink()
+
+    def _resume(self, file: Path) -> None:
+        try:
+            head, *lines = file.read_text(encoding="utf-8").splitlines()
+            data = json.loads(head)
+            self.run = data.pop("run")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise EvalError(f"{file} is not the journal of an evaluation; delete it or choose another --out") from None
+        if data != self._head:
+            there, here = dict(_flat(data)), dict(_flat(self._head))
+            name = next(name for name in here | there if there.get(name) != here.get(name))
+            raise EvalError(
+                f"{file} is of an evaluation with another {name.removeprefix('settings.')} ({there.get(name)}, here "
+                f"{here.get(name)}); delete it or choose another --out"
+            )
+        whole = []
+        for line in lines:
+            try:
+                score = EpisodeScore.model_validate_json(line)
+            except ValidationError:
+                break  # cut off when the machine went down: that episode is played again
+            self.done[score.seed] = score
+            whole.append(line)
+        write_atomically(file, "".join(f"{line}\n" for line in (head, *whole)))

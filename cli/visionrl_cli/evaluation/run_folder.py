@@ -1,0 +1,111 @@
+"""A local run as a policy to play: which adapter, on which base. The run folder is only read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from visionrl.base_model import locate_base
+from visionrl.checks import exports_base
+from visionrl.durable import sha256
+from visionrl.job import Job
+from visionrl.jobfile import problems
+from visionrl_cli.evaluation.text import EvalError
+from visionrl_trainer.rollout.batch import VISION_TOKENS
+from visionrl_trainer.sync.publish import ADAPTER_FILES, MANIFEST, version_name, write_manifest
+
+SERVED_BASE = "base"
+"""The base model's name at the inference server (docs/architecture.md)."""
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A finished or stopped run and the version of it that plays."""
+
+    root: Path
+    job: Job
+    model: str
+    """Name at the inference server: the adapter's, or ``base``."""
+    adapter: Path | None
+    """Folder with the adapter's files; None for the base."""
+    adapter_sha256: str | None
+
+    @property
+    def base(self) -> Path | None:
+        """The run's own base model, where its warm start made one."""
+        return self.root / "base" if exports_base(self.job.spec) else None
+
+    def banned_ids(self, cache: Path) -> list[int]:
+        """Tokens that the trainer never lets the policy sample: placeholders of images. Needs the base on disk."""
+        directory = self.base or locate_base(self.job, cache)
+        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        return sorted(token["id"] for token in tokens if token["content"] in VISION_TOKENS)
+
+    def publish_to(self, folder: Path) -> None:
+        """Copy the adapter, with its manifest, to where an ``AdapterStore`` of visionrl_trainer serves it."""
+        if self.adapter is None:
+            return
+        target = folder / self.model
+        target.mkdir()
+        for name in ADAPTER_FILES:
+            shutil.copy2(self.adapter / name, target)
+        write_manifest(target, self.model)
+
+
+def open_run(root: Path, version: str | None = None, base: bool = False) -> LocalRun:
+    """The run's newest checkpoint, a version by name, or its base. Raises :class:`EvalError`."""
+    job = read_config(root)
+    if exports_base(job.spec) and not (root / "base" / MANIFEST).is_file():
+        raise EvalError(f"{root}: its warm start has not been completed, so there is no policy to play yet")
+    if base:
+        return LocalRun(root, job, SERVED_BASE, None, None)
+    known = versions(root, job.name)
+    if not known:
+        raise EvalError(f"{root}: no checkpoint yet; --base plays the base model")
+    name = version or max(_checkpointed(root, job.name), default=max(known))
+    if name not in known:
+        raise EvalError(f"{root}: no version {name}; there are {', '.join(sorted(known))}")
+    return LocalRun(root, job, name, known[name], sha256(known[name] / ADAPTER_FILES[1]))
+
+
+def read_config(root: Path) -> Job:
+    """The job of a run folder. Raises :class:`EvalError`."""
+    file = root / "config.json"
+    try:
+        return Job.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise EvalError(f"{root} is no run folder: it has no config.json (runs/<job> of visionrl run has)") from None
+    except OSError as error:
+        raise EvalError(f"{file}: {error.strerror}") from None
+    except ValidationError as error:
+        raise EvalError("\n".join(f"{file}: {problem}" for problem in problems(error, Job))) from None
+
+
+def versions(root: Path, job_name: str) -> dict[str, Path]:
+    """Folders of the adapters that are left, by version: published ones, and those of the checkpoints."""
+    published = {path.name: path for path in _entries(root / "adapters")}
+    return {
+        name: path
+        for name, path in {**published, **_checkpointed(root, job_name)}.items()
+        if all((path / file).is_file() for file in ADAPTER_FILES)
+    }
+
+
+def _checkpointed(root: Path, job_name: str) -> dict[str, Path]:
+    found = {}
+    for path in _entries(root / "checkpoints"):
+        state = path / "state.json"
+        try:
+            found[version_name(job_name, json.loads(state.read_bytes())["version"])] = path
+        except (OSError, ValueError, KeyError, TypeError):
+            raise EvalError(f"{state}: not the state of a checkpoint") from None
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Complete entries; drafts have a leading dot."""
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []

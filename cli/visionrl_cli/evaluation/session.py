@@ -1,0 +1,160 @@
+"""One evaluation from the command's words to its results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from visionrl.errors import leaves
+from visionrl.job import FIRST_TRAINING_SEED
+from visionrl.jobfile import JobFileError
+from visionrl_cli.evaluation.components import Addresses, Parts, banned_ids, check_task_app, lost_traces
+from visionrl_cli.evaluation.plan import EvalOptions, Plan, make_plan
+from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
+from visionrl_cli.evaluation.text import EvalError
+from visionrl_cli.evaluation.view import View, choose_view, show
+from visionrl_local.folder import LocalError, LocalFolder
+from visionrl_local.run import Signals
+from visionrl_local.view import error
+from visionrl_trainer.rollout.client import RolloutRefused, TaskApp
+from visionrl_trainer.rollout.evaluate import EpisodeScore, play_seeds
+
+PATIENCE_SECONDS = 60.0
+"""How long a task app or inference server may be away before the evaluation ends with an error."""
+
+
+def evaluate(options: EvalOptions) -> int:
+    """Play, print, write. Exit code: 0 done, 1 refused or failed, 128 + n after signal n."""
+    logging.basicConfig(format="visionrl: %(message)s", level=logging.WARNING)
+    try:
+        return asyncio.run(_evaluate(options))
+    except* (EvalError, LocalError, JobFileError, RolloutRefused, ConnectionError) as group:
+        error(str(next(leaves(group))))
+    except* OSError as group:
+        problem = next(leaves(group))
+        assert isinstance(problem, OSError)
+        error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+    return 1
+
+
+async def _evaluate(options: EvalOptions) -> int:
+    plan = make_plan(options)
+    other = read_results(options.against) if options.against else None
+    if other and options.against:
+        check_same_seeds(options.against, other, plan.seeds)
+    if options.trace_db:
+        options.trace_db.mkdir(parents=True, exist_ok=True)
+    with _locked(plan):
+        journal = Journal(options.out, plan.settings(), plan.seeds, f"eval/{secrets.token_hex(6)}")
+        view = choose_view(len(plan.seeds))
+        if max(plan.seeds) >= FIRST_TRAINING_SEED:
+            view.note(f"warning: seeds from {FIRST_TRAINING_SEED} on are training's; the policy may have seen them")
+        if journal.done:
+            view.note(f"{len(journal.done)} of {len(plan.seeds)} episodes are in {journal.file}")
+        session = Session(options, plan, journal, view)
+        received = await session.run()
+    if received:
+        kept = f"the same command goes on from {journal.file}" if journal.file else "nothing is kept without --out"
+        error(f"stopped after {len(journal.done)} of {len(plan.seeds)} episodes; {kept}")
+        return 128 + received
+    episodes = tuple(journal.done[seed] for seed in plan.seeds)
+    results = make_results(plan.player, plan.settings(), episodes, session.per_minute)
+    if other and options.against:
+        results = compared(results, options.against, other)
+    journal.finish(results)
+    print(results.model_dump_json(indent=2)) if options.as_json else show(results)
+    return 0
+
+
+class Session:
+    """The part of an evaluation that takes time."""
+
+    def __init__(self, options: EvalOptions, plan: Plan, journal: Journal, view: View) -> None:
+        self._options, self._plan, self._journal, self._view = options, plan, journal, view
+        self._parts = Parts(plan, options.trace_db, view.note)
+        self.per_minute: float | None = None
+        """Episodes a minute of this session, without the start of its parts."""
+
+    async def run(self) -> signal.Signals | None:
+        """Play what is left; the signal that ended it, if one did."""
+        left = tuple(seed for seed in self._plan.seeds if seed not in self._journal.done)
+        signals = Signals(on_second=self._parts.kill)
+        playing = asyncio.create_task(self._play(left)) if left else asyncio.create_task(asyncio.sleep(0))
+        stopped = asyncio.create_task(signals.stop.wait())
+        try:
+            await asyncio.wait({playing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not playing.done():
+                self._view.note("stopping; once more kills")
+                playing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await playing
+        finally:
+            stopped.cancel()
+            self._view.close()
+        return signal.Signals(signals.received) if signals.received else None
+
+    async def _play(self, seeds: tuple[int, ...]) -> None:
+        async with self._addresses() as addresses:
+            policy = self._plan.policy
+            if self._plan.run:
+                served = {"inference_url": addresses.inference, "banned_token_ids": await banned_ids(self._plan.run)}
+                policy = policy.model_copy(update={"config": policy.config.model_copy(update=served)})
+            spec = self._plan.job.spec
+            self._view.note(f"{self._plan.player} plays {len(seeds)} episodes")
+            began = time.monotonic()
+            async with TaskApp(addresses.task_app, addresses.key, spec.rollout.max_concurrent) as taskapp:
+                playing = asyncio.create_task(
+                    play_seeds(taskapp, spec, policy, seeds, self._journal.run, PATIENCE_SECONDS, self._on_score)
+                )
+                broken = asyncio.create_task(self._parts.broken())
+                try:
+                    await asyncio.wait({playing, broken}, return_when=asyncio.FIRST_COMPLETED)
+                    if broken.done():
+                        raise broken.result()
+                    await playing
+                finally:
+                    for task in (playing, broken):
+                        task.cancel()
+                    await asyncio.wait({playing, broken})
+            self.per_minute = 60 * len(seeds) / (time.monotonic() - began)
+            if self._options.trace_db and (lost := await lost_traces(addresses)):
+                error(f"warning: {self._options.trace_db}: {lost}")
+
+    @contextlib.asynccontextmanager
+    async def _addresses(self) -> AsyncIterator[Addresses]:
+        if self._options.task_app is None:
+            async with self._parts.running() as addresses:
+                yield addresses
+        else:
+            key = task_app_key(self._options.task_app_key_file)
+            await check_task_app(self._options.task_app, key)
+            yield Addresses(self._options.task_app, key)
+
+    def _on_score(self, score: EpisodeScore, why: str) -> None:
+        if score.aborted and (not score.turns or score.aborted == "cancelled"):
+            raise EvalError(f"seed {score.seed} could not be played: {score.aborted}: {why}")
+        self._journal.add(score)
+        done = self._journal.done
+        self._view.played(len(done), sum(each.achievements for each in done.values()) / len(done))
+
+
+def task_app_key(file: Path | None) -> str:
+    """The key of a task app elsewhere. Raises :class:`EvalError`, ``OSError``."""
+    key = file.read_text(encoding="utf-8").strip() if file else os.environ.get("ENVIRONMENT_API_KEY", "").strip()
+    if not key:
+        raise EvalError(f"{file} is empty" if file else "--task-app needs its key: set ENVIRONMENT_API_KEY")
+    return key
+
+
+@contextlib.contextmanager
+def _locked(plan: Plan) -> Iterator[None]:
+    """A run is trained or evaluated, one at a time: its server's folder for adapters goes by the job's name."""
+    with LocalFolder(plan.run.root).lock() if plan.run else contextlib.nullcontext():
+        yield

@@ -1,0 +1,76 @@
+"""The folder that a supervised training writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from visionrl.component import ConfigurationError
+from visionrl.durable import write_atomically
+from visionrl.job import Job
+from visionrl.jobfile import with_warm_start
+from visionrl_local.resume import check_same_job
+from visionrl_trainer.state.runfolder import SftFolder
+
+LOCK = ".lock"
+
+
+class Output:
+    """Paths and small files of one supervised training."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.job_file = self.root / "sft.json"
+        self.summary_file, self.curve_file = self.root / "summary.json", self.root / "loss.png"
+        self.model, self.adapters = self.root / "model", self.root / "adapters"
+        self.training = SftFolder(self.root)
+
+    def prepare(self, job: Job, fresh: bool) -> None:
+        """Make the folder this training's. Raises :class:`ConfigurationError` for a folder of something else,
+        :class:`visionrl_local.folder.LocalError` for one of a training with other settings."""
+        others = [path for path in self.root.iterdir() if path.name != LOCK]
+        if others and not self.job_file.exists():
+            raise ConfigurationError(f"--output {self.root}: not empty, and not of visionrl train; choose another")
+        if fresh:
+            self._clear()
+        accepted = self._accepted()
+        if accepted is None:
+            write_atomically(self.job_file, job.model_dump_json(by_alias=True, indent=2) + "\n")
+            return
+        # Data is known by its content, wherever it lies: the checkpoint compares it.
+        before, now = accepted.spec.training.warm_start, job.spec.training.warm_start
+        assert before is not None
+        assert now is not None
+        check_same_job(accepted, with_warm_start(job, now.model_copy(update={"data": before.data})))
+
+    def summary(self) -> dict[str, Any] | None:
+        """Of a training that is complete."""
+        return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.exists() else None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.summary_file, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def _accepted(self) -> Job | None:
+        if not self.job_file.exists():
+            return None
+        try:
+            return Job.model_validate_json(self.job_file.read_bytes())
+        except ValidationError:
+            raise ConfigurationError(f"{self.job_file} is of another version; --fresh starts over") from None
+
+    def _clear(self) -> None:
+        """What a training writes, nothing else."""
+        for folder in (self.model, self.adapters):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (
+            self.training.checkpoint,
+            self.training.metrics.path,
+            self.curve_file,
+            self.summary_file,
+            self.job_file,
+        ):
+            file.unlink(missing_ok=True)

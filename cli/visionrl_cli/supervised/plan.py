@@ -1,0 +1,91 @@
+"""From the command's words and the job file to what is trained on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from visionrl.component import ConfigurationError
+from visionrl.job import Algorithm, Job, JobSpec, Rollout, SupervisedData, Training, WarmStart
+from visionrl.jobfile import load_job, problems
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the user asked for."""
+
+    type: str
+    config: Path
+    data: Path | None
+    val: Path | None
+    output: Path | None
+    settings: Mapping[str, Any]
+    """Fields of ``training.warmStart`` that go before those of the job file."""
+    fresh: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done."""
+
+    job: Job
+    """With those sections alone that supervised training reads."""
+    output: Path
+    data: SupervisedData
+
+    @property
+    def warm_start(self) -> WarmStart:
+        assert self.job.spec.training.warm_start is not None
+        return self.job.spec.training.warm_start
+
+
+def make_plan(options: TrainOptions) -> Plan:
+    """Raises :class:`ConfigurationError`, or what :func:`visionrl.jobfile.load_job` raises."""
+    if options.type == "rl":
+        raise ConfigurationError(
+            f"--type rl: reinforcement learning plays while it trains: visionrl run {options.config}"
+        )
+    job = load_job(options.config)
+    known = job.spec.training.warm_start
+    data = _data(options, known)
+    values = {**(known.model_dump() if known else {}), **options.settings, "episodes": None, "data": data}
+    try:
+        warm_start = WarmStart.model_validate(values, by_alias=False, by_name=True)
+    except ValidationError as error:
+        listed = "; ".join(str(problem) for problem in problems(error, WarmStart, "training.warmStart"))
+        raise ConfigurationError(f"{options.config}, with the flags: {listed}") from None
+    output = options.output or Path("runs") / f"{job.name}-sft"
+    return Plan(job.model_copy(update={"spec": _supervised(job.spec, warm_start)}), output, data)
+
+
+def _data(options: TrainOptions, known: WarmStart | None) -> SupervisedData:
+    """The files of the flags, else those of the job file."""
+    if options.data is not None:
+        train, val = options.data.absolute(), options.val.absolute() if options.val else None
+        return SupervisedData(train=str(train), val=str(val) if val else None)
+    if known is None or known.data is None:
+        raise ConfigurationError(
+            f"--data FILE is needed: {options.config} names no files in training.warmStart.data"
+            + (" (its episodes are played by visionrl run)" if known else "")
+        )
+    return known.data.model_copy(update={"val": str(options.val.absolute())}) if options.val else known.data
+
+
+def _supervised(spec: JobSpec, warm_start: WarmStart) -> JobSpec:
+    """What does not matter to supervised training has its defaults: who changes it may go on."""
+    return JobSpec(
+        algorithm=Algorithm(type="sft"),
+        model=spec.model,
+        rollout=Rollout(env_config=spec.rollout.env_config),
+        training=Training(
+            iterations=1,
+            seed=spec.training.seed,
+            micro_batch_size=spec.training.micro_batch_size,
+            warm_start=warm_start,
+        ),
+    )

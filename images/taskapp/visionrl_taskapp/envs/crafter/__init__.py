@@ -1,0 +1,1 @@
+"""Crafter: deterministic, fast, and drawn as the stock game draws it."""

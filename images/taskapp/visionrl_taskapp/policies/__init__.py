@@ -1,0 +1,1 @@
+"""Policies: who plays, what a model is told and shown, and how its answer is read."""

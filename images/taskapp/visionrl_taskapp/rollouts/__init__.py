@@ -1,0 +1,1 @@
+"""Rollouts: one episode from its first frame to its trajectory."""

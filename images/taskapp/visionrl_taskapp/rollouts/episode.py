@@ -1,0 +1,209 @@
+"""One episode: observe, decide, act, until it is over or a bound is reached.
+
+An episode that cannot go on is aborted: its answer says why and keeps the decisions that were made. Only a first
+turn that cannot reach the inference server at all is an error of the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from visionrl.checks import Problem
+from visionrl.rollout import AbortReason, Decision, RolloutRequest, Timings
+from visionrl_taskapp.policies.inference_client import InferenceClient, InferenceError, UnreachableError
+from visionrl_taskapp.policies.policy import Choice, decider
+from visionrl_taskapp.policies.prompt import Frame, Message, PastTurn, build_messages, frames_of, with_pixels
+from visionrl_taskapp.rollouts.rewards import decision_reward
+from visionrl_taskapp.rollouts.simulation import Observation, Outcome, Simulation, Worlds
+from visionrl_taskapp.rollouts.trajectory import Abort, Episode, Turn
+
+T = TypeVar("T")
+
+
+class UnreachableInferenceError(Exception):
+    """The first turn never reached the inference server; nothing was played."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem("policy.config.inference_url", message)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What episodes share."""
+
+    worlds: Worlds
+    inference: InferenceClient
+    workers: Executor
+    """Threads for simulation and rendering."""
+    keep_images: bool = False
+    """Keep every frame's PNG for the traces, also where the answer does not carry it."""
+
+
+async def play(request: RolloutRequest, services: Services) -> Episode:
+    """Play the episode that a valid request describes.
+
+    Cancelling the task ends the episode as `cancelled`: the call still returns what was played. Raises
+    :class:`UnreachableInferenceError`.
+    """
+    player = _Player(request, services)
+    abort: Abort | None = None
+    began = time.time()
+    try:
+        abort = await player.run()
+    except asyncio.CancelledError:
+        abort = Abort("cancelled", "the task app is shutting down")
+    return Episode(request, tuple(player.turns), abort, player.ops, began)
+
+
+def turn_limit(request: RolloutRequest) -> int:
+    """Turns of the episode: the agent operations where `ops` is given, within an explicit `max_llm_calls`."""
+    config = request.policy.config
+    if not request.ops:
+        return config.max_llm_calls
+    turns = request.ops.count("agent")
+    return min(turns, config.max_llm_calls) if "max_llm_calls" in config.model_fields_set else turns
+
+
+class _Player:
+    """The loop's state: what has been played so far."""
+
+    def __init__(self, request: RolloutRequest, services: Services) -> None:
+        self._request, self._services = request, services
+        self._decider = decider(request, services.inference)
+        self._simulation = Simulation(request, services.worlds)
+        record = request.record
+        inline = record.return_trace and record.trace_format == "full"
+        self._keep_images = services.keep_images or record.images or inline
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + request.safety.max_time_s
+        self._past: list[PastTurn] = []
+        self.turns: list[Turn] = []
+        self.ops = 0
+
+    async def run(self) -> Abort | None:
+        """Play on to the end; None for an episode that came to it by itself."""
+        limit = turn_limit(self._request)
+        observation: Observation | None = await self._work(self._simulation.begin)
+        for index in range(limit):
+            if observation is None:
+                return None
+            if self.ops + 2 > self._request.safety.max_ops:
+                return self._out_of_ops()
+            turn_watch = _Stopwatch()
+            config = self._request.policy.config
+            messages = build_messages(config, self._past, observation.frame, observation.text)
+            frames = frames_of(config, self._past, observation.frame)
+            decision_watch = _Stopwatch()
+            choice = await self._decide(observation, with_pixels(messages, frames))
+            if isinstance(choice, Abort):
+                return choice
+            decision_ms = decision_watch.ms()
+            self.ops += 1
+            actions = choice.actions[: self._request.safety.max_ops - self.ops]
+            env_watch = _Stopwatch()
+            outcome, following = await self._work(partial(self._simulation.advance, actions, index + 1 < limit))
+            env_ms = env_watch.ms()
+            self.ops += len(outcome.actions)
+            timings = Timings(
+                inference_ms=choice.inference_ms,
+                decision_ms=decision_ms - choice.inference_ms,
+                env_step_ms=env_ms,
+                overhead_ms=turn_watch.ms() - decision_ms - env_ms,
+            )
+            self._record(observation, messages, frames, choice, outcome, timings)
+            if len(actions) < len(choice.actions) and not outcome.done:
+                return self._out_of_ops()
+            observation = following
+        return None
+
+    async def _decide(self, observation: Observation, messages: list[Message]) -> Choice | Abort:
+        config, now = self._request.policy.config, self._loop.time()
+        deadline = min(self._end, now + config.turn_timeout_s)
+        try:
+            if now >= self._end:
+                raise TimeoutError
+            return await self._decider.decide(observation, messages, deadline)
+        except TimeoutError:
+            return self._too_late(deadline)
+        except UnreachableError as error:
+            if not self.turns:
+                raise UnreachableInferenceError(str(error)) from None
+            return Abort("inference_error", str(error))
+        except InferenceError as error:
+            return Abort("inference_error", str(error))
+
+    def _record(
+        self,
+        observation: Observation,
+        messages: list[Message],
+        frames: list[Frame],
+        choice: Choice,
+        outcome: Outcome,
+        timings: Timings,
+    ) -> None:
+        request, frame = self._request, observation.frame
+        valid = choice.error is None
+        decision = Decision(
+            index=len(self.turns),
+            images=[shown.sha256 for shown in frames],
+            text=choice.text,
+            tool_calls=list(choice.calls),
+            valid=valid,
+            error=choice.error,
+            actions=list(outcome.actions),
+            unlocked=list(outcome.unlocked),
+            reward=decision_reward(outcome.unlocked, valid, outcome.env_reward, request.rewards),
+            done=outcome.done,
+            model=choice.model,
+            finish_reason=choice.finish_reason,
+            prompt_token_ids=choice.prompt_token_ids,
+            token_ids=choice.token_ids,
+            logprobs=choice.logprobs,
+            state_hash=observation.state_hash,
+            messages=messages if request.record.messages else None,
+            label=choice.label,
+            timings=timings,
+        )
+        self.turns.append(
+            Turn(
+                decision=decision,
+                messages=messages,
+                frame=frame if self._keep_images else frame and replace(frame, png=b""),
+                inventory=dict(observation.view.inventory),
+                text=observation.text,
+                unlocked_before=observation.unlocked,
+                inventory_after=outcome.inventory,
+                dead=outcome.dead,
+                usage=choice.usage,
+                ended=time.time(),
+            )
+        )
+        self._past.append(PastTurn(frame, observation.text, choice.text))
+
+    def _out_of_ops(self) -> Abort:
+        return Abort("max_ops", f"safety.max_ops ({self._request.safety.max_ops}) reached after {self.ops} operations")
+
+    def _too_late(self, deadline: float) -> Abort:
+        if deadline == self._end:
+            reason: AbortReason = "max_time"
+            return Abort(reason, f"safety.max_time_s ({self._request.safety.max_time_s:g} s) is used up")
+        limit = self._request.policy.config.turn_timeout_s
+        return Abort("turn_timeout", f"no answer within policy.config.turn_timeout_s ({limit:g} s)")
+
+    async def _work(self, call: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._services.workers, call)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def ms(self) -> float:
+        return 1000 * (time.perf_counter() - self._start)

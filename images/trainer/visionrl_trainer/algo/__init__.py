@@ -1,0 +1,1 @@
+"""The algorithms: advantages, losses, the update."""

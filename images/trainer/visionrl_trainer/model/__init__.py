@@ -1,0 +1,1 @@
+"""The policy: a vision-language model with a LoRA adapter."""

@@ -1,0 +1,288 @@
+"""The policy: Qwen3-VL with a LoRA adapter, evaluated on exactly the tokens that were sampled.
+
+The forward pass is Hugging Face's own, taken apart where rows share work: the vision tower runs once per distinct
+frame, positions once per layout of a prompt, the LM head on completion tokens only; rows are packed without padding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
+
+from visionrl.job import Lora
+from visionrl_trainer.model.packing import ATTENTION, Packing
+from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, chains
+
+# Linear layers of the language model that vLLM serves adapters on.
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BANNED_BIAS = -100.0
+
+
+class MatmulPatchEmbed(Qwen3VLVisionPatchEmbed):
+    """The stock patch embedding as one matrix product: its Conv3d has stride = kernel, and costs a quarter of a
+    training step on a CPU."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = self.proj.weight.flatten(1)
+        return F.linear(hidden_states.to(weight.dtype).view(-1, weight.shape[1]), weight, self.proj.bias)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Features of one frame: what replaces its placeholders, and what deepstack adds to the first layers."""
+
+    embeds: Tensor
+    """[visual tokens, hidden]."""
+    deepstack: tuple[Tensor, ...]
+    """Per layer, [visual tokens, hidden]."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Chains of samples as rows, one after the other: P tokens in all, T of them sampled."""
+
+    ids_P: Tensor
+    positions_3P: Tensor
+    visual_P: Tensor
+    """Where the placeholders are."""
+    packing: Packing
+    images: tuple[str, ...]
+    """Hashes of the frames, in the order of their placeholders."""
+    predicts_T: Tensor
+    """Place whose hidden state predicts a sampled token."""
+    targets_T: Tensor
+
+
+class Policy:
+    """A base model and, unless only the base is trained, one adapter on it.
+
+    Weights in ``compute_dtype`` are computed with as they are. Weights in float32 under a narrower ``compute_dtype``
+    are rounded for the computation alone: steps far below a weight's own size still add up (mixed precision,
+    arXiv:1710.03740).
+    """
+
+    def __init__(self, model: Any, processor: Any, device: torch.device, compute_dtype: torch.dtype) -> None:
+        self.model, self.processor, self.device = model, processor, device
+        self.compute_dtype = compute_dtype
+        self.peft: PeftModel | None = None
+        vocabulary = processor.tokenizer.get_vocab()
+        self.ban(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
+        self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
+
+    @classmethod
+    def load(cls, directory: Path, dtype: str, device: torch.device, full: bool = False) -> Policy:
+        """Load a base model; ``full`` where all of its weights are trained, which are kept in float32 then. Raises
+        ``OSError`` where the directory holds none."""
+        compute_dtype = getattr(torch, dtype)
+        model = AutoModelForImageTextToText.from_pretrained(
+            directory,
+            dtype=torch.float32 if full else compute_dtype,
+            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
+            local_files_only=directory.exists(),
+        )
+        model.model.visual.patch_embed.__class__ = MatmulPatchEmbed
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
+        return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
+
+    def ban(self, ids: Iterable[int]) -> None:
+        """Tokens that are never sampled, here as at the server (``logit_bias``)."""
+        self.banned_ids = frozenset(ids)
+        self._bias = torch.zeros(self.model.config.text_config.vocab_size, device=self.device)
+        self._bias[list(self.banned_ids)] = BANNED_BIAS
+
+    # --- the adapter
+
+    def add_adapter(self, lora: Lora, seed: int) -> None:
+        """Freeze the base and put a fresh adapter on it (B = 0: it changes nothing yet)."""
+        names = ALL_LINEAR if lora.target_modules == "all-linear" else tuple(lora.target_modules)
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft = get_peft_model(self.model, config)
+        self.eval()
+
+    def train(self, part: Literal["all", "language_model", "adapter"]) -> None:
+        """Make a part of the weights trainable, with dropout."""
+        owner = self.peft or self.model
+        owner.train()
+        for name, parameter in owner.named_parameters():
+            if part == "adapter":
+                parameter.requires_grad_("lora_" in name)
+            else:
+                parameter.requires_grad_("lora_" not in name and (part == "all" or ".visual." not in name))
+
+    def eval(self) -> None:
+        """Leave the adapter alone trainable, without dropout: that would make the ratios of one version differ
+        from 1."""
+        self.train("adapter")
+        (self.peft or self.model).eval()
+
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Within a training, as the policy is when it plays."""
+        owner = self.peft or self.model
+        training = owner.training
+        owner.eval()
+        try:
+            yield
+        finally:
+            owner.train(training)
+
+    def save_model(self, directory: Path) -> None:
+        """Write the model's weights and configuration, in the precision that it is computed with."""
+        self.model.to(self.compute_dtype).save_pretrained(directory)
+
+    def load_adapter(self, directory: Path) -> None:
+        """Replace the adapter's weights by saved ones. Raises ``ValueError`` where they are not this adapter's."""
+        self.set_adapter_weights(load_file(directory / "adapter_model.safetensors"))
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """A copy of the adapter's weights."""
+        return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(self._adapted).items()}
+
+    def set_adapter_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the adapter's weights. Raises ``ValueError`` where they are not this adapter's."""
+        result: Any = set_peft_model_state_dict(self._adapted, weights)
+        if result.unexpected_keys:
+            raise ValueError(f"the adapter has no weight {result.unexpected_keys[0]}")
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``. Raises ``ValueError`` where a weight is
+        not finite: a server that loads such an adapter spoils other requests too."""
+        for name, parameter in self.trainable():
+            if not torch.isfinite(parameter).all():
+                raise ValueError(f"adapter weight {name} is not finite")
+        self._adapted.peft_config["default"].base_model_name_or_path = "base"  # not a path of this machine
+        self._adapted.save_pretrained(str(directory), save_embedding_layers=False)
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Parameters that are trained, by name."""
+        owner = self.peft or self.model
+        return [(name, parameter) for name, parameter in owner.named_parameters() if parameter.requires_grad]
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model, for the KL term and the canary."""
+        with self._adapted.disable_adapter():
+            yield
+
+    @property
+    def _adapted(self) -> PeftModel:
+        if self.peft is None:
+            raise RuntimeError("the policy has no adapter yet")
+        return self.peft
+
+    # --- the forward pass
+
+    def image_tokens(self, image_size: int) -> ImageTokens:
+        """What a frame of this size becomes in a prompt."""
+        inputs = self.processor.image_processor(images=[torch.zeros(3, image_size, image_size)], return_tensors="pt")
+        merge = self.model.config.vision_config.spatial_merge_size
+        per_image = int(inputs["image_grid_thw"][0].prod()) // merge**2
+        return ImageTokens(self.model.config.image_token_id, per_image, self.banned_ids)
+
+    def see(self, frames: Sequence[Frame]) -> list[Vision]:
+        """Run the vision tower on frames of one size."""
+        inputs = self.processor.image_processor(images=list(frames), return_tensors="pt").to(self.device)
+        grid = inputs["image_grid_thw"]
+        with self._precision():
+            output = self.model.model.get_image_features(inputs["pixel_values"], grid, return_dict=True)
+        sizes = [len(embeds) for embeds in output.pooler_output]
+        deepstack = [features.split(sizes) for features in output.deepstack_features]
+        return [
+            Vision(embeds, tuple(layer[index] for layer in deepstack))
+            for index, embeds in enumerate(output.pooler_output)
+        ]
+
+    def logprobs(
+        self, samples: Sequence[Sample], vision: Mapping[str, Vision], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of every sampled token and the entropy there, both [T], under ``temperature`` and the
+        banned tokens, exactly as the server processes its logits. ``vision`` has the features by hash."""
+        rows = self.collate(samples)
+        features = [vision[digest] for digest in rows.images]
+        with self._precision():
+            hidden_PH = self._hidden(rows, features)
+            logits_TV = self.model.lm_head(hidden_PH[rows.predicts_T]).float()
+        logprobs_TV = ((logits_TV + self._bias) / (temperature or 1.0)).log_softmax(dim=-1)
+        entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
+        return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
+
+    def collate(self, samples: Sequence[Sample]) -> Rows:
+        """One row for each chain of samples (:func:`visionrl_trainer.rollout.batch.chains`)."""
+        runs = chains(samples)
+        rows = [torch.tensor(samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids) for run in runs]
+        predicts: list[int] = []
+        targets: list[int] = []
+        begin = 0
+        for run, ids in zip(runs, rows, strict=True):
+            for sample in samples[run.start : run.stop]:
+                first = begin + len(sample.prompt_ids) - 1
+                predicts += range(first, first + len(sample.completion_ids))
+                targets += sample.completion_ids
+            begin += len(ids)
+        ids_P = torch.cat(rows).to(self.device)
+        return Rows(
+            ids_P,
+            torch.cat([self._positions_of(ids) for ids in rows], dim=1).to(self.device),
+            ids_P == self.model.config.image_token_id,
+            Packing.of([len(ids) for ids in rows], self.device),
+            tuple(digest for run in runs for digest in samples[run[-1]].images),
+            *(torch.tensor(values, device=self.device) for values in (predicts, targets)),
+        )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.model.dtype != self.compute_dtype)
+
+    def _hidden(self, rows: Rows, features: Sequence[Vision]) -> Tensor:
+        """Last hidden states [P, H]."""
+        language_model = self.model.model.language_model
+        embeds_PH = language_model.embed_tokens(rows.ids_P)
+        deepstack: list[Tensor] | None = None
+        if features:
+            seen = torch.cat([vision.embeds for vision in features]).to(embeds_PH.dtype)
+            embeds_PH = embeds_PH.masked_scatter(rows.visual_P[:, None], seen)
+            deepstack = [torch.cat(layer) for layer in zip(*(vision.deepstack for vision in features), strict=True)]
+        output = language_model(
+            inputs_embeds=embeds_PH[None],
+            position_ids=rows.positions_3P[:, None],
+            visual_pos_masks=rows.visual_P[None],
+            deepstack_visual_embeds=deepstack or None,
+            use_cache=False,
+            packing=rows.packing,
+        )
+        return output.last_hidden_state[0]
+
+    def _positions_of(self, ids_L: Tensor) -> Tensor:
+        """Interleaved-mRoPE positions [3, L] of one row, by the model's own rule, once per layout."""
+        visual = ids_L == self.model.config.image_token_id
+        edges = torch.nonzero(visual[1:] != visual[:-1])[:, 0].tolist()
+        layout = (tuple(edges), len(ids_L))
+        if layout not in self._positions:
+            runs = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+            self._positions[layout] = self.model.model.get_rope_index(
+                ids_L[None], visual[None].int(), image_grid_thw=self._square_grids(runs)
+            )[0][:, 0]
+        return self._positions[layout]
+
+    def _square_grids(self, tokens: Sequence[int]) -> Tensor | None:
+        """Patch grids (t, h, w) of square frames with these numbers of visual tokens."""
+        merge = self.model.config.vision_config.spatial_merge_size
+        sides = [round(count**0.5) * merge for count in tokens]
+        return torch.tensor([[1, side, side] for side in sides]) if sides else None

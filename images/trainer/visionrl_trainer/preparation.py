@@ -1,0 +1,114 @@
+"""Before the first rollout: the base model's directory, and what a warm start makes of model or adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from visionrl.base_model import locate_base
+from visionrl.checks import exports_base
+from visionrl.component import ConfigurationError
+from visionrl.job import Job
+from visionrl_trainer.model.compute import compute
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.report.progress import Meter
+from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.sft import teacher
+from visionrl_trainer.sft import train as sft
+from visionrl_trainer.sft.file import read_sft
+from visionrl_trainer.state.runfolder import RunFolder
+from visionrl_trainer.sync.service import Bulletin
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What getting ready needs."""
+
+    job: Job
+    folder: RunFolder
+    device: torch.device
+    taskapp: TaskApp
+    bulletin: Bulletin
+    meter: Meter
+
+    async def base(self, cache: Path) -> Path:
+        """Directory of the base that adapters are trained on; a warm start that makes one trains it first, unless it
+        is there already. Raises :class:`visionrl.component.ConfigurationError` where the model does not exist."""
+        self._check_files()
+        source = await asyncio.to_thread(locate_base, self.job, cache)
+        if not exports_base(self.job.spec):
+            self.bulletin.update(base_ready=True)
+            return source
+        if not self.folder.base.exists():
+            policy = await compute(Policy.load, source, self.job.spec.model.dtype, self.device, full=True)
+            await self.warm_start(policy)
+            await compute(sft.export, policy, source, self.folder.base)
+            self.folder.warm_start.checkpoint.unlink(missing_ok=True)
+        self.bulletin.base = self.folder.base
+        self.bulletin.update(base_ready=True)
+        return self.folder.base
+
+    async def warm_start(self, policy: Policy) -> None:
+        """Train the policy on files or on the scripted player's episodes. Its checkpoint is left for the caller to
+        delete, once what it led to is kept."""
+        self.bulletin.update(phase="WarmStart")
+        data = await self._demonstrations()
+        stopping = threading.Event()
+        with self.meter.phase("warm_start", "supervised training"):
+            try:
+                last = await compute(
+                    sft.train, policy, data, self.job.spec, self.folder.warm_start, self._tell, stopping.is_set
+                )
+            except asyncio.CancelledError:
+                stopping.set()  # the thread goes on to the end of its step and keeps a checkpoint
+                raise
+        if last.validation_loss is not None:
+            logger.info("the warm start ended at %.3f nats per decision on held-out data", last.validation_loss)
+
+    def _check_files(self) -> None:
+        """What is not there is better told before gigabytes are fetched."""
+        settings = self.job.spec.training.warm_start
+        done = self.folder.base.exists() or any(self.folder.checkpoints.glob("[0-9]*"))
+        if settings is None or settings.data is None or done:
+            return
+        for name, file in settings.data:
+            if file is not None and not Path(file).is_file():
+                raise ConfigurationError(f"spec.training.warmStart.data.{name}: the trainer finds no file {file}")
+
+    async def _demonstrations(self) -> teacher.Demonstrations:
+        spec, settings = self.job.spec, self.job.spec.training.warm_start
+        assert settings is not None
+        if settings.data is not None:
+            train, val = Path(settings.data.train), Path(settings.data.val) if settings.data.val else None
+            with self.meter.phase("data", f"reading {train}"):
+                data = await compute(read_sft, train, val, spec.rollout.env_config.image_size)
+            logger.info("%d decisions to learn, %d held out", len(data.training), len(data.validation))
+            return data
+        played = 0
+
+        def on_episode() -> None:
+            nonlocal played
+            played += 1
+            self.bulletin.update(message=f"the scripted player plays: {played}/{settings.episodes} episodes")
+
+        with self.meter.phase("teacher", "the scripted player plays"):
+            data = await teacher.collect(self.taskapp, spec, self.job.name, on_episode)
+        logger.info(
+            "%d demonstrations from %d episodes, %.2f achievements each",
+            len(data.training) + len(data.validation),
+            len(data.returns),
+            sum(data.returns) / len(data.returns),
+        )
+        return data
+
+    def _tell(self, progress: sft.SftReport) -> None:
+        line = progress.line()
+        self.bulletin.update(message=line)
+        logger.info(line)

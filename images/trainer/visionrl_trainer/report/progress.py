@@ -1,0 +1,67 @@
+"""From counters to the report: rates, phases' seconds, the expected end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from visionrl.status import EvaluationProgress, Progress, Score
+from visionrl_trainer.sync.service import Bulletin
+
+FIRST_RATE_SECONDS = 2.0
+"""Time into a phase before its rate means anything."""
+
+
+class Meter:
+    """Counts episodes and times phases, and keeps the bulletin's progress current."""
+
+    def __init__(self, bulletin: Bulletin, total: int) -> None:
+        self.bulletin = bulletin
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._phase_started, self._phase_episodes = time.monotonic(), 0
+        self.set(total=total)
+
+    def set(self, **changes: object) -> None:
+        """Replace fields of the progress."""
+        progress = self.bulletin.report.progress.model_copy(update=changes)
+        self.bulletin.update(progress=progress)
+
+    @property
+    def progress(self) -> Progress:
+        return self.bulletin.report.progress
+
+    def episode(self, training: bool = True) -> None:
+        """One episode has ended; the rate is that of the phase so far."""
+        self._phase_episodes += 1
+        elapsed = time.monotonic() - self._phase_started
+        changes: dict[str, object] = {}
+        if elapsed > FIRST_RATE_SECONDS:
+            changes["episodes_per_minute"] = round(60 * self._phase_episodes / elapsed, 1)
+        if training:
+            changes["episodes"] = self.progress.episodes + 1
+        self.set(**changes)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, message: str) -> Iterator[None]:
+        """Time a phase and say what goes on."""
+        self.bulletin.update(message=message)
+        started = self._phase_started = time.monotonic()
+        self._phase_episodes = 0
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - started
+
+    def iteration(self, done: int, total: int, seconds_each: float) -> None:
+        """An iteration is complete."""
+        end = datetime.now(UTC) + timedelta(seconds=seconds_each * (total - done))
+        self.set(iteration=done, total=total, eta=end.strftime("%Y-%m-%dT%H:%M:%SZ") if done < total else None)
+
+    def evaluation(self, iteration: int, score: Score) -> None:
+        """An evaluation is complete; the first one at iteration 0 is the one before training."""
+        known = self.progress.evaluation
+        before = score if iteration == 0 else known.before
+        self.set(evaluation=EvaluationProgress(before=before, latest=score, latest_iteration=iteration))

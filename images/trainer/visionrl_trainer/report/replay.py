@@ -1,0 +1,68 @@
+"""Films: one episode on a held-out seed, frame by frame, kept to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from visionrl.checks import evaluation_seeds
+from visionrl.durable import write_atomically
+from visionrl.job import JobSpec
+from visionrl.rollout import EnvSpec, PolicySpec, Record, RolloutRequest, Safety
+from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
+
+
+class FilmFrame(BaseModel):
+    """One decision."""
+
+    png: str
+    """The frame that the policy saw, base64; empty for a policy that sees none."""
+    actions: list[str]
+    unlocked: list[str]
+    valid: bool
+
+
+class Film(BaseModel):
+    """One episode."""
+
+    iteration: int
+    policy: str
+    seed: int
+    frames: list[FilmFrame]
+
+
+async def shoot(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration: int) -> Film:
+    """Play the first held-out seed and keep what was seen."""
+    seed = evaluation_seeds(spec)[0]
+    request = RolloutRequest(
+        run_id=f"{policy.config.model}/film/s{seed}",
+        mode="eval",
+        env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=seed),
+        policy=policy,
+        record=Record(trajectories=False, images=True),
+        on_done="terminate",
+        safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
+    )
+    response = await taskapp.rollout(request, PATIENCE_SECONDS)
+    frames = [
+        FilmFrame(
+            png=response.images[decision.images[0]] if decision.images else "",
+            actions=decision.actions,
+            unlocked=decision.unlocked,
+            valid=decision.valid,
+        )
+        for decision in response.trajectories[0].decisions
+    ]
+    return Film(iteration=iteration, policy=policy.config.model, seed=seed, frames=frames)
+
+
+def save(film: Film, folder: Path) -> None:
+    """Keep a film as ``<folder>/000012.json``, by its iteration."""
+    write_atomically(folder / f"{film.iteration:06d}.json", film.model_dump_json())
+
+
+def load_all(folder: Path) -> list[Film]:
+    """All films of a run, by iteration."""
+    return [Film.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]

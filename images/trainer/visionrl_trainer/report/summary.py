@@ -1,0 +1,34 @@
+"""The run in one small document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from visionrl.job import Job
+from visionrl_trainer.rollout.evaluate import paired_gain
+from visionrl_trainer.state.checkpoints import RunState
+from visionrl_trainer.sync.publish import version_name
+
+
+def summarise(job: Job, state: RunState, metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a person or a script wants to know about a finished run."""
+    rollout_minutes = state.seconds.get("rollout", 0.0) / 60
+    summary: dict[str, Any] = {
+        "job": job.name,
+        "iterations": state.iteration,
+        "episodes": state.episodes,
+        "turns": state.turns,
+        "tokens": state.tokens,
+        "adapter": version_name(job.name, state.version),
+        "mismatch": {"max_abs": state.worst_mismatch, "mean_abs": state.mean_mismatch},
+        "episodes_per_minute": state.episodes / rollout_minutes if rollout_minutes else None,
+        "seconds": {name: round(seconds, 1) for name, seconds in state.seconds.items()},
+        "reward": [record["reward"] for record in metrics],
+    }
+    if state.evaluations:
+        before, after = state.evaluations[0], state.evaluations[-1]
+        summary["evaluation"] = {"before": before, "after": after}
+        if len(state.evaluations) > 1 and before["returns"] and len(before["returns"]) == len(after["returns"]):
+            summary["evaluation"]["gain"] = paired_gain(before["returns"], after["returns"]).model_dump()
+    return summary

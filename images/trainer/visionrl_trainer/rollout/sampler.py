@@ -1,0 +1,153 @@
+"""Collecting episodes: groups on one start state, bounded concurrency, and what to do with those that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from visionrl.checks import uses_vision
+from visionrl.job import FIRST_TRAINING_SEED, JobSpec
+from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
+from visionrl_trainer.rollout.batch import Episode, Frame, Group, ImageTokens, SampleRejected, read_episode
+from visionrl_trainer.rollout.client import TaskApp
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""Times that an aborted or rejected episode is played before its group goes on without it."""
+PATIENCE_SECONDS = 900.0
+"""How long a dead task app or inference server may take to come back; a model load is the longest part."""
+
+
+class SamplingFailed(RuntimeError):
+    """Too few episodes could be played; the message has the last reason."""
+
+
+@dataclass
+class Batch:
+    """An iteration's groups and their frames by hash."""
+
+    version: str
+    """Adapter that was asked to play."""
+    groups: list[Group] = field(default_factory=list)
+    frames: dict[str, Frame] = field(default_factory=dict)
+    aborted: int = 0
+    """Episodes that were aborted or rejected, retries included."""
+    resampled: int = 0
+    """Groups that were replaced because all their episodes earned the same."""
+
+    @property
+    def episodes(self) -> list[Episode]:
+        return [episode for group in self.groups for episode in group.episodes]
+
+
+def training_seeds(job_seed: int, iteration: int, groups: int, trial: int = 0) -> list[int]:
+    """Start states of an iteration: a function of the job's seed alone, so a resumed run draws the same."""
+    generator = np.random.default_rng([job_seed, iteration, trial])
+    return [int(seed) for seed in generator.integers(FIRST_TRAINING_SEED, 2**31, size=groups)]
+
+
+def policy_config(spec: JobSpec, **changes: object) -> PolicyConfig:
+    """The job's policy settings for the task app, which knows adapters by name only: whether they see is said here.
+    Training samples the whole distribution (top_p 1)."""
+    settings = {**spec.rollout.policy_config.model_dump(), "top_p": 1.0, "use_vision": uses_vision(spec)}
+    return PolicyConfig(**{**settings, **changes})
+
+
+def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[int]) -> PolicySpec:
+    """The job's policy, talking to one adapter."""
+    config = policy_config(spec, model=model, inference_url=inference_url, banned_token_ids=sorted(banned))
+    return PolicySpec(policy_name=spec.rollout.policy_name, config=config)
+
+
+class Sampler:
+    """Plays training episodes. ``on_episode`` is called as each one ends."""
+
+    def __init__(
+        self,
+        taskapp: TaskApp,
+        spec: JobSpec,
+        job_name: str,
+        inference_url: str,
+        expect: ImageTokens,
+        on_episode: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.taskapp, self.spec, self.job_name = taskapp, spec, job_name
+        self.inference_url, self.expect, self.on_episode = inference_url, expect, on_episode
+        self._slots = asyncio.Semaphore(spec.rollout.max_concurrent)
+
+    async def collect(self, iteration: int, version: str) -> Batch:
+        """Play the iteration's groups: ``groupSize`` episodes from each of its start states.
+
+        A group that keeps fewer than two episodes is dropped. With ``training.maxResampling``, groups whose episodes
+        all earned the same are replaced by other start states, as often as that says (dynamic sampling, DAPO,
+        arXiv:2503.14476, §3.2). Raises :class:`SamplingFailed` when no group is left.
+        """
+        training, batch = self.spec.training, Batch(version)
+        wanted = training.groups_per_iteration
+        for trial in range(1 + training.max_resampling):
+            seeds = training_seeds(training.seed, iteration, wanted - len(batch.groups), trial)
+            played = await self._groups(batch, iteration, trial, seeds)
+            last = trial == training.max_resampling
+            batch.groups += [group for group in played if last or group.has_variance]
+            batch.resampled += 0 if last else sum(not group.has_variance for group in played)
+            if len(batch.groups) == wanted:
+                break
+        if not batch.groups:
+            raise SamplingFailed(f"iteration {iteration}: no group kept two episodes; see the warnings above")
+        return batch
+
+    async def _groups(self, batch: Batch, iteration: int, trial: int, seeds: Sequence[int]) -> list[Group]:
+        async with asyncio.TaskGroup() as tasks:
+            played = [
+                [
+                    tasks.create_task(self._episode(batch, f"i{iteration}/t{trial}/g{g}/e{e}", seed))
+                    for e in range(self.spec.training.group_size)
+                ]
+                for g, seed in enumerate(seeds)
+            ]
+        groups = []
+        for seed, group in zip(seeds, played, strict=True):
+            episodes = tuple(episode for task in group if (episode := task.result()) is not None)
+            if len(episodes) >= 2:
+                groups.append(Group(seed, episodes))
+        return groups
+
+    async def _episode(self, batch: Batch, place: str, seed: int) -> Episode | None:
+        """One member of a group; ``None`` after ``TRIES`` aborts."""
+        for attempt in range(TRIES):
+            run_id = f"{self.job_name}/{batch.version}/{place}/r{attempt}"
+            async with self._slots:
+                response = await self.taskapp.rollout(self._request(run_id, batch.version, seed), PATIENCE_SECONDS)
+            try:
+                episode = self._read(response, seed, batch)
+            except SampleRejected as error:
+                batch.aborted += 1
+                logger.warning("%s rejected: %s", run_id, error)
+                continue
+            self.on_episode()
+            return episode
+        return None
+
+    def _read(self, response: RolloutResponse, seed: int, batch: Batch) -> Episode:
+        if response.aborted:
+            raise SampleRejected(f"aborted, {response.abort_reason}: {response.abort_message}")
+        return read_episode(response, seed, self.expect, batch.frames)
+
+    def _request(self, run_id: str, version: str, seed: int) -> RolloutRequest:
+        rollout = self.spec.rollout
+        return RolloutRequest(
+            run_id=run_id,
+            mode="rl",
+            env=EnvSpec(env_name=rollout.env_name, config=rollout.env_config, seed=seed),
+            policy=policy_spec(self.spec, version, self.inference_url, self.expect.banned_ids),
+            record=Record(trajectories=False, logprobs=True, images=True),
+            on_done="terminate",
+            safety=Safety(max_ops=rollout.max_ops, max_time_s=rollout.max_time_s),
+            rewards=self.spec.training.rewards,
+            training_session_id=self.job_name,
+        )

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: imitation of recorded or scripted episodes."""

@@ -1,0 +1,97 @@
+"""Demonstrations: episodes of the scripted player, as prompts, answers and frames."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from visionrl.job import FIRST_TRAINING_SEED, JobSpec, WarmStart
+from visionrl.rollout import SCRIPTED_POLICY, EnvSpec, PolicySpec, Record, RolloutRequest, Safety
+from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS, policy_config
+
+HELD_OUT_SHARE = 20
+"""One episode in this many is kept for validation."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One decision of the player: the prompt that a model would have seen, and the answer to give."""
+
+    messages: tuple[dict[str, Any], ...]
+    images: tuple[str, ...]
+    label: str
+
+
+@dataclass
+class Demonstrations:
+    """Decisions split by episode, and the frames' PNGs by hash."""
+
+    training: list[Demonstration]
+    validation: list[Demonstration]
+    images: dict[str, bytes]
+    tools: list[dict[str, Any]] | None = None
+    returns: tuple[float, ...] = ()
+    """Unique achievements of the (perturbed) episodes."""
+    digest: str = ""
+    """Of the content, for data of files: a training that is resumed must find the same. The player's episodes are a
+    function of the job."""
+
+
+async def collect(
+    taskapp: TaskApp, spec: JobSpec, job_name: str, on_episode: Callable[[], None] = lambda: None
+) -> Demonstrations:
+    """Play the warm start's episodes. The same job gives the same demonstrations."""
+    warm_start = spec.training.warm_start
+    assert warm_start is not None
+    episodes = warm_start.episodes
+    assert episodes is not None
+    slots = asyncio.Semaphore(spec.rollout.max_concurrent)
+    found = Demonstrations([], [], {})
+
+    async def play(index: int) -> None:
+        async with slots:
+            response = await taskapp.rollout(_request(spec, warm_start, job_name, index), PATIENCE_SECONDS)
+        held_out = index % HELD_OUT_SHARE == 0 and episodes > 1
+        side = found.validation if held_out else found.training
+        for decision in response.trajectories[0].decisions:
+            if decision.messages is None or decision.label is None:
+                raise ValueError(f"{response.run_id}: the scripted player's decisions carry no messages or label")
+            side.append(Demonstration(tuple(decision.messages), tuple(decision.images), decision.label))
+        found.images |= {digest: base64.b64decode(png) for digest, png in response.images.items()}
+        found.tools = response.tools
+        found.returns += (response.metrics.episode_returns[0],)
+        on_episode()
+
+    async with asyncio.TaskGroup() as tasks:
+        for index in range(episodes):
+            tasks.create_task(play(index))
+    order = _content_key  # arrival order depends on timing; what is trained on must not
+    found.training.sort(key=order)
+    found.validation.sort(key=order)
+    return found
+
+
+def _content_key(demonstration: Demonstration) -> bytes:
+    content = json.dumps([demonstration.images, demonstration.label])
+    return hashlib.sha256(content.encode()).digest()
+
+
+def _request(spec: JobSpec, warm_start: WarmStart, job_name: str, index: int) -> RolloutRequest:
+    return RolloutRequest(
+        run_id=f"{job_name}/warm-start/e{index}",
+        mode="rl",
+        env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=FIRST_TRAINING_SEED + index),
+        policy=PolicySpec(
+            policy_name=SCRIPTED_POLICY,
+            config=policy_config(spec, max_llm_calls=warm_start.turns, perturbation=warm_start.perturbation),
+        ),
+        record=Record(trajectories=False, images=True, messages=True),
+        on_done="terminate",
+        safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
+    )

@@ -1,0 +1,220 @@
+"""Supervised training: all weights or an adapter, on demonstrations. Losses are nats per decision.
+
+What a step learns from is a function of seed and step alone, so a training that is interrupted and resumed ends with
+the same weights, bit for bit, as one that is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visionrl.durable import fsync
+from visionrl.frames import decode_png, frame_hash
+from visionrl.job import JobSpec
+from visionrl_trainer.algo.early_stopping import TrainingDiverged
+from visionrl_trainer.algo.optim import full_optimizers, schedule
+from visionrl_trainer.algo.update import micro_batches
+from visionrl_trainer.model.policy import Policy, Vision
+from visionrl_trainer.rollout.batch import Sample, chains
+from visionrl_trainer.sft.checkpoint import SftCheckpoint
+from visionrl_trainer.sft.teacher import Demonstrations
+from visionrl_trainer.sft.tokens import Tokens
+from visionrl_trainer.state.runfolder import SftFolder
+from visionrl_trainer.sync.publish import write_manifest
+
+VALIDATION_DECISIONS = 384
+WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5)(\.index\.json)?$")
+"""Names of files that hold a model's weights."""
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class SftReport:
+    """How far supervised training is: a line of its metrics."""
+
+    step: int
+    steps: int
+    loss: float
+    """Mean over the steps since the report before."""
+    learning_rate: float
+    grad_norm: float
+    """Largest since the report before, before clipping."""
+    decisions_per_second: float
+    validation_loss: float | None = None
+
+    def line(self) -> str:
+        """For people."""
+        validation = "" if self.validation_loss is None else f", validation {self.validation_loss:.3f}"
+        return f"supervised step {self.step}/{self.steps}, loss {self.loss:.3f}{validation} nats per decision"
+
+
+class Stopped(Exception):
+    """The training was asked to stop; its checkpoint says where it goes on."""
+
+
+def train(
+    policy: Policy,
+    data: Demonstrations,
+    spec: JobSpec,
+    folder: SftFolder,
+    report: Callable[[SftReport], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> SftReport:
+    """Minimise the negative log-likelihood of the labels, as ``training.warmStart`` says; returns the last report.
+
+    Goes on from the folder's checkpoint. ``stop`` is asked after every step: where it says so, the checkpoint is
+    written and :class:`Stopped` raised. Raises :class:`TrainingDiverged` on a gradient that is not finite.
+    """
+    settings, seed = spec.training.warm_start, spec.training.seed
+    assert settings is not None
+    policy.train(settings.trains)
+    optimizers = full_optimizers(policy.trainable(), settings.optimizer, settings.learning_rate, settings.weight_decay)
+    tokens = Tokens(policy, data.tools, policy.image_tokens(spec.rollout.env_config.image_size).per_image)
+    samples = [tokens.sample(demonstration) for demonstration in data.training]
+    held_out = [tokens.sample(demonstration) for demonstration in data.validation[:VALIDATION_DECISIONS]]
+    checkpoint = SftCheckpoint(folder.checkpoint, data.digest)
+    done = checkpoint.load(policy, optimizers)
+    folder.metrics.rewind(done)
+    every_report, every_checkpoint = pace(settings.steps)
+    window = _Window()
+    with torch.random.fork_rng():
+        while done < settings.steps:
+            indices = batch_indices(len(samples), settings.batch_size, seed, done)
+            rate = settings.learning_rate * schedule(done, settings.steps)
+            torch.manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))  # for dropout
+            batch = [samples[index] for index in indices]
+            window.add(rate, *_step(policy, optimizers, batch, data.images, rate, spec.training.micro_batch_size))
+            done += 1
+            last = done == settings.steps
+            if not last and stop():
+                checkpoint.save(policy, optimizers, done)
+                raise Stopped(f"stopped after step {done} of {settings.steps}")
+            whole = last or done % every_checkpoint == 0
+            if whole or done % every_report == 0:
+                means = window.means(settings.batch_size)
+                validation = validate(policy, held_out, data.images) if whole else None
+                latest = SftReport(done, settings.steps, *means, validation)
+                folder.metrics.append(asdict(latest))
+                if whole and not last:
+                    checkpoint.save(policy, optimizers, done)
+                report(latest)
+                window = _Window()
+    policy.eval()
+    return latest
+
+
+def pace(steps: int) -> tuple[int, int]:
+    """Steps from report to report, and from checkpoint, with its validation loss, to checkpoint."""
+    every_report = min(50, max(1, steps // 100))
+    return every_report, min(500, max(every_report, steps // 10))
+
+
+def batch_indices(samples: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The samples of a step: epoch after epoch, each in an order of its own."""
+    indices = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        epoch, position = divmod(place, samples)
+        indices.append(int(_order(samples, seed, epoch)[position]))
+    return indices
+
+
+@functools.lru_cache(maxsize=2)
+def _order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def decision_loss(policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes]) -> torch.Tensor:
+    """Negative log-likelihood of the labels, summed over tokens, mean over decisions."""
+    logprobs_T, _ = policy.logprobs(samples, _see(policy, samples, images), temperature=1.0)
+    return -logprobs_T.sum() / len(samples)
+
+
+def validate(
+    policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes], batch_size: int = 64
+) -> float | None:
+    """Loss on held-out decisions, without dropout; None where there are none."""
+    total = 0.0
+    with torch.no_grad(), policy.without_dropout():
+        for start in range(0, len(samples), batch_size):
+            chunk = samples[start : start + batch_size]
+            total += decision_loss(policy, chunk, images).item() * len(chunk)
+    return total / len(samples) if samples else None
+
+
+def export(policy: Policy, source: Path, target: Path) -> None:
+    """Write the model as a directory with a manifest: weights from the policy, all else from ``source``."""
+    draft = target.with_name(f".{target.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    policy.save_model(draft)
+    for path in source.iterdir():
+        if path.is_file() and not (draft / path.name).exists() and not WEIGHTS.search(path.name):
+            shutil.copy2(path, draft)
+    write_manifest(draft, "base")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    fsync(target.parent)
+
+
+def _step(
+    policy: Policy,
+    optimizers: Sequence[torch.optim.Optimizer],
+    samples: Sequence[Sample],
+    images: Mapping[str, bytes],
+    learning_rate: float,
+    micro_batch: int,
+) -> tuple[float, float]:
+    """One optimizer step; loss and gradient norm."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for indices in micro_batches(chains(samples), samples, micro_batch):
+        part = [samples[index] for index in indices]
+        loss = decision_loss(policy, part, images) * (len(part) / len(samples))
+        loss.backward()
+        total += loss.item()
+    norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in policy.trainable()], MAX_GRAD_NORM)
+    if not torch.isfinite(norm):
+        raise TrainingDiverged(f"gradient norm is {norm.item()}: lower training.warmStart.learningRate")
+    for optimizer in optimizers:
+        optimizer.step()
+    return total, norm.item()
+
+
+def _see(policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes]) -> dict[str, Vision]:
+    digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
+    frames = [decode_png(images[digest]) for digest in digests]
+    for digest, frame in zip(digests, frames, strict=True):
+        if frame_hash(frame) != digest:
+            raise ValueError(f"image {digest[:12]}: its pixels hash to {frame_hash(frame)[:12]}")
+    return dict(zip(digests, policy.see(frames), strict=True))
+
+
+class _Window:
+    """Steps since the last report."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.rate = self.norm = 0.0
+        self.started = time.monotonic()
+
+    def add(self, rate: float, loss: float, norm: float) -> None:
+        self.losses.append(loss)
+        self.rate, self.norm = rate, max(self.norm, norm)
+
+    def means(self, batch_size: int) -> tuple[float, float, float, float]:
+        """Loss, learning rate, gradient norm, decisions a second."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        loss = sum(self.losses) / len(self.losses)
+        return loss, self.rate, self.norm, len(self.losses) * batch_size / seconds

@@ -1,0 +1,1 @@
+"""From the trainer's weights to the inference server: published, served, proven."""

@@ -1,0 +1,108 @@
+"""The trainer's HTTP side: its report, and the files that inference fetches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from visionrl.status import TrainerReport
+from visionrl_trainer.sync.publish import MANIFEST, AdapterStore
+
+
+class Bulletin:
+    """What the trainer tells the world; the training loop writes it, the service reads it."""
+
+    def __init__(self, report: TrainerReport) -> None:
+        self.report = report
+        self.adapters: AdapterStore | None = None
+        self.base: Path | None = None
+        """Directory of the warm-started base, once it is complete."""
+        self.exports_base = False
+        """Whether the job's warm start makes a base."""
+
+    def update(self, **changes: object) -> None:
+        """Replace fields of the report."""
+        self.report = self.report.model_copy(update=changes)
+
+    def tell_policy(self, **versions: str) -> None:
+        """Replace ``trained`` or ``serving``."""
+        self.update(policy=self.report.policy.model_copy(update=versions))
+
+
+class RequireKey:
+    """Asks every path but ``/health`` for the job's key."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app, self.expected = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self.expected):
+                await JSONResponse({"error": "unauthorized"}, status_code=401)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def application(bulletin: Bulletin, key: str) -> Starlette:
+    """The ASGI application."""
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"healthy": True})
+
+    async def status(request: Request) -> Response:
+        return Response(bulletin.report.model_dump_json(by_alias=True), media_type="application/json")
+
+    async def adapter(request: Request) -> Response:
+        store, params = bulletin.adapters, request.path_params
+        path = store.path(params["name"], params["file"]) if store else None
+        return FileResponse(path) if path else JSONResponse({"error": "no such adapter"}, status_code=404)
+
+    async def base(request: Request) -> Response:
+        if not bulletin.exports_base:
+            return JSONResponse({"error": "this job serves model.base as it is"}, status_code=404)
+        if bulletin.base is None:
+            return JSONResponse({"error": "the warm start is still training"}, status_code=503)
+        listed = {path.name: path for path in bulletin.base.iterdir()}
+        path = listed.get(request.path_params["file"])
+        return FileResponse(path) if path else JSONResponse({"error": f"no such file; see {MANIFEST}"}, 404)
+
+    routes = [
+        Route("/health", health),
+        Route("/status", status),
+        Route("/adapters/{name}/{file}", adapter),
+        Route("/base/{file}", base),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(RequireKey, key=key)])
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to the trainer
+
+
+@contextlib.asynccontextmanager
+async def serve(app: Starlette, host: str, port: int) -> AsyncIterator[None]:
+    """Serve until the block ends. Raises ``OSError`` where the address cannot be bound."""
+    listener = socket.create_server((host, port))
+    server = _Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=75))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()

@@ -1,0 +1,288 @@
+"""The training run, from the base model to the summary: read it from top to bottom.
+
+Everything that happens between two checkpoints can be done again: a killed run goes on from the last one with the
+same adapter, optimizer state and random state, and asks for the same start states.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
+from visionrl.component import Part
+from visionrl.job import Job
+from visionrl.status import Score
+from visionrl_trainer.algo.early_stopping import check, check_mismatch
+from visionrl_trainer.algo.optim import adapter_optimizer
+from visionrl_trainer.algo.update import Mismatch, encode, mismatch, trained_logprobs, update
+from visionrl_trainer.model.compute import compute
+from visionrl_trainer.model.policy import Policy, Vision
+from visionrl_trainer.preparation import Preparation
+from visionrl_trainer.report import curves
+from visionrl_trainer.report import html as report
+from visionrl_trainer.report import replay as film
+from visionrl_trainer.report.progress import Meter
+from visionrl_trainer.report.summary import summarise
+from visionrl_trainer.rollout import evaluate
+from visionrl_trainer.rollout.ahead import Rollouts
+from visionrl_trainer.rollout.batch import Sample, chains, with_advantages
+from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
+from visionrl_trainer.state.checkpoints import Checkpoints, RunState
+from visionrl_trainer.state.runfolder import RunFolder
+from visionrl_trainer.sync.publish import AdapterStore, version_name, version_number
+from visionrl_trainer.sync.push import Serving
+from visionrl_trainer.sync.service import Bulletin
+
+logger = logging.getLogger(__name__)
+
+SHOWN = (
+    *("reward", "mismatch_kl", "entropy", "clip_fraction", "ratio_mean", "ratio_max", "advantage_std"),
+    *("zero_variance_groups", "invalid_rate", "grad_norm", "staleness"),
+)
+"""Metrics of the last iteration that the status carries too."""
+
+
+async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
+    """Train to the end. Raises :class:`visionrl.component.ConfigurationError` for what no retry mends, anything else
+    for what one may."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = RunFolder(part.run_dir)
+    folder.write_config(job.model_dump_json(by_alias=True, indent=2))
+    meter = Meter(bulletin, total=policy_iterations(job.spec))
+    headers = {"Authorization": f"Bearer {part.key}"}
+    async with (
+        TaskApp(part.taskapp_url, part.key, job.spec.rollout.max_concurrent) as taskapp,
+        httpx.AsyncClient(base_url=part.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
+    ):
+        preparation = Preparation(job, folder, device, taskapp, bulletin, meter)
+        base = await preparation.base(part.cache_dir)
+        policy = await compute(Policy.load, base, job.spec.model.dtype, device)
+        policy.add_adapter(job.spec.model.lora, job.spec.training.seed)
+        await _Run(part, job, preparation, policy, inference).train()
+
+
+@dataclass
+class _Run:
+    """The run's fixtures; ``state`` is where it is."""
+
+    part: Part
+    job: Job
+    preparation: Preparation
+    policy: Policy
+    inference: httpx.AsyncClient
+    state: RunState = field(default_factory=RunState)
+
+    def __post_init__(self) -> None:
+        spec, training = self.job.spec, self.job.spec.training
+        self.folder, self.meter = self.preparation.folder, self.preparation.meter
+        self.bulletin, self.taskapp = self.preparation.bulletin, self.preparation.taskapp
+        self.adapters = AdapterStore(self.folder.adapters, self.job.name)
+        self.serving = Serving(self.adapters, self.inference, spec, self.bulletin)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, training.keep_checkpoints)
+        self.optimizer = adapter_optimizer(self.policy.trainable(), training.learning_rate, training.weight_decay)
+        self.shuffle = torch.Generator().manual_seed(training.seed)
+        self.expect = self.policy.image_tokens(spec.rollout.env_config.image_size)
+        self.rollouts = Rollouts(
+            Sampler(self.taskapp, spec, self.job.name, self.part.inference_url, self.expect, self.meter.episode)
+        )
+        self.sync_seconds = 0.0
+
+    @property
+    def version(self) -> str:
+        """Name of the policy as it is."""
+        return version_name(self.job.name, self.state.version)
+
+    async def train(self) -> None:
+        """From the last checkpoint, or from the start, to the summary."""
+        resumed = self.checkpoints.load(self.policy, self.optimizer, self.shuffle)
+        self.state = resumed or self.state
+        self.folder.metrics.rewind(self.state.iteration)
+        self._report_state()
+        if resumed is None:
+            warm_start = self.job.spec.training.warm_start
+            if warm_start is not None and warm_start.trains == "adapter":
+                await self.preparation.warm_start(self.policy)
+            self._checkpoint()
+            self.folder.warm_start.checkpoint.unlink(missing_ok=True)
+        if runs_inference(self.job.spec):
+            self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
+        if not self.state.evaluations:
+            await self._evaluate()
+            self._checkpoint()
+        try:
+            while self.state.iteration < self._refresh():
+                await self._iterate()
+        finally:
+            await self.rollouts.close()
+        if self.state.evaluations and self.state.evaluations[-1]["iteration"] < self.state.iteration:
+            await self._evaluate()
+        self._checkpoint()
+        self._finish()
+
+    async def _iterate(self) -> None:
+        """Sample, learn, note, checkpoint, publish: in this order, so that nothing is learned from twice and a
+        version's name never gets other weights."""
+        started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
+        self.bulletin.update(phase="Training")
+        with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
+            batch = await self.rollouts.take(iteration, self.version)
+        ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
+        self.rollouts.start(range(iteration + 1, ahead), self.version)
+        with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
+            learned = await compute(self._learn, batch)
+        times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
+        record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
+        self.folder.metrics.append(record)
+        check(self.folder.metrics.records(), spec.training.guards)
+        self._advance(record)
+        if self.state.iteration % spec.training.checkpoint_every == 0:
+            self._checkpoint()
+        with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
+            self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
+        self._report_iteration(record, time.monotonic() - started)
+        every = spec.evaluation.every_iterations
+        if every and self.state.iteration % every == 0 and self.state.iteration < policy_iterations(spec):
+            await self._evaluate()
+
+    def _advance(self, record: dict[str, Any]) -> None:
+        """The state after an iteration."""
+        state = self.state
+        self.state = state.model_copy(
+            update={
+                "iteration": record["iteration"],
+                "version": max([state.version, *self.adapters.numbers()]) + 1,
+                "episodes": state.episodes + record["episodes"],
+                "turns": state.turns + record["turns"],
+                "tokens": state.tokens + record["tokens"],
+                "worst_mismatch": max(state.worst_mismatch, record["mismatch_max"]),
+                "mean_mismatch": record["mismatch_mean"],
+            }
+        )
+
+    def _report_iteration(self, record: dict[str, Any], seconds: float) -> None:
+        total = policy_iterations(self.job.spec)
+        self.meter.iteration(self.state.iteration, total, seconds)
+        self.meter.set(**{name: record[name] for name in SHOWN}, sync_seconds=round(self.sync_seconds, 3))
+        logger.info(
+            "iteration %d/%d: %.2f achievements, %.0f %% invalid, mismatch %.1e, entropy %.2f, clipped %.1f %%, %.1f s",
+            *(self.state.iteration, total, record["reward"], 100 * record["invalid_rate"], record["mismatch_max"]),
+            *(record["entropy"], 100 * record["clip_fraction"], seconds),
+        )
+
+    def _learn(self, batch: Batch) -> dict[str, Any]:
+        """Measure the mismatch, then update; returns the iteration's metrics. Runs in a thread."""
+        spec = self.job.spec
+        samples = with_advantages(batch.groups, spec.algorithm)
+        vision = encode(self.policy, samples, batch.frames)
+        temperature, micro_batch = spec.rollout.policy_config.temperature, spec.training.micro_batch_size
+        old = trained_logprobs(self.policy, samples, vision, temperature, micro_batch)
+        gap = self._mismatch(batch, samples, old, vision)
+        check_mismatch(gap.kl, gap.max_abs, spec.training.guards)
+        stats = update(self.policy, self.optimizer, samples, old, vision, spec, self.shuffle)
+        episodes = batch.episodes
+        returns = [episode.achievements for episode in episodes]
+        return {
+            "episodes": len(episodes),
+            "turns": len(samples),
+            "rows": len(chains(samples)),
+            "reward": float(np.mean(returns)),
+            "reward_std": float(np.std(returns)),
+            "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
+            "aborted": batch.aborted,
+            "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
+            "resampled_groups": batch.resampled,
+            "staleness": self.state.version - version_number(batch.version),
+            "mismatch_max": gap.max_abs,
+            "mismatch_mean": gap.mean_abs,
+            "mismatch_kl": gap.kl,
+            **asdict(stats),
+        }
+
+    def _mismatch(
+        self, batch: Batch, samples: list[Sample], current: list[Tensor], vision: dict[str, Vision]
+    ) -> Mismatch:
+        """Serving against training under the weights that the server had: for a batch that was played ahead, those
+        of its version, on as many samples as one micro-batch holds."""
+        if batch.version == self.version:
+            return mismatch(samples, current)
+        settings = self.job.spec.training
+        some = samples[: settings.micro_batch_size]
+        now = self.policy.adapter_weights()
+        try:
+            self.policy.load_adapter(self.adapters.root / batch.version)
+            temperature = self.job.spec.rollout.policy_config.temperature
+            played = trained_logprobs(self.policy, some, vision, temperature, settings.micro_batch_size)
+        finally:
+            self.policy.set_adapter_weights(now)
+        return mismatch(some, played)
+
+    async def _evaluate(self) -> None:
+        """Play the held-out seeds with the current version and keep the result."""
+        seeds = evaluation_seeds(self.job.spec)
+        if not seeds:
+            return
+        spec, name, iteration = self.job.spec, self.version, self.state.iteration
+        policy = policy_spec(spec, name, self.part.inference_url, self.expect.banned_ids)
+        temperature = spec.evaluation.temperature
+        settings = {"top_p": spec.rollout.policy_config.top_p}
+        if temperature is not None:
+            settings["temperature"] = temperature
+        policy = policy.model_copy(update={"config": policy.config.model_copy(update=settings)})
+        self.bulletin.update(phase="Evaluating")
+        with self.meter.phase("evaluation", f"playing {len(seeds)} held-out seeds"):
+            found = await evaluate.evaluate(
+                self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
+            )
+            film.save(await film.shoot(self.taskapp, spec, policy, iteration), self.folder.films)
+        self.state = self.state.model_copy(
+            update={"evaluations": [*self.state.evaluations, {"iteration": iteration, **found.summary()}]}
+        )
+        self.meter.evaluation(iteration, found.score)
+        score = found.score
+        logger.info(
+            "evaluation at iteration %d: %.2f achievements [%.2f, %.2f] on %d seeds, %.1f %% invalid",
+            *(iteration, score.mean, score.low, score.high, score.episodes, 100 * found.invalid_rate),
+        )
+
+    def _checkpoint(self) -> None:
+        seconds = {name: self.state.seconds.get(name, 0.0) + s for name, s in self.meter.seconds.items()}
+        self.state = self.state.model_copy(update={"seconds": {**self.state.seconds, **seconds}})
+        self.meter.seconds.clear()
+        self.checkpoints.save(self.state, self.policy, self.optimizer, self.shuffle)
+
+    def _refresh(self) -> int:
+        """Take over what may change while the job runs, iterations and evaluation; returns the iterations to do."""
+        now = self.part.job().spec
+        training = self.job.spec.training.model_copy(update={"iterations": now.training.iterations})
+        spec = self.job.spec.model_copy(update={"training": training, "evaluation": now.evaluation})
+        self.job = self.job.model_copy(update={"spec": spec})
+        return policy_iterations(spec)
+
+    def _report_state(self) -> None:
+        """Tell the world where the run is; after a restart the report starts empty."""
+        self.meter.set(iteration=self.state.iteration, episodes=self.state.episodes)
+        if last := self.folder.metrics.records()[-1:]:
+            self.meter.set(**{name: last[0].get(name) for name in SHOWN})
+        for result in self.state.evaluations:
+            score = Score(**{name: result[name] for name in Score.model_fields})
+            self.meter.evaluation(result["iteration"], score)
+
+    def _finish(self) -> None:
+        """Write the summary, the picture and the report."""
+        metrics, evaluations, name = self.folder.metrics.records(), self.state.evaluations, self.job.name
+        summary = summarise(self.job, self.state, metrics)
+        self.folder.write_summary(summary)
+        curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
+        films = film.load_all(self.folder.films)
+        supervised = self.folder.warm_start.metrics.records()
+        report.write_report(name, summary, metrics, supervised, evaluations, films, self.folder.report_file)
+        self.bulletin.update(phase="Complete", message="")

@@ -1,0 +1,119 @@
+"""The attempts of a job, as its status remembers them.
+
+``status.attempt`` is bumped, and written, before anything of the new attempt exists. An attempt gets its entry in
+``status.attempts`` when its trainer is first seen running; a trainer that ran and is gone was taken away, one that
+never ran has still to be made. So every state can be told from the status and what exists, wherever the operator died.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from visionrl.job import Component, Job
+from visionrl.status import Attempt, JobStatus
+from visionrl_core.clock import moment, stamp
+from visionrl_core.observed import Observed, Part, TrainerRun
+from visionrl_core.policies import failure
+from visionrl_core.policies.failure import CONFIGURATION_ERROR, SUSPENDED, Failure
+
+KEPT_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the job ended: condition, reason and message."""
+
+    type: Literal["Complete", "Failed"]
+    reason: str
+    message: str
+
+
+def live(status: JobStatus) -> Attempt | None:
+    """The entry of the attempt that runs."""
+    last = status.attempts[-1] if status.attempts else None
+    return last if last is not None and last.number == status.attempt and last.ended is None else None
+
+
+def restarting(status: JobStatus) -> Attempt | None:
+    """The attempt that failed before the one that is about to run."""
+    last = next((attempt for attempt in reversed(status.attempts) if attempt.ended is not None), None)
+    planned = last is None or last.cause is None or last.cause in failure.PLANNED_CAUSES
+    return None if planned else last
+
+
+def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tuple[JobStatus, Outcome | None]:
+    """Record what became of the current attempt; the job's end where that decides it."""
+    run = observed.trainer(status.attempt)
+    status = _begin(status, run, now)
+    if run is not None and run.outcome == "Succeeded":
+        return status, Outcome("Complete", "TrainerSucceeded", "training is complete")
+    if outcome := _parts_outcome(job, observed):
+        return status, outcome
+    if failed := _trainer_failure(status, run):
+        match failure.action(job.spec.failure_policy, failed):
+            case "Fail":
+                return status, Outcome("Failed", _failed_reason(failed), failed.cause)
+            case "Restart" if status.restarts >= job.spec.failure_policy.max_restarts:
+                message = f"{failed.cause}; {status.restarts} restarts were allowed and used"
+                return status, Outcome("Failed", "MaxRestartsExceeded", message)
+            case action:
+                return next_attempt(status, failed.cause, action == "Restart", now), None
+    if job.spec.suspend and live(status):
+        return next_attempt(status, SUSPENDED, False, now), None
+    return status, None
+
+
+def next_attempt(status: JobStatus, cause: str, counted: bool, now: datetime) -> JobStatus:
+    """End the current attempt and make way for another."""
+    status = end(status, cause, counted, now)
+    return status.model_copy(update={"attempt": status.attempt + 1, "restarts": status.restarts + int(counted)})
+
+
+def end(status: JobStatus, cause: str | None, counted: bool, now: datetime) -> JobStatus:
+    """Write the end of the live attempt, if there is one."""
+    last = live(status)
+    if last is None:
+        return status
+    # A pod's clock may run ahead: an attempt never ends before it started.
+    ended = stamp(max(now, moment(last.started)))
+    closed = last.model_copy(update={"ended": ended, "cause": cause, "counted": counted})
+    return status.model_copy(update={"attempts": [*status.attempts[:-1], closed]})
+
+
+def _begin(status: JobStatus, run: TrainerRun | None, now: datetime) -> JobStatus:
+    known = bool(status.attempts) and status.attempts[-1].number == status.attempt
+    if known or run is None or (run.part.started is None and run.outcome == "Active"):
+        return status
+    entry = Attempt(number=status.attempt, started=stamp(run.part.started or now))
+    return status.model_copy(update={"attempts": [*status.attempts, entry][-KEPT_ATTEMPTS:]})
+
+
+def _trainer_failure(status: JobStatus, run: TrainerRun | None) -> Failure | None:
+    if live(status) is None:
+        return None
+    if run is None:
+        return Failure("trainer", None, "Deleted", "its Job was deleted")
+    return failure.failure_of("trainer", run.part) if run.outcome == "Failed" else None
+
+
+def _parts_outcome(job: Job, observed: Observed) -> Outcome | None:
+    """Task app and inference heal by themselves, unless they cannot."""
+    parts: tuple[tuple[Component, Part], ...] = (("taskApp", observed.task_app), ("inference", observed.inference))
+    policy = job.spec.failure_policy
+    for component, part in parts:
+        if part.ready or part.exit_code is None:
+            continue
+        failed = failure.failure_of(component, part)
+        match failure.action(policy, failed):
+            case "Fail":
+                return Outcome("Failed", _failed_reason(failed), failed.cause)
+            case "Restart" if part.reason == "CrashLoopBackOff" and part.restarts > policy.max_restarts:
+                message = f"{failed.cause}; restarted {part.restarts} times without recovering"
+                return Outcome("Failed", "MaxRestartsExceeded", message)
+    return None
+
+
+def _failed_reason(failed: Failure) -> str:
+    return "ConfigurationError" if failed.exit_code == CONFIGURATION_ERROR else "FailurePolicy"

@@ -1,0 +1,199 @@
+"""The status as others read it: conditions, phase and one line that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from visionrl.job import Component, JobSpec
+from visionrl.status import ComponentStatus, Condition, ConditionType, JobStatus, Phase
+from visionrl_core.attempts import Outcome, restarting
+from visionrl_core.clock import stamp
+from visionrl_core.observed import Observed, Part
+from visionrl_core.policies.failure import last_line
+from visionrl_core.policies.readiness import Waiting
+from visionrl_core.policies.validation import Verdict
+
+# Reasons of a pod that no node has taken yet.
+NOT_SCHEDULED = ("SchedulingGated", "Unschedulable")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A condition before it has times."""
+
+    type: ConditionType
+    true: bool
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class PartView:
+    """A part and what keeps it from starting."""
+
+    component: Component
+    part: Part
+    waiting: Waiting | None = None
+    ended: bool = False
+    """The container ended and is not started again."""
+
+    @property
+    def reason(self) -> str:
+        if self.part.ready:
+            return "Ready"
+        if self.part.reason:
+            return self.part.reason
+        if self.ended:
+            return "Completed" if self.part.exit_code == 0 else self.part.exit_reason or "Error"
+        if self.part.pods:
+            return "Starting"
+        return self.waiting.reason if self.waiting else "NotCreated"
+
+    @property
+    def message(self) -> str:
+        if self.part.ready or (self.ended and self.part.exit_code == 0):
+            return ""
+        if self.part.message:
+            return last_line(self.part.message)
+        return self.waiting.message if self.waiting and not self.part.pods else ""
+
+
+def with_times(
+    previous: Sequence[Condition], findings: Sequence[Finding], generation: int, now: datetime
+) -> list[Condition]:
+    """Conditions whose transition time is that of the last change of their status."""
+    before = {condition.type: condition for condition in previous}
+    conditions = []
+    for finding in findings:
+        status: Literal["True", "False"] = "True" if finding.true else "False"
+        old = before.get(finding.type)
+        changed = old is None or old.status != status
+        conditions.append(
+            Condition(
+                type=finding.type,
+                status=status,
+                reason=finding.reason,
+                message=finding.message,
+                last_transition_time=stamp(now) if old is None or changed else old.last_transition_time,
+                observed_generation=generation,
+            )
+        )
+    return conditions
+
+
+def accepted(verdict: Verdict) -> Finding:
+    return Finding("Accepted", verdict.accepted, verdict.reason, verdict.message)
+
+
+def findings(
+    spec: JobSpec,
+    status: JobStatus,
+    verdict: Verdict,
+    observed: Observed,
+    views: Sequence[PartView],
+    outcome: Outcome | None,
+) -> list[Finding]:
+    """Every condition that applies, in the order in which a job passes them."""
+    task_app, inference, trainer = views
+    found = [accepted(verdict)]
+    if spec.queue_name is not None:
+        found.append(_admitted(spec.queue_name, views))
+    found += [
+        Finding("TaskAppReady", task_app.part.ready, task_app.reason, task_app.message),
+        Finding("InferenceReady", inference.part.ready, inference.reason, inference.message),
+        _trainer_running(status, trainer, observed, ended=outcome is not None),
+    ]
+    if spec.suspend and outcome is None:
+        parts = [*(view.part for view in views), *(run.part for run in observed.trainers)]  # of former attempts, too
+        ending = any(part.pods for part in parts) or observed.orphaned_trainer_pods > 0
+        found.append(Finding("Suspended", True, "Suspended", "pods are ending" if ending else ""))
+    elif status.condition("Suspended"):
+        found.append(Finding("Suspended", False, "Resumed"))
+    if outcome is not None:
+        found.append(Finding(outcome.type, True, outcome.reason, outcome.message))
+    return found
+
+
+def outcome_of(status: JobStatus) -> Outcome | None:
+    """The end that the status already tells."""
+    complete, failed = status.condition("Complete"), status.condition("Failed")
+    if complete is not None and complete.status == "True":
+        return Outcome("Complete", complete.reason, complete.message)
+    if failed is not None and failed.status == "True":
+        return Outcome("Failed", failed.reason, failed.message)
+    return None
+
+
+def phase(conditions: Sequence[Condition]) -> Phase:
+    """One word for the conditions."""
+    true = {condition.type for condition in conditions if condition.status == "True"}
+    reasons = {condition.type: condition.reason for condition in conditions}
+    if "Failed" in true:
+        return "Failed"
+    if "Complete" in true:
+        return "Complete"
+    if "Suspended" in true:
+        return "Suspended"
+    if "TrainerRunning" in true:
+        return "WarmStart" if reasons["TrainerRunning"] == "WarmStart" else "Running"
+    if reasons.get("TrainerRunning") == "Restarting":
+        return "Restarting"
+    waits = {reasons.get("TaskAppReady"), reasons.get("InferenceReady"), reasons.get("TrainerRunning")}
+    never_started = reasons.get("TaskAppReady", "NotCreated") == "NotCreated"
+    return "Pending" if never_started or waits.intersection(NOT_SCHEDULED) else "Starting"
+
+
+def why(conditions: Sequence[Condition], views: Sequence[PartView], observed: Observed) -> str:
+    """Why the job is where it is, in one line."""
+    by_type = {condition.type: condition for condition in conditions}
+    for end in ("Failed", "Complete"):
+        if end in by_type:
+            return by_type[end].message
+    if "Suspended" in by_type and by_type["Suspended"].status == "True":
+        return by_type["Suspended"].message or "suspended"
+    if by_type["Accepted"].status == "False":
+        return by_type["Accepted"].message
+    if by_type["TrainerRunning"].reason == "Restarting":
+        return by_type["TrainerRunning"].message
+    for view in views:
+        if not view.part.ready and view.part.pods:
+            if view.reason == "Starting":
+                return f"{view.component} is starting"
+            return f"{view.component}: {view.reason}{f' ({view.message})' if view.message else ''}"
+    return observed.report.message if observed.report else ""
+
+
+def component_statuses(status: JobStatus, views: Sequence[PartView]) -> list[ComponentStatus]:
+    return [
+        ComponentStatus(
+            name=view.component,
+            ready=view.part.ready,
+            restarts=status.attempt if view.component == "trainer" else view.part.restarts,
+            node=view.part.node,
+            message="" if view.part.ready else ": ".join(filter(None, (view.reason, view.message))),
+        )
+        for view in views
+    ]
+
+
+def _admitted(queue: str, views: Sequence[PartView]) -> Finding:
+    gated = any(view.part.reason == "SchedulingGated" for view in views)
+    if gated or not any(view.part.pods for view in views):
+        return Finding("Admitted", False, "QuotaPending", f"waits for queue {queue}")
+    return Finding("Admitted", True, "Admitted", f"by queue {queue}")
+
+
+def _trainer_running(status: JobStatus, trainer: PartView, observed: Observed, ended: bool) -> Finding:
+    report = observed.report
+    if ended:
+        return Finding("TrainerRunning", False, "Finished")
+    if trainer.part.ready or (report is not None and trainer.part.pods):
+        return Finding("TrainerRunning", True, report.phase if report else "Running", report.message if report else "")
+    failed = restarting(status)
+    if failed is not None and not trainer.part.reason:
+        waits = f"; {trainer.message}" if trainer.message else ""
+        return Finding("TrainerRunning", False, "Restarting", f"attempt {status.attempt} follows {failed.cause}{waits}")
+    return Finding("TrainerRunning", False, trainer.reason, trainer.message)

@@ -1,0 +1,241 @@
+"""One job, what exists of it, and the time: what to apply, what to delete, what to report, when to look again.
+
+``decide`` is pure and level-triggered. Nothing depends on having seen an event, and its answer to the same input is
+the same: killed anywhere and run again, the executor that carries it out (pods or processes) converges. The executor
+writes the status first, then deletes, then applies, each in the given order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from visionrl.job import Job
+from visionrl.status import JobStatus
+from visionrl_core import attempts, conditions
+from visionrl_core.attempts import Outcome
+from visionrl_core.clock import moment, stamp
+from visionrl_core.conditions import PartView
+from visionrl_core.manifests import base_children
+from visionrl_core.manifests.common import Manifest, Ref, part_name, ref, seal, sealed_hash, trainer_job_name
+from visionrl_core.manifests.inference import inference_deployment
+from visionrl_core.manifests.taskapp import task_app_deployment
+from visionrl_core.manifests.trainer import trainer_job
+from visionrl_core.observed import JobObject, Observed, Part
+from visionrl_core.policies import failure, lifecycle, readiness
+from visionrl_core.policies.readiness import Waiting
+from visionrl_core.policies.validation import Verdict, validate
+
+# Made once and never applied again: the parts that run hold the key, and a Job's template cannot change.
+MADE_ONCE = ("Secret", "Job")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do for a job."""
+
+    status: JobStatus
+    children: tuple[Manifest, ...] = ()
+    """To apply, in order: those that are absent or out of date."""
+    deletions: tuple[Ref, ...] = ()
+    requeue_at: datetime | None = None
+    """When time alone changes the decision."""
+    delete_job: bool = False
+    """The object itself has outlived ``ttlSecondsAfterFinished``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pods that should be, and what the others wait for."""
+
+    workloads: tuple[Manifest, ...] = ()
+    inference_waits: Waiting | None = None
+    trainer_waits: Waiting | None = None
+    retry_at: datetime | None = None
+
+
+def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> Decision:
+    """Decide about one job. ``previous`` is the status as it was last written."""
+    verdict = validate(job_object.document, observed.accepted, observed.images)
+    if verdict.job is None:
+        return Decision(_rejected(job_object, previous, verdict, now))
+    job = verdict.job
+
+    status, outcome = previous, conditions.outcome_of(previous)
+    if outcome is None:
+        status = lifecycle.keep_time(status, job.spec.suspend, now)
+        status, outcome = attempts.settle(status, job, observed, now)
+        outcome = outcome or _missed_deadline(job, status, now)
+        if outcome is not None:
+            status = _finish(status, outcome, now)
+
+    if outcome is not None:
+        expires = lifecycle.expiry(job.spec.lifecycle, status)
+        return Decision(
+            status=_report(job_object, job, verdict, status, observed, outcome, Plan(), now),
+            deletions=_deletions_at_the_end(job, observed),
+            requeue_at=expires,
+            delete_job=expires is not None and expires <= now,
+        )
+
+    plan = Plan() if job.spec.suspend else _plan(job_object, job, status, observed, now)
+    desired = (*base_children(job, job_object.owner, observed.spare_key), *plan.workloads)
+    timers = [deadline.at for deadline in lifecycle.deadlines(job.spec.lifecycle, status)]
+    timers += [plan.retry_at] if plan.retry_at else []
+    return Decision(
+        status=_report(job_object, job, verdict, status, observed, None, plan, now),
+        children=tuple(child for child in desired if _needs_applying(child, observed)),
+        deletions=_deletions(job, status, observed),
+        requeue_at=min(timers, default=None),
+    )
+
+
+# --- what should be
+
+
+def _plan(job_object: JobObject, job: Job, status: JobStatus, observed: Observed, now: datetime) -> Plan:
+    """Task app first; inference once its base model exists; the trainer when what it needs is ready."""
+    workloads = [task_app_deployment(job, job_object.owner)]
+
+    inference_exists = observed.has(Ref("Deployment", part_name(job.name, "inference")))
+    inference_waits = readiness.inference_waits_for(job.spec, observed, inference_exists)
+    if inference_waits is None:
+        workloads.append(inference_deployment(job, job_object.owner))
+
+    trainer_waits, retry_at = _trainer_waits(job, status, observed, now)
+    if trainer_waits is None:
+        workloads.append(trainer_job(job, status.attempt, job_object.owner))
+    return Plan(tuple(seal(child) for child in workloads), inference_waits, trainer_waits, retry_at)
+
+
+def _trainer_waits(
+    job: Job, status: JobStatus, observed: Observed, now: datetime
+) -> tuple[Waiting | None, datetime | None]:
+    """What the current attempt waits for, and when to look again where that is time alone."""
+    if observed.trainer(status.attempt) is not None:
+        return None, None
+    if observed.trainers or observed.orphaned_trainer_pods:
+        return Waiting("PreviousAttemptEnding", "waits until the previous trainer is gone"), None
+    if status.attempts and status.attempts[-1].ended is not None:
+        retry_at = moment(status.attempts[-1].ended) + failure.backoff(job.spec.failure_policy, status.attempts)
+        if now < retry_at:
+            return Waiting("BackOff", f"starts at {stamp(retry_at)}"), retry_at
+    return readiness.trainer_waits_for(job.spec, observed), None
+
+
+def _needs_applying(child: Manifest, observed: Observed) -> bool:
+    existing = observed.hashes.get(ref(child))
+    return existing is None or (child["kind"] not in MADE_ONCE and existing != sealed_hash(child))
+
+
+# --- what should not be
+
+
+def _deletions(job: Job, status: JobStatus, observed: Observed) -> tuple[Ref, ...]:
+    """Trainers of other attempts; of a suspended job all pods."""
+    suspended = job.spec.suspend
+    trainers = [
+        Ref("Job", trainer_job_name(job.name, run.attempt))
+        for run in observed.trainers
+        if not run.deleting and (suspended or run.attempt != status.attempt)
+    ]
+    return (*trainers, *(_servers(job, observed) if suspended else ()))
+
+
+def _deletions_at_the_end(job: Job, observed: Observed) -> tuple[Ref, ...]:
+    """A trainer that has ended stays for its log: it holds no node. One that still runs does not stay."""
+    trainers = [
+        Ref("Job", trainer_job_name(job.name, run.attempt))
+        for run in observed.trainers
+        if run.outcome == "Active" and not run.deleting
+    ]
+    keep = job.spec.lifecycle.cleanup_policy == "KeepAll"
+    return (*trainers, *(() if keep else _servers(job, observed)))
+
+
+def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
+    """Task app and inference, and Kueue's Workload of the three pods: it would hold the quota, because a group of
+    pods ends only when all have succeeded, which servers never do."""
+    servers = (
+        Ref("Deployment", part_name(job.name, "taskApp")),
+        Ref("Deployment", part_name(job.name, "inference")),
+        Ref("Workload", job.name),
+    )
+    return tuple(server for server in servers if observed.has(server))
+
+
+# --- how it ends
+
+
+def _missed_deadline(job: Job, status: JobStatus, now: datetime) -> Outcome | None:
+    nearest = next(iter(lifecycle.deadlines(job.spec.lifecycle, status)), None)
+    if nearest is None or now < nearest.at:
+        return None
+    return Outcome("Failed", nearest.reason, nearest.message)
+
+
+def _finish(status: JobStatus, outcome: Outcome, now: datetime) -> JobStatus:
+    cause = outcome.message if outcome.type == "Failed" else None
+    status = attempts.end(status, cause, counted=cause is not None, now=now)
+    status = lifecycle.keep_time(status, stopped=True, now=now)
+    return status.model_copy(update={"completion_time": stamp(now)})
+
+
+# --- what to report
+
+
+def _report(
+    job_object: JobObject,
+    job: Job,
+    verdict: Verdict,
+    status: JobStatus,
+    observed: Observed,
+    outcome: Outcome | None,
+    plan: Plan,
+    now: datetime,
+) -> JobStatus:
+    run = observed.trainer(status.attempt)
+    views = (
+        PartView("taskApp", observed.task_app),
+        PartView("inference", observed.inference, plan.inference_waits),
+        PartView(
+            "trainer",
+            run.part if run else Part(),
+            plan.trainer_waits,
+            ended=run is not None and run.outcome != "Active",
+        ),
+    )
+    found = conditions.findings(job.spec, status, verdict, observed, views, outcome)
+    timed = conditions.with_times(status.conditions, found, job_object.generation, now)
+    # A trainer that still loads does not know where the run is.
+    report = observed.report if observed.report and observed.report.phase != "Starting" else None
+    return status.model_copy(
+        update={
+            "observed_generation": job_object.generation,
+            "phase": conditions.phase(timed),
+            "reason": conditions.why(timed, views, observed),
+            "conditions": timed,
+            "components": conditions.component_statuses(status, views),
+            "progress": report.progress if report else status.progress,
+            "policy": report.policy if report else status.policy,
+        }
+    )
+
+
+def _rejected(job_object: JobObject, previous: JobStatus, verdict: Verdict, now: datetime) -> JobStatus:
+    """Nothing valid was ever accepted: say what is wrong and make nothing."""
+    others = [
+        conditions.Finding(old.type, old.status == "True", old.reason, old.message)
+        for old in previous.conditions
+        if old.type != "Accepted"
+    ]
+    found = [conditions.accepted(verdict), *others]
+    timed = conditions.with_times(previous.conditions, found, job_object.generation, now)
+    return previous.model_copy(
+        update={
+            "observed_generation": job_object.generation,
+            "conditions": timed,
+            "phase": conditions.phase(timed),
+            "reason": verdict.message if not previous.finished else previous.reason,
+        }
+    )

@@ -1,0 +1,88 @@
+"""Events: what a person who looks at a job wants to have been told. Derived from two statuses, posted after the
+second one is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from visionrl.job import API_VERSION, KIND
+from visionrl.status import ConditionType, JobStatus
+from visionrl_core.clock import stamp
+from visionrl_core.kinds import FIELD_MANAGER
+from visionrl_core.manifests.common import Manifest, Owner
+from visionrl_core.policies.failure import PLANNED_CAUSES
+
+MAX_MESSAGE = 1024
+
+
+@dataclass(frozen=True)
+class News:
+    """One event. ``occasion`` tells it from others of its reason, so that telling it twice is telling it once."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+    occasion: str = ""
+
+
+def news(previous: JobStatus, status: JobStatus) -> Iterator[News]:
+    """What happened between two statuses."""
+    accepted = status.condition("Accepted")
+    before = previous.condition("Accepted")
+    if accepted and accepted.message and (before is None or before.message != accepted.message):
+        yield News("Warning", accepted.reason, accepted.message, f"{accepted.observed_generation}")
+    if status.attempt > previous.attempt and status.attempts:
+        last = status.attempts[-1]
+        if last.cause not in PLANNED_CAUSES:
+            yield News("Warning", "Restarted", f"attempt {status.attempt} follows {last.cause}", f"{status.attempt}")
+    if _turned(previous, status, "TrainerRunning"):
+        nodes = sorted({part.node for part in status.components if part.node})
+        where = f" on {', '.join(nodes)}" if nodes else ""
+        yield News("Normal", "Ready", f"attempt {status.attempt} runs{where}", f"{status.attempt}")
+    if _turned(previous, status, "Suspended"):
+        yield News("Normal", "Suspended", "pods are deleted; training goes on after resuming", _since(status))
+    if _turned(previous, status, "Suspended", "False") and previous.condition("Suspended"):
+        yield News("Normal", "Resumed", "no longer suspended", _since(status))
+    if _turned(previous, status, "Complete"):
+        yield News("Normal", "Completed", status.reason)
+    if _turned(previous, status, "Failed"):
+        yield News("Warning", "Failed", status.reason)
+
+
+def event(owner: Owner, told: News, now: datetime) -> Manifest:
+    """The Event object. Its name depends on what is told, not on when."""
+    identity = "\n".join((owner.uid, told.reason, told.occasion))
+    suffix = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{owner.name}.{suffix}", "namespace": owner.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": owner.name,
+            "namespace": owner.namespace,
+            "uid": owner.uid,
+        },
+        "type": told.type,
+        "reason": told.reason,
+        "message": told.message[:MAX_MESSAGE],
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": stamp(now),
+        "lastTimestamp": stamp(now),
+        "count": 1,
+    }
+
+
+def _turned(previous: JobStatus, status: JobStatus, type_: ConditionType, to: str = "True") -> bool:
+    old, new = previous.condition(type_), status.condition(type_)
+    return new is not None and new.status == to and (old is None or old.status != to)
+
+
+def _since(status: JobStatus) -> str:
+    suspended = status.condition("Suspended")
+    return suspended.last_transition_time if suspended else ""

@@ -1,0 +1,31 @@
+"""The children of a job: pure builders from (job, attempt, owner) to Kubernetes manifests."""
+
+from __future__ import annotations
+
+from visionrl.job import Job
+from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, seal
+from visionrl_core.manifests.config import config_map, run_claim, secret
+from visionrl_core.manifests.inference import inference_deployment
+from visionrl_core.manifests.network import network_policies
+from visionrl_core.manifests.taskapp import task_app_deployment
+from visionrl_core.manifests.trainer import trainer_job
+from visionrl_core.manifests.workloads import service
+
+
+def base_children(job: Job, owner: Owner, key: str) -> list[Manifest]:
+    """What a job has for as long as it exists, in the order in which it is made: configuration, claim, addresses."""
+    claim = run_claim(job, owner)
+    children = [
+        secret(owner, key),
+        config_map(job, owner),
+        *([claim] if claim else []),
+        *network_policies(job, owner),
+        *(service(owner, component) for component in COMPONENTS),
+    ]
+    return [seal(child) for child in children]
+
+
+def all_children(job: Job, attempt: int, owner: Owner, key: str) -> list[Manifest]:
+    """Every object of a job that runs."""
+    workloads = [task_app_deployment(job, owner), inference_deployment(job, owner), trainer_job(job, attempt, owner)]
+    return [*base_children(job, owner, key), *(seal(child) for child in workloads)]

@@ -1,0 +1,67 @@
+"""What the parts read: the job as JSON, its key, and the claim for the run folder."""
+
+from __future__ import annotations
+
+import base64
+
+from visionrl.job import Job
+from visionrl_core.manifests.common import Manifest, Owner, manifest
+
+JOB_FILE = "job.json"
+KEY_FILE = "api-key"
+
+
+def config_name(job_name: str) -> str:
+    return f"{job_name}-config"
+
+
+def key_name(job_name: str) -> str:
+    return f"{job_name}-key"
+
+
+def run_claim_name(job: Job) -> str | None:
+    """The claim that holds the run folder; None where the folder lives as long as the trainer's pod."""
+    if job.spec.storage.run_claim:
+        return job.spec.storage.run_claim
+    return f"{job.name}-run" if job.spec.storage.run_size else None
+
+
+def job_json(job: Job) -> str:
+    """The resolved job: camelCase, defaults filled in."""
+    return job.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+def config_map(job: Job, owner: Owner) -> Manifest:
+    return manifest("v1", "ConfigMap", config_name(job.name), owner, data={JOB_FILE: job_json(job)})
+
+
+def secret(owner: Owner, key: str) -> Manifest:
+    """The Secret with the job's key. It is made once and never changed: the parts that run hold its key."""
+    return manifest(
+        "v1",
+        "Secret",
+        key_name(owner.name),
+        owner,
+        type="Opaque",
+        immutable=True,
+        data={KEY_FILE: base64.b64encode(key.encode()).decode()},
+    )
+
+
+def run_claim(job: Job, owner: Owner) -> Manifest | None:
+    """The claim for the run folder, where the operator makes it. Like every child it goes with the job object."""
+    storage = job.spec.storage
+    if not storage.run_size:
+        return None
+    storage_class = {"storageClassName": storage.storage_class_name} if storage.storage_class_name else {}
+    return manifest(
+        "v1",
+        "PersistentVolumeClaim",
+        f"{job.name}-run",
+        owner,
+        spec={
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": storage.run_size}},
+            **storage_class,
+        },
+    )

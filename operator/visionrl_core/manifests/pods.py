@@ -1,0 +1,217 @@
+"""The pod template that the three parts share: what a container gets (docs/architecture.md), nothing more.
+
+Pods fulfil the *restricted* Pod Security Standard: no root, no capabilities, a read-only root file system. What a
+part writes goes to volumes: ``/tmp``, the cache and, for trainer and task app, the run folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from visionrl.job import Component, Gpu, Job, PodPatch, Resources, Toleration
+from visionrl_core.container_images import images_of
+from visionrl_core.manifests.common import (
+    ATTEMPT_LABEL,
+    COMPONENTS,
+    CONFIG_ANNOTATION,
+    PORT,
+    SUFFIXES,
+    Manifest,
+    config_digest,
+    labels,
+    service_url,
+)
+from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
+
+USER = 10001
+STOP_SECONDS = 30
+
+JOB_DIR = "/etc/visionrl/job"
+KEY_DIR = "/etc/visionrl/key"
+CACHE_DIR = "/var/cache/visionrl"
+RUN_DIR = "/var/lib/visionrl/run"
+TRACE_DIR = "/var/lib/visionrl/traces"
+TEMPORARY_DIR = "/tmp"
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+GROUP_LABEL = "kueue.x-k8s.io/pod-group-name"
+GROUP_COUNT_ANNOTATION = "kueue.x-k8s.io/pod-group-total-count"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume and where the container sees it; ``source`` is its Kubernetes volume source."""
+
+    name: str
+    path: str
+    source: Manifest = field(default_factory=lambda: {"emptyDir": {}})
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What distinguishes one part's pod from another's."""
+
+    component: Component
+    module: str
+    resources: Resources
+    patch: PodPatch
+    probes: dict[str, Manifest]
+    gpu: Gpu | None = None
+    volumes: tuple[Volume, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    urls: tuple[Component, ...] = ()
+    """Parts that it calls."""
+    pod_affinity: Manifest = field(default_factory=dict)
+    """``podAffinity`` and ``podAntiAffinity``."""
+
+
+def probe(period: int, failures: int, timeout: int = 5) -> Manifest:
+    """``GET /health`` every ``period`` seconds."""
+    return {
+        "httpGet": {"path": "/health", "port": "http"},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout,
+    }
+
+
+def cache_volume(job: Job) -> Volume:
+    """Models, fetched adapters and compiled kernels."""
+    claim = job.spec.storage.model_cache_claim
+    source: Manifest = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    return Volume("cache", CACHE_DIR, source)
+
+
+def pod_template(job: Job, part: Part, restart_policy: str, attempt: int | None = None) -> Manifest:
+    """The pod template of a part; ``attempt`` labels the trainer's pods."""
+    volumes = _volumes(job, part)
+    spec: Manifest = {
+        "restartPolicy": restart_policy,
+        "terminationGracePeriodSeconds": STOP_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # The pause container is the first process then: a first process that has no handler yet, because it still
+        # imports torch, is spared by SIGTERM, and would hold its GPU for the whole grace period.
+        "shareProcessNamespace": True,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(job, part, volumes)],
+        "volumes": [{"name": volume.name, **volume.source} for volume in volumes],
+        **_scheduling(job, part),
+        **_patched(part.patch),
+    }
+    return {"metadata": _metadata(job, part, attempt), "spec": spec}
+
+
+def _metadata(job: Job, part: Part, attempt: int | None) -> Manifest:
+    own_labels = labels(job.name, part.component)
+    annotations = {CONFIG_ANNOTATION: config_digest(job)}
+    if attempt is not None:
+        own_labels[ATTEMPT_LABEL] = str(attempt)
+    if part.gpu is not None:
+        # A drain may evict these pods (the job goes on from its checkpoint), a cluster autoscaler's thrift must not.
+        annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
+    if job.spec.queue_name:
+        own_labels |= {QUEUE_LABEL: job.spec.queue_name, GROUP_LABEL: job.name}
+        annotations[GROUP_COUNT_ANNOTATION] = str(len(COMPONENTS))
+    return {
+        "labels": {**part.patch.labels, **own_labels},
+        "annotations": {**part.patch.annotations, **annotations},
+    }
+
+
+def _container(job: Job, part: Part, volumes: list[Volume]) -> Manifest:
+    pull_policy = {"imagePullPolicy": part.patch.image_pull_policy} if part.patch.image_pull_policy else {}
+    return {
+        "name": SUFFIXES[part.component],
+        "image": images_of(job)[part.component],
+        **pull_policy,
+        "command": ["python", "-m", part.module],
+        "env": [{"name": name, "value": value} for name, value in _env(job, part)],
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "resources": _resources(part.resources, part.gpu),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": volume.name, "mountPath": volume.path, **({"readOnly": True} if volume.read_only else {})}
+            for volume in volumes
+        ],
+        # The end of the log becomes the cause that the job's status shows.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **part.probes,
+    }
+
+
+def _env(job: Job, part: Part) -> list[tuple[str, str]]:
+    return [
+        ("VISIONRL_JOB", f"{JOB_DIR}/{JOB_FILE}"),
+        ("VISIONRL_KEY_FILE", f"{KEY_DIR}/{KEY_FILE}"),
+        ("VISIONRL_HOST", "0.0.0.0"),
+        ("VISIONRL_PORT", str(PORT)),
+        *((f"VISIONRL_{SUFFIXES[other].upper()}_URL", service_url(job.name, other)) for other in part.urls),
+        *part.env,
+        ("HOME", TEMPORARY_DIR),
+        ("PYTHONUNBUFFERED", "1"),
+        *((variable.name, variable.value) for variable in part.patch.env),
+    ]
+
+
+def _volumes(job: Job, part: Part) -> list[Volume]:
+    return [
+        Volume("job", JOB_DIR, {"configMap": {"name": config_name(job.name)}}, read_only=True),
+        Volume("key", KEY_DIR, {"secret": {"secretName": key_name(job.name), "defaultMode": 0o440}}, read_only=True),
+        Volume("tmp", TEMPORARY_DIR),
+        *part.volumes,
+    ]
+
+
+def _resources(resources: Resources, gpu: Gpu | None) -> Manifest:
+    requests: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
+    limits: dict[str, Any] = {"memory": resources.memory}
+    if resources.ephemeral_storage:
+        requests["ephemeral-storage"] = limits["ephemeral-storage"] = resources.ephemeral_storage
+    if gpu is not None:
+        requests[gpu.resource_name] = limits[gpu.resource_name] = str(gpu.count)
+    return {"requests": requests, "limits": limits}
+
+
+def _scheduling(job: Job, part: Part) -> Manifest:
+    gpu, patch = part.gpu, part.patch
+    affinity = dict(part.pod_affinity)
+    if gpu is not None and gpu.products:
+        products = {"key": gpu.product_label, "operator": "In", "values": list(gpu.products)}
+        affinity["nodeAffinity"] = {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
+        }
+    tolerations = [*(gpu.tolerations if gpu else []), *patch.tolerations]
+    spec = {
+        "nodeSelector": {**job.spec.placement.node_selector, **patch.node_selector},
+        "affinity": affinity,
+        "tolerations": [_toleration(toleration) for toleration in tolerations],
+        "runtimeClassName": gpu.runtime_class_name if gpu else None,
+    }
+    return {name: value for name, value in spec.items() if value}
+
+
+def _toleration(toleration: Toleration) -> Manifest:
+    return toleration.model_dump(by_alias=True, exclude_none=True)
+
+
+def _patched(patch: PodPatch) -> Manifest:
+    spec = {
+        "serviceAccountName": patch.service_account_name,
+        "priorityClassName": patch.priority_class_name,
+        "imagePullSecrets": [{"name": name} for name in patch.image_pull_secrets],
+    }
+    return {name: value for name, value in spec.items() if value}

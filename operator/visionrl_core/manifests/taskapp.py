@@ -1,0 +1,29 @@
+"""The task app: Crafter over HTTP."""
+
+from __future__ import annotations
+
+from visionrl.job import Job
+from visionrl_core.manifests.common import Manifest, Owner
+from visionrl_core.manifests.pods import CACHE_DIR, TRACE_DIR, Part, Volume, pod_template, probe
+from visionrl_core.manifests.workloads import deployment
+
+# Compiling the renderer on a slow core takes a minute or two.
+STARTUP_SECONDS = 300
+
+
+def task_app_deployment(job: Job, owner: Owner) -> Manifest:
+    part = Part(
+        component="taskApp",
+        module="visionrl_taskapp",
+        resources=job.spec.task_app.resources,
+        patch=job.spec.overrides.task_app,
+        volumes=(Volume("cache", CACHE_DIR), Volume("traces", TRACE_DIR)),
+        env=(("VISIONRL_TRACE_DIR", TRACE_DIR), ("NUMBA_CACHE_DIR", f"{CACHE_DIR}/numba")),
+        urls=("inference",),
+        probes={
+            "startupProbe": probe(1, STARTUP_SECONDS),
+            "readinessProbe": probe(2, 3),
+            "livenessProbe": probe(10, 6),
+        },
+    )
+    return deployment(owner, "taskApp", pod_template(job, part, "Always"), STARTUP_SECONDS + 300)

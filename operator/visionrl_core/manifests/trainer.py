@@ -1,0 +1,57 @@
+"""The trainer: one Kubernetes Job an attempt, which resumes from the run folder."""
+
+from __future__ import annotations
+
+from visionrl.job import Job
+from visionrl_core.manifests.common import (
+    ATTEMPT_LABEL,
+    Manifest,
+    Owner,
+    manifest,
+    trainer_job_name,
+)
+from visionrl_core.manifests.config import run_claim_name
+from visionrl_core.manifests.placement import trainer_affinity
+from visionrl_core.manifests.pods import CACHE_DIR, RUN_DIR, Part, Volume, cache_volume, pod_template, probe
+
+STARTUP_SECONDS = 600
+
+
+def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
+    """Retries are the operator's (``failurePolicy``): the Job itself starts its pod once. An existing Job is never
+    applied again: its template is immutable, and a new attempt gets a new Job."""
+    claim = run_claim_name(job)
+    run_source: Manifest = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    settings = job.spec.trainer
+    part = Part(
+        component="trainer",
+        module="visionrl_trainer",
+        resources=settings.resources,
+        patch=job.spec.overrides.trainer,
+        gpu=settings.gpu,
+        volumes=(Volume("run", RUN_DIR, run_source), cache_volume(job)),
+        env=(
+            ("VISIONRL_RUN_DIR", RUN_DIR),
+            ("VISIONRL_CACHE_DIR", CACHE_DIR),
+            # Threads that spin while they wait for one without a core make a training step several times slower.
+            ("OMP_WAIT_POLICY", "PASSIVE"),
+        ),
+        urls=("taskApp", "inference"),
+        pod_affinity=trainer_affinity(job),
+        probes={
+            "startupProbe": probe(1, STARTUP_SECONDS),
+            "readinessProbe": probe(2, 3),
+            # A long update may hold the interpreter; only a trainer that is silent for minutes is taken for hung.
+            "livenessProbe": probe(30, 10, timeout=10),
+        },
+    )
+    child = manifest(
+        "batch/v1",
+        "Job",
+        trainer_job_name(job.name, attempt),
+        owner,
+        "trainer",
+        spec={"backoffLimit": 0, "template": pod_template(job, part, "Never", attempt)},
+    )
+    child["metadata"]["labels"][ATTEMPT_LABEL] = str(attempt)
+    return child

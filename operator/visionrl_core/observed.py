@@ -1,0 +1,88 @@
+"""What exists now: the values that ``decide`` reads. Filled from informers and pods in a cluster, from processes on
+this machine; no I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from visionrl.job import Job
+from visionrl.status import TrainerReport
+from visionrl_core.container_images import RELEASED, Images
+from visionrl_core.manifests.common import Owner, Ref
+
+
+@dataclass(frozen=True)
+class JobObject:
+    """A VisionRLJob as the API server holds it; ``document`` may be invalid."""
+
+    owner: Owner
+    generation: int
+    document: Mapping[str, Any]
+    """``apiVersion``, ``kind``, ``metadata`` (name, namespace, labels, annotations) and ``spec``."""
+
+    @property
+    def name(self) -> str:
+        return self.owner.name
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pod of a part, as far as it exists."""
+
+    ready: bool = False
+    pods: int = 0
+    """Pods that still exist, those that are ending included."""
+    restarts: int = 0
+    exit_code: int | None = None
+    """Of the container's last end."""
+    exit_reason: str = ""
+    """Of the container's or pod's last end: OOMKilled, Error, Evicted."""
+    reason: str = ""
+    """Why it is not ready now, a CamelCase word: CrashLoopBackOff, Unschedulable, SchedulingGated, ImagePullBackOff;
+    empty where it is merely starting."""
+    message: str = ""
+    """One line for people, the scheduler's or the container's."""
+    node: str | None = None
+    started: datetime | None = None
+
+
+@dataclass(frozen=True)
+class TrainerRun:
+    """The Kubernetes Job of one attempt."""
+
+    attempt: int
+    outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
+    deleting: bool = False
+    part: Part = Part()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that exists of a job."""
+
+    spare_key: str
+    """A fresh random key, used where the job has no Secret yet."""
+    images: Images = field(default_factory=lambda: RELEASED)
+    """What parts run for which a new job names no image."""
+    accepted: Job | None = None
+    """The job in the ConfigMap: the specification that the parts run with."""
+    hashes: Mapping[Ref, str] = field(default_factory=dict)
+    """Hash annotation of every child that exists. Kueue's Workload of the job's pods is listed, too, with an empty
+    one."""
+    task_app: Part = Part()
+    inference: Part = Part()
+    trainers: tuple[TrainerRun, ...] = ()
+    """By attempt, oldest first."""
+    orphaned_trainer_pods: int = 0
+    """Trainer pods that still exist without their Job."""
+    report: TrainerReport | None = None
+    """Of the trainer that runs now."""
+
+    def trainer(self, attempt: int) -> TrainerRun | None:
+        return next((run for run in self.trainers if run.attempt == attempt), None)
+
+    def has(self, ref: Ref) -> bool:
+        return ref in self.hashes

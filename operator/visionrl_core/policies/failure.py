@@ -1,0 +1,106 @@
+"""What follows from a failure: ordered rules, the first that matches decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from visionrl.job import Component, FailurePolicy, FailureRule
+from visionrl.status import Attempt
+from visionrl_core.clock import moment
+from visionrl_core.observed import Part
+
+CONFIGURATION_ERROR = 2
+MAX_BACKOFF = timedelta(seconds=300)
+# An attempt that lasted this long was healthy: the delay starts over, as the kubelet's does.
+HEALTHY = timedelta(seconds=600)
+
+# The cluster took the pod away; the job did nothing wrong.
+DISRUPTIONS = frozenset(
+    {
+        "Deleted",
+        "DeletionByPodGC",
+        "DeletionByTaintManager",
+        "Evicted",
+        "EvictionByEvictionAPI",
+        "NodeLost",
+        "NodeShutdown",
+        "Preempted",
+        "Preempting",
+        "PreemptionByScheduler",
+        "Shutdown",
+        "Terminated",
+        "TerminationByKubelet",
+    }
+)
+
+SUSPENDED = "suspended"
+INTERRUPTED = "interrupted"
+# Attempts that ended because someone wanted it: nothing failed, nothing to wait for.
+PLANNED_CAUSES = (SUSPENDED, INTERRUPTED)
+
+Action = Literal["Fail", "Restart", "RestartIgnoreLimit"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part that ended and should not have."""
+
+    component: Component
+    exit_code: int | None
+    reason: str
+    message: str = ""
+
+    @property
+    def cause(self) -> str:
+        """One line: "trainer: exit code 137 (OOMKilled)"."""
+        code = f"exit code {self.exit_code}" if self.exit_code is not None else ""
+        reason = self.reason if self.reason not in ("", "Error") else ""
+        what = f"{code} ({reason})" if code and reason else code or reason or "ended"
+        message = last_line(self.message)
+        return f"{self.component}: {what}{f': {message}' if message else ''}"
+
+
+def failure_of(component: Component, part: Part) -> Failure:
+    return Failure(component, part.exit_code, part.exit_reason or part.reason, part.message)
+
+
+def action(policy: FailurePolicy, failure: Failure) -> Action:
+    """What the first matching rule says. A configuration error fails whatever the rules say: it would fail again.
+    Without a matching rule, disruptions restart uncounted and everything else restarts."""
+    if failure.exit_code == CONFIGURATION_ERROR:
+        return "Fail"
+    for rule in policy.rules:
+        if _matches(rule, failure):
+            return rule.action
+    return "RestartIgnoreLimit" if failure.reason in DISRUPTIONS else "Restart"
+
+
+def backoff(policy: FailurePolicy, attempts: Sequence[Attempt]) -> timedelta:
+    """Delay after the last attempt's end: doubles with each failure in a row."""
+    failures = 0
+    for attempt in reversed(attempts):
+        if attempt.ended is None or attempt.cause is None or attempt.cause in PLANNED_CAUSES:
+            break
+        failures += 1
+        if moment(attempt.ended) - moment(attempt.started) >= HEALTHY:
+            break
+    if failures == 0:
+        return timedelta(0)
+    return min(MAX_BACKOFF, timedelta(seconds=policy.backoff_seconds * 2 ** (failures - 1)))
+
+
+def last_line(text: str, limit: int = 300) -> str:
+    """The last line with content, of at most ``limit`` characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:limit] if lines else ""
+
+
+def _matches(rule: FailureRule, failure: Failure) -> bool:
+    return (
+        (rule.component is None or rule.component == failure.component)
+        and (not rule.exit_codes or failure.exit_code in rule.exit_codes)
+        and (not rule.reasons or failure.reason in rule.reasons)
+    )

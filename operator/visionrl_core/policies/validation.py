@@ -1,0 +1,75 @@
+"""Which specification a job runs with: the newest one that is valid and changes only what may change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from visionrl.checks import Problem, contradictions
+from visionrl.job import Job
+from visionrl.jobfile import dotted, problems
+from visionrl.versions import validate_known
+from visionrl_core.container_images import RELEASED, Images, images_of, with_images
+from visionrl_core.mutability import MUTABLE_PATHS, changed_immutable_fields, with_mutable_fields_of
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``job`` is what to run with; None where nothing valid was ever accepted. ``reason`` and ``message`` are those of
+    the condition *Accepted*."""
+
+    job: Job | None
+    accepted: bool
+    reason: str
+    message: str = ""
+
+
+def validate(document: Any, accepted: Job | None, images: Images = RELEASED) -> Verdict:
+    """Check an object as the API server holds it against the job that was accepted before (None: none was).
+
+    ``images`` are those of parts for which a new job names none; an accepted job keeps those that it has.
+    """
+    job, wrong, unknown = parse(document)
+    if job is None:
+        return Verdict(accepted, False, "Invalid", _shown(wrong))
+    job = with_images(job, images_of(accepted) if accepted else images)
+    valid = Verdict(job, True, "FieldsIgnored", ignored(unknown)) if unknown else Verdict(job, True, "Valid")
+    if accepted is None:
+        return valid
+    if changed := changed_immutable_fields(accepted.spec, job.spec):
+        # What may change takes effect all the same: a job can be suspended while another field is wrong.
+        merged = with_mutable_fields_of(accepted, job.spec)
+        return Verdict(merged if not contradictions(merged.spec) else accepted, False, "Immutable", refusal(changed))
+    return valid
+
+
+def parse(document: Any) -> tuple[Job | None, list[Problem], list[str]]:
+    """Parse and check: the job, or everything that is wrong; and the paths of fields that were left out.
+
+    An API server prunes what the definition does not have. So a field that is unknown here is no slip of the pen: the
+    definition is newer than this operator, as in the middle of an upgrade, where the server fills such fields with
+    their defaults in every job.
+    """
+    try:
+        job, unknown = validate_known(Job, document)
+    except ValidationError as error:
+        return None, list(problems(error, Job)), []
+    wrong = contradictions(job.spec)
+    return (None, wrong, []) if wrong else (job, [], [dotted(location) for location in unknown])
+
+
+def ignored(unknown: list[str]) -> str:
+    """What to tell where the definition is newer than the operator."""
+    return f"ignored until the operator is upgraded, for it is older than these fields: {', '.join(unknown)}"
+
+
+def refusal(changed: list[str]) -> str:
+    """What to tell someone who changed fixed fields."""
+    return f"{', '.join(changed)} cannot change after the job was accepted; may change: {', '.join(MUTABLE_PATHS)}"
+
+
+def _shown(wrong: list[Problem], limit: int = 3) -> str:
+    shown = "; ".join(str(problem) for problem in wrong[:limit])
+    return f"{shown}; and {len(wrong) - limit} more" if len(wrong) > limit else shown

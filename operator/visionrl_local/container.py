@@ -1,0 +1,150 @@
+"""From a pod template to a process: mount paths become folders, Service names become loopback ports, nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from visionrl.job import Component
+from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT, SUFFIXES, Manifest, part_name
+from visionrl_local.folder import LocalError, LocalFolder
+
+LOOPBACK = "127.0.0.1"
+# A container's home is scratch space; here the user's holds packages and the hub's credentials.
+KEPT_ENV = ("HOME",)
+
+Argv = Callable[[Manifest], list[str]]
+"""The command line that runs a container."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """``GET path`` every ``period`` seconds."""
+
+    path: str
+    period: float
+    timeout: float
+    failures: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to run a part's container as a process."""
+
+    component: Component
+    argv: list[str]
+    env: dict[str, str]
+    port: int
+    grace: float
+    """Seconds between SIGTERM and SIGKILL."""
+    startup: Probe
+    readiness: Probe
+    liveness: Probe
+
+
+def container_argv(container: Manifest) -> list[str]:
+    """The container's own command with this environment's Python."""
+    command = list(container["command"])
+    return [sys.executable, *command[1:]] if command[0] == "python" else command
+
+
+def launch(
+    template: Manifest,
+    job_name: str,
+    folder: LocalFolder,
+    ports: Mapping[Component, int],
+    gpus: Mapping[Component, str],
+    argv: Argv = container_argv,
+) -> Launch:
+    """Interpret a pod template. ``gpus``: the devices of each part, as ``CUDA_VISIBLE_DEVICES`` wants them."""
+    container = template["spec"]["containers"][0]
+    suffix = template["metadata"]["labels"][COMPONENT_LABEL]
+    component = next(name for name in COMPONENTS if SUFFIXES[name] == suffix)
+    replacements = _addresses(job_name, ports) | _mounts(template["spec"], folder)
+    env = {
+        variable["name"]: _replaced(variable["value"], replacements)
+        for variable in container["env"]
+        if variable["name"] not in KEPT_ENV
+    }
+    env |= {"VISIONRL_HOST": LOOPBACK, "VISIONRL_PORT": str(ports[component])}
+    return Launch(
+        component=component,
+        argv=argv(container),
+        env={**os.environ, **_no_proxy(), "CUDA_VISIBLE_DEVICES": gpus.get(component, ""), **env},
+        port=ports[component],
+        grace=float(template["spec"]["terminationGracePeriodSeconds"]),
+        startup=_probe(container["startupProbe"]),
+        readiness=_probe(container["readinessProbe"]),
+        liveness=_probe(container["livenessProbe"]),
+    )
+
+
+# --- ports and GPUs
+
+
+def choose_ports(base: int | None) -> dict[Component, int]:
+    """A port a part: consecutive ones from ``base``, or free ones. Raises :class:`LocalError` for one in use."""
+    if base is None:
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            sockets = (first, second, third)
+            for each in sockets:
+                each.bind((LOOPBACK, 0))
+            return {part: each.getsockname()[1] for part, each in zip(COMPONENTS, sockets, strict=True)}
+    ports = {part: base + index for index, part in enumerate(COMPONENTS)}
+    for part, port in ports.items():
+        if port_in_use(port):
+            raise LocalError(f"port {port} for {part} is in use; choose another --port (three in a row are needed)")
+    return ports
+
+
+def port_in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return True
+    return False
+
+
+# --- environment
+
+
+def _addresses(job_name: str, ports: Mapping[Component, int]) -> dict[str, str]:
+    return {f"http://{part_name(job_name, part)}:{PORT}": f"http://{LOOPBACK}:{ports[part]}" for part in COMPONENTS}
+
+
+def _mounts(pod: Manifest, folder: LocalFolder) -> dict[str, str]:
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    found = {}
+    for mount in pod["containers"][0]["volumeMounts"]:
+        path = folder.mount(volumes[mount["name"]])
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+            found[mount["mountPath"]] = str(path)
+    return found
+
+
+def _replaced(value: str, replacements: Mapping[str, str]) -> str:
+    for old, new in replacements.items():
+        if value == old or value.startswith(f"{old}/"):
+            return new + value[len(old) :]
+    return value
+
+
+def _no_proxy() -> dict[str, str]:
+    """The parts reach each other directly, whatever proxy the user has."""
+    local = f"{LOOPBACK},localhost"
+    return {name: f"{os.environ[name]},{local}" if os.environ.get(name) else local for name in ("NO_PROXY", "no_proxy")}
+
+
+def _probe(manifest: Manifest) -> Probe:
+    return Probe(
+        path=manifest["httpGet"]["path"],
+        period=float(manifest["periodSeconds"]),
+        timeout=float(manifest["timeoutSeconds"]),
+        failures=int(manifest["failureThreshold"]),
+    )

@@ -1,0 +1,157 @@
+"""This machine as a small cluster: holds the objects that were applied and runs their pods as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import secrets
+from collections.abc import Callable
+from typing import Literal
+
+import httpx
+from pydantic import ValidationError
+
+from visionrl.job import Component, Job
+from visionrl.status import TrainerReport
+from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, part_name, ref, sealed_hash
+from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
+from visionrl_core.observed import Observed, Part, TrainerRun
+from visionrl_local.container import LOOPBACK, Argv, Launch, launch
+from visionrl_local.folder import LocalFolder
+from visionrl_local.pod import Exit, LocalPod
+
+REPORT_TIMEOUT_SECONDS = 5.0
+
+
+class LocalMachine:
+    """Applies and deletes a job's children, and observes them."""
+
+    def __init__(
+        self,
+        job_name: str,
+        folder: LocalFolder,
+        ports: dict[Component, int],
+        gpus: dict[Component, str],
+        argv: Argv,
+        exited: Callable[[Exit], None],
+    ) -> None:
+        self.changed = asyncio.Event()
+        """Set when something happened that a decision may depend on."""
+        self._job_name, self._folder, self._ports, self._gpus, self._argv = job_name, folder, ports, gpus, argv
+        self._exited = exited
+        # Proxies are for the world outside; probes stay on this machine.
+        self._client = httpx.AsyncClient(trust_env=False)
+        self._objects: dict[Ref, Manifest] = {}
+        self._pods: dict[Ref, LocalPod] = {}
+        self._stopping: dict[Ref, asyncio.Task[None]] = {}
+        self._report: TrainerReport | None = None
+        self._accepted: Job | None = folder.accepted()
+
+    def observe(self) -> Observed:
+        """What exists now."""
+        hashes = {name: sealed_hash(child) for name, child in self._objects.items()}
+        if self._folder.key() is not None:
+            hashes.setdefault(Ref("Secret", key_name(self._job_name)), "")
+        trainers = tuple(sorted((self._run_of(name) for name in self._trainers()), key=lambda run: run.attempt))
+        return Observed(
+            spare_key=secrets.token_urlsafe(32),
+            accepted=self._accepted,
+            hashes=hashes,
+            task_app=self._part("taskApp"),
+            inference=self._part("inference"),
+            trainers=trainers,
+            report=self._report,
+        )
+
+    def apply(self, child: Manifest) -> None:
+        """Make an object so, as far as it means anything on one machine."""
+        name = ref(child)
+        if name in self._stopping:
+            return  # applied again once the old one is gone
+        previous, self._objects[name] = self._objects.get(name), child
+        match child["kind"]:
+            case "Secret":
+                self._folder.write_key(base64.b64decode(child["data"][KEY_FILE]).decode())
+            case "ConfigMap" if name.name == config_name(self._job_name):
+                self._folder.write_job(child["data"][JOB_FILE])
+                self._accepted = self._folder.accepted()
+            case "Deployment" | "Job":
+                if previous is not None and previous["spec"]["template"] == child["spec"]["template"]:
+                    return
+                if name in self._pods:
+                    self.delete(name)  # replaced, never doubled: started again when the old one is gone
+                else:
+                    self._start(name, child)
+
+    def delete(self, name: Ref) -> None:
+        """Delete an object; its pod ends in the background and exists until it has ended."""
+        if name in self._pods and name not in self._stopping:
+            self._stopping[name] = asyncio.create_task(self._end(name))
+        elif name not in self._pods:
+            self._objects.pop(name, None)
+
+    async def poll_report(self) -> None:
+        """Ask the running trainer for its report; the last answer stays until another trainer runs."""
+        name = next(iter(self._trainers()), None)
+        key = self._folder.key()
+        if name is None or key is None or not self._pods[name].part.ready:
+            return
+        url = f"http://{LOOPBACK}:{self._ports['trainer']}/status"
+        headers = {"Authorization": f"Bearer {key}"}
+        with contextlib.suppress(httpx.HTTPError, ValidationError):
+            response = await self._client.get(url, headers=headers, timeout=REPORT_TIMEOUT_SECONDS)
+            if response.status_code == 200 and name in self._pods:
+                self._report = TrainerReport.model_validate_json(response.content)
+
+    async def close(self) -> None:
+        """Stop everything and wait until nothing is left."""
+        for name in list(self._pods):
+            self.delete(name)
+        await asyncio.gather(*self._stopping.values())
+        await self._client.aclose()
+
+    def kill(self) -> None:
+        """Cut the grace periods of a close short."""
+        for pod in self._pods.values():
+            pod.kill()
+
+    # --- pods
+
+    def _start(self, name: Ref, child: Manifest) -> None:
+        started = self._launch(child)
+        attempt = child["metadata"]["labels"].get(ATTEMPT_LABEL)
+        if name.kind == "Job":
+            self._report = None
+        self._pods[name] = LocalPod(
+            started,
+            self._folder.log(started.component),
+            title=f"{started.component}, attempt {attempt}" if attempt else started.component,
+            restarts=name.kind == "Deployment",
+            client=self._client,
+            changed=self.changed.set,
+            exited=self._exited,
+        )
+
+    def _launch(self, child: Manifest) -> Launch:
+        template = child["spec"]["template"]
+        return launch(template, self._job_name, self._folder, self._ports, self._gpus, self._argv)
+
+    async def _end(self, name: Ref) -> None:
+        await self._pods[name].stop()
+        del self._pods[name], self._objects[name], self._stopping[name]
+        self.changed.set()
+
+    def _trainers(self) -> list[Ref]:
+        return [name for name in self._pods if name.kind == "Job"]
+
+    def _part(self, component: Component) -> Part:
+        pod = self._pods.get(Ref("Deployment", part_name(self._job_name, component)))
+        return pod.part if pod else Part()
+
+    def _run_of(self, name: Ref) -> TrainerRun:
+        pod, labels = self._pods[name], self._objects[name]["metadata"]["labels"]
+        outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
+        if pod.ended:
+            outcome = "Succeeded" if pod.part.exit_code == 0 else "Failed"
+        return TrainerRun(int(labels[ATTEMPT_LABEL]), outcome, name in self._stopping, pod.part)

@@ -1,0 +1,167 @@
+"""A pod with one container, as a process: probes, restarts with back-off, and what is known of it.
+
+The meaning of probes is Kubernetes': the start-up probe holds the others back and bounds the start; readiness only
+tells; liveness ends the container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from visionrl_core.clock import stamp
+from visionrl_core.observed import Part
+from visionrl_local.container import LOOPBACK, Launch, Probe, port_in_use
+from visionrl_local.folder import tail
+from visionrl_local.process import GuardedProcess
+
+FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
+# A container that ran this long was healthy: the back-off starts over.
+HEALTHY_SECONDS = 600.0
+TAIL_LINES = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """The end of a part's process that nobody asked for."""
+
+    launch: Launch
+    code: int
+    reason: str
+    tail: list[str]
+
+
+class LocalPod:
+    """Runs a container until it is told to stop, or, without ``restarts``, until it ends."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        log: Path,
+        title: str,
+        restarts: bool,
+        client: httpx.AsyncClient,
+        changed: Callable[[], None],
+        exited: Callable[[Exit], None],
+    ) -> None:
+        self.launch = launch
+        self.part = Part(pods=1)
+        self.ended = False
+        """The container has ended and will not be started again."""
+        self._log, self._title, self._restarts = log, title, restarts
+        self._client, self._changed, self._exited = client, changed, exited
+        self._process: GuardedProcess | None = None
+        self._stopped = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the container with its grace period; nothing of it is left afterwards."""
+        self._stopped.set()
+        await self._task
+        self._set(ready=False, pods=0)
+
+    def kill(self) -> None:
+        """End the grace period of a stop now."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def _run(self) -> None:
+        backoff = FIRST_BACKOFF
+        while not self._stopped.is_set():
+            code, reason, seconds = await self._run_once()
+            if self._stopped.is_set():
+                return
+            self._exited(Exit(self.launch, code, reason, tail(self._log, TAIL_LINES)))
+            message = "".join(tail(self._log, 1))
+            if not self._restarts:
+                self.ended = True
+                self._set(ready=False, exit_code=code, exit_reason=reason, message=message)
+                return
+            backoff = FIRST_BACKOFF if seconds >= HEALTHY_SECONDS else backoff
+            self._set(ready=False, exit_code=code, exit_reason=reason, reason="CrashLoopBackOff", message=message)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), backoff)
+            backoff = min(MAX_BACKOFF, 2 * backoff)
+            self._set(reason="", message="", restarts=self.part.restarts + 1)
+
+    async def _run_once(self) -> tuple[int, str, float]:
+        """Run the container until it ends, is unhealthy or is told to stop; exit code, reason, seconds."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        begun = datetime.now(UTC)
+        self._mark(f"--- {stamp(begun)} {self._title}, restart {self.part.restarts}")
+        if port_in_use(self.launch.port):
+            self._mark(f"port {self.launch.port} is in use by another program")
+            return 1, "PortInUse", 0.0
+        self._process = process = await GuardedProcess.start(self.launch, self._log)
+        self._set(started=begun)
+        ended = asyncio.create_task(process.wait())
+        unhealthy = asyncio.create_task(self._watch())
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait({ended, unhealthy, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        reason = ""
+        if not ended.done():
+            if unhealthy.done():
+                reason = "Unhealthy"
+                self._mark(unhealthy.result())
+            await process.stop()
+        code = await ended
+        self._process = None
+        for task in (unhealthy, stopped):
+            task.cancel()
+        reason = reason or ("Completed" if code == 0 else "Error")
+        return code, reason, (datetime.now(UTC) - begun).total_seconds()
+
+    def _mark(self, line: str) -> None:
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
+
+    async def _watch(self) -> str:
+        """Probe for as long as the container is healthy; why it is not."""
+        startup = self.launch.startup
+        if not await self._probed(startup, until=True):
+            return f"no answer on {startup.path} within {startup.period * startup.failures:.0f} s of the start"
+        self._set(ready=True)
+        readiness = asyncio.create_task(self._follow_readiness())
+        try:
+            await self._probed(self.launch.liveness, until=False)
+        finally:
+            readiness.cancel()
+        return f"no answer on {self.launch.liveness.path} any more"
+
+    async def _follow_readiness(self) -> None:
+        while True:
+            await self._probed(self.launch.readiness, until=False)
+            self._set(ready=False)
+            while not await self._probed(self.launch.readiness, until=True):
+                pass
+            self._set(ready=True)
+
+    async def _probed(self, probe: Probe, until: bool) -> bool:
+        """Probe until the first success (``until``), or until ``failures`` failures in a row. Whether it succeeded."""
+        failures = 0
+        while failures < probe.failures:
+            failures = 0 if (answered := await self._get(probe)) else failures + 1
+            if answered and until:
+                return True
+            await asyncio.sleep(probe.period)
+        return False
+
+    async def _get(self, probe: Probe) -> bool:
+        try:
+            url = f"http://{LOOPBACK}:{self.launch.port}{probe.path}"
+            response = await self._client.get(url, timeout=probe.timeout)
+        except httpx.HTTPError:
+            return False
+        return 200 <= response.status_code < 400
+
+    def _set(self, **changes: object) -> None:
+        part = dataclasses.replace(self.part, **changes)  # type: ignore[arg-type]
+        if part != self.part:
+            self.part = part
+            self._changed()

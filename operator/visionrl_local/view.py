@@ -1,0 +1,149 @@
+"""What ``visionrl run`` shows: a live table on a terminal, a line a change elsewhere, or JSON events."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from visionrl.status import ComponentStatus, JobStatus
+from visionrl_core.clock import stamp
+from visionrl_local.folder import LocalFolder, tail
+from visionrl_local.text import evaluation_text, progress_line
+
+PHASE_STYLES = {"Complete": "bold green", "Failed": "bold red", "Running": "green", "Restarting": "yellow"}
+
+
+class View(Protocol):
+    """Where a run is shown. Every method may be called at any time, in order."""
+
+    def status(self, status: JobStatus) -> None:
+        """The status changed."""
+
+    def note(self, text: str, tail: Sequence[str] = ()) -> None:
+        """Something worth a line happened; ``tail`` is the end of a log."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def choose_view(job_name: str, folder: LocalFolder, as_json: bool) -> View:
+    if as_json:
+        return JsonView()
+    console = Console(highlight=False)
+    return LiveView(job_name, folder, console) if console.is_terminal else PlainView(console)
+
+
+class JsonView:
+    """One event a line."""
+
+    def status(self, status: JobStatus) -> None:
+        emit("status", status=status.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    def note(self, text: str, tail: Sequence[str] = ()) -> None:
+        emit("note", text=text, tail=list(tail))
+
+    def close(self) -> None:
+        pass
+
+
+def emit(event: str, **content: Any) -> None:
+    """Write one JSON event."""
+    print(json.dumps({"time": stamp(datetime.now(UTC)), "event": event, **content}, ensure_ascii=False), flush=True)
+
+
+class PlainView:
+    """A line for every change that a reader of the output wants to know."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown: dict[str, str] = {}
+
+    def status(self, status: JobStatus) -> None:
+        for component in status.components:
+            if component.message != "NotCreated":
+                self._line(component.name, part_text(component))
+        if status.progress.iteration or evaluation_text(status):
+            key = f"{status.progress.iteration} {evaluation_text(status)}"
+            if self._shown.get("progress") != key:
+                self._shown["progress"] = key
+                self._print(progress_line(status))
+        # While it runs, the reason is the trainer's report: too lively for a log.
+        lively = status.phase in ("Running", "WarmStart", "Complete", "Failed")
+        self._line("phase", status.phase if lively or not status.reason else f"{status.phase}: {status.reason}")
+
+    def note(self, text: str, tail: Sequence[str] = ()) -> None:
+        self._print(text)
+        for line in tail:
+            self._print(f"    {line}")
+
+    def close(self) -> None:
+        pass
+
+    def _line(self, name: str, text: str) -> None:
+        if self._shown.get(name) != text:
+            self._shown[name] = text
+            self._print(f"{name}: {text}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{datetime.now():%H:%M:%S} {text}", markup=False, soft_wrap=True)
+
+
+class LiveView:
+    """A table that stays in place; notes scroll above it."""
+
+    def __init__(self, job_name: str, folder: LocalFolder, console: Console) -> None:
+        self._job_name, self._folder, self._console = job_name, folder, console
+        self._status = JobStatus()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+        self._live.start()
+
+    def status(self, status: JobStatus) -> None:
+        self._status = status
+
+    def note(self, text: str, tail: Sequence[str] = ()) -> None:
+        self._console.print(Text(text, style="yellow"))
+        for line in tail:
+            self._console.print(Text(f"    {line}", style="dim"))
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _render(self) -> Group:
+        status = self._status
+        head = Text.assemble(
+            (self._job_name, "bold"), "  ", (status.phase, PHASE_STYLES.get(status.phase, "cyan")), "  ", status.reason
+        )
+        parts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        parts.add_column(no_wrap=True)
+        parts.add_column(no_wrap=True, max_width=32)
+        parts.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
+        for component in status.components:
+            last = "".join(tail(self._folder.log(component.name), 1))
+            parts.add_row(
+                component.name,
+                Text(part_text(component), style="green" if component.ready else "yellow"),
+                Text(last),
+            )
+        head.no_wrap = True
+        head.overflow = "ellipsis"
+        return Group(head, Text(progress_line(status) or "no iteration yet"), parts)
+
+
+def part_text(component: ComponentStatus) -> str:
+    """ "ready, 2 restarts"."""
+    state = "ready" if component.ready else component.message
+    restarts = f", {component.restarts} restart{'s' if component.restarts > 1 else ''}" if component.restarts else ""
+    return state + restarts
+
+
+def error(text: str) -> None:
+    """A line on standard error."""
+    print(f"visionrl: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,186 @@
+"""What visionrl eval makes of its words, its journal and other results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.jobs import job
+from visionrl_cli import main
+from visionrl_cli.evaluation.plan import EvalOptions, make_plan
+from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
+from visionrl_cli.evaluation.run_folder import open_run
+from visionrl_cli.evaluation.text import EvalError
+from visionrl_cli.evaluation.view import comparison_lines, rows
+from visionrl_trainer.rollout.evaluate import EpisodeScore
+
+TINY = Path(__file__).parents[3] / "configs" / "crafter-tiny.yaml"
+MODEL: dict[str, Any] = {"model": "gpt-4o-mini", "inference_url": "http://provider"}
+
+
+def score(seed: int, achievements: int = 3, **more: Any) -> EpisodeScore:
+    names = ("collect_wood", "place_table", "collect_stone")[:achievements]
+    values = {"turns": 10, "steps": 40, "invalid": 1, "env_return": 2.5, **more}
+    return EpisodeScore(seed=seed, achievements=achievements, unlocked=names, **values)
+
+
+# --- the plan
+
+
+def test_flags_go_before_policy_config_before_the_file() -> None:
+    options = EvalOptions(**MODEL, config=TINY, turns=7, policy_config={"max_tokens": 99, "max_llm_calls": 8})
+    config = make_plan(options).policy.config
+    assert (config.max_llm_calls, config.max_tokens, config.max_actions) == (7, 99, 4)
+    assert (config.model, config.inference_url) == ("gpt-4o-mini", "http://provider")
+
+
+def test_seeds_are_the_files_held_out_ones_unless_named() -> None:
+    options = EvalOptions(policy="crafter-blind", config=TINY)
+    assert make_plan(options).seeds == tuple(range(96))
+    assert make_plan(EvalOptions(policy="crafter-blind", seeds=(5, 3))).seeds == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"model": "m"}, "--model needs --inference-url"),
+        ({"policy": "crafter-blind", "inference_url": "http://x"}, "--inference-url goes with --model"),
+        ({"policy": "crafter-blind", "version": "v"}, "go with --run"),
+        ({"policy": "crafter-blind", "temperature": 0.5}, "no meaning for crafter-blind"),
+        ({"policy": "crafter-scripted", "control": "grey"}, "crafter-scripted has no model"),
+        ({"run": Path("r"), "task_app": "http://x"}, "leave --task-app out"),
+        ({**MODEL, "task_app": "http://x", "trace_db": Path("t")}, "--trace-db is for the task app"),
+        ({**MODEL, "policy_config": {"temperatur": 1}}, "--policy-config: temperatur: unknown key; did you mean temp"),
+        ({**MODEL, "policy_config": {"model": "x"}}, "say it with --model"),
+        ({**MODEL, "policy_config": {"max_actions": 9}}, "--policy-config: max_actions: input should be less than"),
+        ({**MODEL, "temperature": 3.0}, "temperature: input should be less than or equal to 2"),
+        ({"run": Path("nowhere")}, "nowhere is no run folder: it has no config.json"),
+    ],
+)
+def test_words_that_contradict_each_other_are_refused(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(EvalError, match=message):
+        make_plan(EvalOptions(**words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--policy", "crafter-blind", "--model", "m"],
+        ["--policy", "crafter-react"],
+        ["--policy", "crafter-blind", "--seeds", "3-1"],
+        ["--policy", "crafter-blind", "--turns", "0"],
+        ["--policy", "crafter-blind", "--policy-config", "[]"],
+    ],
+)
+def test_words_that_cannot_be_read_end_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", *words])
+    assert ended.value.code == 2
+
+
+def test_errors_name_the_fix_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--model", "m"]) == 1
+    assert capsys.readouterr().err == "visionrl: --model needs --inference-url, the base URL of its server\n"
+
+
+# --- a local run
+
+
+def run_folder(root: Path, versions: tuple[int, ...] = (4,), published: tuple[int, ...] = ()) -> Path:
+    root.mkdir()
+    (root / "config.json").write_text(job().model_dump_json(by_alias=True))
+    folders = [(root / "checkpoints" / f"{number:06d}", number) for number in versions]
+    folders += [(root / "adapters" / f"demo-v{number:06d}", number) for number in published]
+    for folder, number in folders:
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_text(str(number))
+        (folder / "state.json").write_text(json.dumps({"version": number}))
+    return root
+
+
+def test_a_run_plays_its_newest_checkpoint_another_version_or_its_base(tmp_path: Path) -> None:
+    root = run_folder(tmp_path / "run", versions=(3, 5), published=(5, 6))
+    assert open_run(root).model == "demo-v000005"
+    assert open_run(root, version="demo-v000006").adapter == root / "adapters" / "demo-v000006"
+    assert open_run(root, base=True).model == "base"
+    with pytest.raises(EvalError, match="no version demo-v000009; there are demo-v000003, demo-v000005, demo-v000006"):
+        open_run(root, version="demo-v000009")
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    root = run_folder(tmp_path / "run", versions=())
+    with pytest.raises(EvalError, match="no checkpoint yet; --base plays the base model"):
+        open_run(root)
+
+
+def test_a_version_is_served_as_the_trainer_would(tmp_path: Path) -> None:
+    run = open_run(run_folder(tmp_path / "run"))
+    (tmp_path / "adapters").mkdir()
+    run.publish_to(tmp_path / "adapters")
+    manifest = json.loads((tmp_path / "adapters" / "demo-v000004" / "manifest.json").read_text())
+    assert manifest["files"]["adapter_model.safetensors"]["sha256"] == run.adapter_sha256
+
+
+# --- results
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    results = make_results("m", {"env": {"length": 100}}, (score(0), score(1, 1, aborted="max_ops")), 30.0)
+    file = tmp_path / "out.json"
+    Journal(file, {}, (0, 1), "eval/x").finish(results)
+    assert read_results(file) == results
+    assert not (tmp_path / "out.json.partial").exists()
+    assert (results.score.mean, results.invalid_rate, results.aborted) == (2.0, 0.1, {"max_ops": 1})
+    assert results.rates == {"collect_wood": 1.0, "collect_stone": 0.5, "place_table": 0.5}
+    assert ("aborted, counted with what they had", "1 max_ops") in rows(results)
+
+
+def test_a_comparison_is_by_seed_whatever_the_order() -> None:
+    before = make_results("a", {"policy": {"temperature": 1.0}}, (score(1, 1), score(0, 3)), None)
+    after = make_results("b", {"policy": {"temperature": 0.5}}, (score(0, 3), score(1, 2)), None)
+    check_same_seeds(Path("a.json"), before, (0, 1))
+    found = compared(after, Path("a.json"), before).comparison
+    assert found is not None
+    assert found.gain.mean == 0.5
+    assert comparison_lines(found)[-1] == "settings that differ: policy.temperature 1.0 → 0.5"
+
+
+def test_other_seeds_are_never_compared() -> None:
+    results = make_results("a", {}, (score(0), score(1)), None)
+    with pytest.raises(EvalError, match=r"played on the seeds 0-1, this evaluation is on 0-2"):
+        check_same_seeds(Path("a.json"), results, (0, 1, 2))
+
+
+def test_a_file_that_is_no_result_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    with pytest.raises(EvalError, match="No such file"):
+        read_results(file)
+    file.write_text('{"policy": "m"}')
+    with pytest.raises(EvalError, match="is not what visionrl eval --out writes"):
+        read_results(file)
+
+
+def test_the_journal_goes_on_after_a_crash_and_knows_its_evaluation(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    settings = {"policy": {"temperature": 1.0}}
+    journal = Journal(file, settings, (0, 1, 2), "eval/first")
+    journal.add(score(0))
+    journal.add(score(2))
+    partial = tmp_path / "out.json.partial"
+    partial.write_text(partial.read_text()[:-5])  # the last line was on its way
+    again = Journal(file, settings, (0, 1, 2), "eval/second")
+    assert (set(again.done), again.run) == ({0}, "eval/first")
+    again.add(score(1))
+    assert set(Journal(file, settings, (0, 1, 2), "eval/third").done) == {0, 1}
+    with pytest.raises(EvalError, match=r"of an evaluation with another policy.temperature \(1.0, here 0.5\)"):
+        Journal(file, {"policy": {"temperature": 0.5}}, (0, 1, 2), "x")
+    with pytest.raises(EvalError, match=r"another seeds \(0-2, here 0-3\)"):
+        Journal(file, settings, (0, 1, 2, 3), "x")
+    partial.write_text("[]\n")
+    with pytest.raises(EvalError, match="is not the journal of an evaluation"):
+        Journal(file, settings, (0, 1, 2), "x")

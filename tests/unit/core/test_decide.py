@@ -1,0 +1,409 @@
+"""What a user sees of a job, step by step."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from tests.support.fake_cluster import START, FakeCluster
+from tests.support.jobs import WARM_START
+from visionrl.job import JobSpec
+from visionrl.status import JobStatus, Progress, TrainerReport
+from visionrl_core.clock import stamp
+from visionrl_core.manifests.common import HASH_ANNOTATION, Ref
+from visionrl_core.observed import Part
+
+TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
+
+
+def trainer(attempt: int) -> Ref:
+    return Ref("Job", f"demo-trainer-{attempt}")
+
+
+def running(spec: dict[str, Any] | None = None) -> FakeCluster:
+    """A job whose trainer runs."""
+    cluster = FakeCluster(spec or {})
+    cluster.reconcile()
+    cluster.parts_ready()
+    cluster.reconcile()
+    cluster.trainer_starts()
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    return cluster
+
+
+def reason(status: JobStatus, condition: str) -> str:
+    found = status.condition(condition)  # type: ignore[arg-type]
+    assert found is not None, f"no condition {condition}"
+    return found.reason
+
+
+# --- starting
+
+
+def test_trainer_waits_for_task_app_and_inference() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile()
+    assert TASK_APP in cluster.objects
+    assert INFERENCE in cluster.objects
+    assert not cluster.trainers
+    assert reason(cluster.decide().status, "TrainerRunning") == "WaitingForTaskApp"
+    cluster.task_app = Part(ready=True, pods=1)
+    assert reason(cluster.decide().status, "TrainerRunning") == "WaitingForInference"
+    cluster.parts_ready()
+    cluster.reconcile()
+    assert trainer(0) in cluster.objects
+
+
+def test_with_a_warm_start_inference_waits_for_the_base_model() -> None:
+    cluster = FakeCluster(WARM_START)
+    cluster.reconcile()
+    cluster.parts_ready()
+    cluster.reconcile()
+    cluster.trainer_starts()
+    cluster.report = TrainerReport(phase="WarmStart", message="step 3/4")
+    cluster.reconcile()
+    assert cluster.status.phase == "WarmStart"
+    assert cluster.status.reason == "step 3/4"
+    assert INFERENCE not in cluster.objects
+    assert reason(cluster.status, "InferenceReady") == "WaitingForBase"
+    cluster.report = TrainerReport(phase="WaitingForInference", base_ready=True)
+    cluster.reconcile()
+    assert INFERENCE in cluster.objects
+
+
+def test_inference_stays_when_the_warm_started_trainer_restarts() -> None:
+    cluster = running(WARM_START)
+    cluster.report = TrainerReport(phase="Training", base_ready=True)
+    cluster.reconcile()
+    cluster.trainer_ends(1)
+    cluster.report = None
+    cluster.reconcile()
+    cluster.deletions_complete()
+    cluster.reconcile()
+    assert INFERENCE in cluster.objects
+
+
+def test_supervised_training_without_evaluation_needs_no_server() -> None:
+    cluster = FakeCluster({**WARM_START, "algorithm.type": "sft", "evaluation.episodes": 0})
+    cluster.settle()
+    assert INFERENCE not in cluster.objects
+    cluster = FakeCluster({**WARM_START, "algorithm.type": "sft"})
+    cluster.reconcile()
+    cluster.parts_ready()
+    cluster.reconcile()
+    assert trainer(0) in cluster.objects
+
+
+def test_queued_parts_are_made_together_and_wait_for_admission() -> None:
+    cluster = FakeCluster({"queueName": "gpus"})
+    cluster.reconcile()
+    assert {TASK_APP, INFERENCE, trainer(0)} <= set(cluster.objects)
+    cluster.inference = Part(pods=1, reason="SchedulingGated")
+    cluster.reconcile()
+    assert reason(cluster.status, "Admitted") == "QuotaPending"
+    assert cluster.status.phase == "Pending"
+
+
+def test_a_queued_job_gives_its_quota_back_at_the_end() -> None:
+    cluster = running({"queueName": "gpus"})
+    workload = Ref("Workload", "demo")
+    cluster.objects[workload] = {"metadata": {"annotations": {HASH_ANNOTATION: ""}}}
+    assert workload not in cluster.decide().deletions
+    cluster.trainer_ends(0)
+    assert workload in cluster.reconcile().deletions
+
+
+def test_a_pending_job_says_why_in_one_line() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile()
+    cluster.inference = Part(pods=1, reason="Unschedulable", message="0/4 nodes: no free NVIDIA-H200")
+    cluster.task_app = Part(pods=1, ready=True)
+    cluster.reconcile()
+    assert cluster.status.phase == "Pending"
+    assert cluster.status.reason == "inference: Unschedulable (0/4 nodes: no free NVIDIA-H200)"
+
+
+# --- reporting
+
+
+def test_progress_comes_from_the_trainer_and_outlives_it() -> None:
+    cluster = running()
+    cluster.report = TrainerReport(phase="Training", progress=Progress(iteration=2, total=3, reward=1.5))
+    cluster.reconcile()
+    assert cluster.status.progress.reward == 1.5
+    assert cluster.status.phase == "Running"
+    cluster.report = None
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    assert cluster.status.phase == "Complete"
+    assert cluster.status.progress.iteration == 2
+
+
+def test_a_trainer_that_loads_again_does_not_set_progress_back() -> None:
+    cluster = running()
+    cluster.report = TrainerReport(phase="Training", progress=Progress(iteration=2, total=3, reward=1.5))
+    cluster.reconcile()
+    cluster.report = TrainerReport(phase="Starting")
+    cluster.reconcile()
+    assert cluster.status.progress == Progress(iteration=2, total=3, reward=1.5)
+
+
+def test_without_news_nothing_is_written() -> None:
+    cluster = running()
+    writes = len(cluster.written)
+    for _ in range(5):
+        cluster.wait(60)
+        decision = cluster.reconcile()
+        assert decision.children == ()
+        assert decision.deletions == ()
+    assert len(cluster.written) == writes
+
+
+# --- failing
+
+
+def test_a_failed_trainer_restarts_alone_after_its_pod_is_gone() -> None:
+    cluster = running()
+    cluster.trainer_ends(137, "OOMKilled")
+    decision = cluster.reconcile()
+    assert decision.deletions == (trainer(0),)
+    assert cluster.status.attempt == 1
+    assert cluster.status.phase == "Restarting"
+    assert cluster.status.attempts[0].cause == "trainer: exit code 137 (OOMKilled)"
+    assert "exit code 137 (OOMKilled)" in cluster.status.reason
+
+    cluster.wait(100)
+    assert trainer(1) not in [Ref(c["kind"], c["metadata"]["name"]) for c in cluster.reconcile().children]
+    cluster.deletions_complete()
+    cluster.reconcile()
+    assert trainer(1) in cluster.objects
+    assert TASK_APP in cluster.objects
+    assert INFERENCE in cluster.objects
+    cluster.trainer_starts()
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    assert cluster.status.restarts == 1
+
+
+def test_the_delay_doubles_and_is_announced() -> None:
+    cluster = running({"failurePolicy.backoffSeconds": 20.0})
+    for delay in (20, 40):
+        cluster.trainer_ends(1)
+        cluster.reconcile()
+        cluster.deletions_complete()
+        decision = cluster.reconcile()
+        assert decision.requeue_at == cluster.now + timedelta(seconds=delay)
+        assert not cluster.trainers
+        cluster.wait(delay)
+        cluster.reconcile()
+        cluster.trainer_starts()
+        cluster.reconcile()
+        assert cluster.status.phase == "Running"
+
+
+def test_restarts_are_limited() -> None:
+    cluster = running({"failurePolicy.maxRestarts": 1})
+    for _ in range(2):
+        cluster.trainer_ends(1, message="Traceback\nValueError: no good")
+        cluster.reconcile()
+        cluster.deletions_complete()
+        cluster.wait(300)
+        cluster.reconcile()
+        cluster.trainer_starts()
+        cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert reason(cluster.status, "Failed") == "MaxRestartsExceeded"
+    assert "ValueError: no good" in cluster.status.reason
+
+
+def test_a_configuration_error_is_never_retried() -> None:
+    cluster = running({"failurePolicy.rules": [{"action": "Restart", "exitCodes": [2]}]})
+    cluster.trainer_ends(2, message="no model at /nowhere")
+    cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert reason(cluster.status, "Failed") == "ConfigurationError"
+    assert "no model at /nowhere" in cluster.status.reason
+
+
+def test_a_server_that_cannot_be_configured_fails_the_job() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile()
+    cluster.crash("inference", 2)
+    cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert cluster.status.reason.startswith("inference: exit code 2")
+
+
+def test_a_server_that_dies_heals_by_itself() -> None:
+    cluster = running()
+    cluster.crash("inference", 137)
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    assert reason(cluster.status, "InferenceReady") == "CrashLoopBackOff"
+    cluster.parts_ready()
+    cluster.reconcile()
+    assert reason(cluster.status, "InferenceReady") == "Ready"
+
+
+def test_a_server_that_never_recovers_fails_the_job() -> None:
+    cluster = running()
+    for _ in range(4):
+        cluster.crash("inference", 1)
+        cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert cluster.task_app.pods == 0
+
+
+def test_disruptions_do_not_count() -> None:
+    cluster = running({"failurePolicy.maxRestarts": 0})
+    cluster.trainer_ends(137, "Evicted")
+    cluster.reconcile()
+    assert cluster.status.phase == "Restarting"
+    assert cluster.status.restarts == 0
+    assert cluster.status.attempts[0].counted is False
+
+
+def test_a_trainer_deleted_by_hand_is_made_again_when_its_pod_is_gone() -> None:
+    cluster = running()
+    cluster.someone_deletes_trainer()
+    cluster.wait(60)
+    cluster.reconcile()
+    assert not cluster.trainers
+    cluster.wait(60)
+    cluster.deletions_complete()
+    cluster.reconcile()
+    assert list(cluster.trainers) == [1]
+    assert "Deleted" in (cluster.status.attempts[0].cause or "")
+
+
+# --- the end
+
+
+def test_at_the_end_servers_go_and_the_ended_trainer_stays_for_its_log() -> None:
+    cluster = running()
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.status.phase == "Complete"
+    assert cluster.status.completion_time == stamp(cluster.now)
+    assert TASK_APP not in cluster.objects
+    assert INFERENCE not in cluster.objects
+    assert trainer(0) in cluster.objects
+
+
+def test_keep_all_keeps_the_servers() -> None:
+    cluster = running({"lifecycle.cleanupPolicy": "KeepAll"})
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    assert cluster.reconcile().deletions == ()
+    assert INFERENCE in cluster.objects
+
+
+def test_the_object_goes_after_its_time() -> None:
+    cluster = running({"lifecycle.ttlSecondsAfterFinished": 60})
+    cluster.trainer_ends(0)
+    decision = cluster.reconcile()
+    assert decision.requeue_at == cluster.now + timedelta(seconds=60)
+    assert not cluster.job_deleted
+    cluster.wait(60)
+    cluster.reconcile()
+    assert cluster.job_deleted
+
+
+def test_a_trainer_that_never_runs_fails_the_job_at_its_deadline() -> None:
+    cluster = FakeCluster({"lifecycle.preRunningDeadlineSeconds": 120})
+    assert cluster.reconcile().requeue_at == START + timedelta(seconds=120)
+    cluster.wait(120)
+    cluster.reconcile()
+    assert reason(cluster.status, "Failed") == "PreRunningDeadlineExceeded"
+
+
+def test_the_pre_running_deadline_is_over_once_the_trainer_ran() -> None:
+    cluster = running({"lifecycle.preRunningDeadlineSeconds": 120})
+    cluster.trainer_ends(1)
+    cluster.wait(200)
+    cluster.reconcile()
+    assert not cluster.status.finished
+
+
+def test_suspended_time_does_not_count_against_the_active_deadline() -> None:
+    cluster = running({"lifecycle.activeDeadlineSeconds": 100})
+    cluster.wait(60)
+    cluster.change({"suspend": True})
+    cluster.reconcile()
+    cluster.wait(1000)
+    cluster.change({"suspend": False})
+    decision = cluster.reconcile()
+    assert not cluster.status.finished
+    assert decision.requeue_at == cluster.now + timedelta(seconds=40)
+    cluster.wait(40)
+    cluster.reconcile()
+    assert reason(cluster.status, "Failed") == "ActiveDeadlineExceeded"
+    cluster.reconcile()
+    cluster.deletions_complete()
+    assert cluster.live_trainers() == 0
+
+
+# --- suspending, changing
+
+
+def test_a_suspended_job_has_no_pods_and_goes_on_afterwards() -> None:
+    cluster = running()
+    cluster.change({"suspend": True})
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.status.reason == "pods are ending", "the trainer writes its checkpoint"
+    cluster.deletions_complete()
+    cluster.reconcile()
+    assert (cluster.status.phase, cluster.status.reason) == ("Suspended", "suspended")
+    assert not cluster.trainers
+    assert cluster.task_app.pods == cluster.inference.pods == 0
+    assert cluster.status.attempts[0].cause == "suspended"
+    assert cluster.status.restarts == 0
+    cluster.change({"suspend": False})
+    cluster.settle()
+    assert cluster.status.phase == "Complete"
+    assert reason(cluster.status, "Suspended") == "Resumed"
+
+
+def test_an_invalid_job_makes_nothing_and_names_the_field() -> None:
+    cluster = FakeCluster({"training.groupSize": 1})
+    decision = cluster.reconcile()
+    assert decision.children == ()
+    assert cluster.status.phase == "Pending"
+    assert cluster.status.reason.startswith("spec.training.groupSize: must be at least 2")
+    cluster.change({"training.groupSize": 2})
+    cluster.settle()
+    assert cluster.status.phase == "Complete"
+
+
+def test_a_fixed_field_cannot_change_and_the_job_goes_on() -> None:
+    cluster = running()
+    cluster.change({"training.learningRate": 1e-3, "training.iterations": 7})
+    decision = cluster.reconcile()
+    accepted = cluster.status.condition("Accepted")
+    assert accepted is not None
+    assert (accepted.status, accepted.reason) == ("False", "Immutable")
+    assert accepted.message.startswith("spec.training.learningRate cannot change")
+    assert cluster.status.phase == "Running"
+    # What may change was taken over.
+    spec: JobSpec = cluster.observe().accepted.spec  # type: ignore[union-attr]
+    assert spec.training.iterations == 7
+    assert spec.training.learning_rate == 5e-5
+    assert [child["kind"] for child in decision.children] == ["ConfigMap"]
+
+
+def test_more_iterations_restart_nothing() -> None:
+    cluster = running()
+    cluster.change({"training.iterations": 9, "evaluation.episodes": 4, "failurePolicy.maxRestarts": 9})
+    decision = cluster.reconcile()
+    assert [child["kind"] for child in decision.children] == ["ConfigMap"]
+    assert cluster.status.phase == "Running"
+    assert cluster.status.observed_generation == 2
+
+
+def test_the_key_is_made_once() -> None:
+    cluster = running()
+    cluster.change({"training.iterations": 9})
+    assert "Secret" not in [child["kind"] for child in cluster.decide().children]

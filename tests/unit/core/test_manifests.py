@@ -1,0 +1,293 @@
+"""The objects of a job: what reaches the containers, what restarts them, and who may talk to whom."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.jobs import WARM_START, job
+from visionrl.job import Job
+from visionrl_core.manifests import all_children
+from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
+
+OWNER = Owner("demo", "team", "uid-1")
+PARTS = ("taskapp", "inference", "trainer")
+TWO_GPUS: dict[str, Any] = {"inference.gpu": {}, "trainer.gpu": {}}
+
+
+def children(changes: dict[str, Any] | None = None, attempt: int = 0) -> dict[Ref, Manifest]:
+    return {ref(child): child for child in all_children(job(changes), attempt, OWNER, "the-key")}
+
+
+def pods(changes: dict[str, Any] | None = None) -> dict[str, Manifest]:
+    """Pod templates by part."""
+    templates = [c["spec"]["template"] for c in children(changes).values() if c["kind"] in ("Deployment", "Job")]
+    return {template["metadata"]["labels"]["visionrl.dev/component"]: template for template in templates}
+
+
+def container(template: Manifest) -> Manifest:
+    return template["spec"]["containers"][0]
+
+
+def env(template: Manifest) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in container(template)["env"]}
+
+
+def test_every_object_belongs_to_the_job() -> None:
+    for child in children({**TWO_GPUS, "storage.runSize": "5Gi"}).values():
+        metadata = child["metadata"]
+        assert metadata["namespace"] == "team"
+        assert metadata["labels"]["visionrl.dev/job"] == "demo"
+        assert metadata["ownerReferences"][0]["uid"] == "uid-1"
+        assert len(metadata["name"]) <= 63
+
+
+def test_the_longest_name_fits() -> None:
+    long = job().model_copy(update={"metadata": job().metadata.model_copy(update={"name": "a" * 45})})
+    owner = Owner("a" * 45, "team", "uid-1")
+    assert all(len(child["metadata"]["name"]) <= 63 for child in all_children(long, 1000, owner, "k"))
+
+
+def test_what_a_container_gets() -> None:
+    found = pods()
+    assert container(found["trainer"])["command"] == ["python", "-m", "visionrl_trainer"]
+    assert env(found["trainer"])["VISIONRL_TASKAPP_URL"] == "http://demo-taskapp:8000"
+    assert env(found["trainer"])["VISIONRL_INFERENCE_URL"] == "http://demo-inference:8000"
+    assert env(found["inference"])["VISIONRL_TRAINER_URL"] == "http://demo-trainer:8000"
+    assert env(found["taskapp"])["VISIONRL_INFERENCE_URL"] == "http://demo-inference:8000"
+    for part, extra in {
+        "taskapp": {"VISIONRL_TRACE_DIR", "NUMBA_CACHE_DIR"},
+        "inference": {"VISIONRL_CACHE_DIR"},
+        "trainer": {"VISIONRL_CACHE_DIR", "VISIONRL_RUN_DIR"},
+    }.items():
+        assert {"VISIONRL_JOB", "VISIONRL_KEY_FILE", "VISIONRL_HOST", "VISIONRL_PORT"} | extra <= set(env(found[part]))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_paths_in_the_environment_are_mounted(part: str) -> None:
+    template = pods()[part]
+    mounts = [mount["mountPath"] for mount in container(template)["volumeMounts"]]
+    for name, value in env(template).items():
+        if value.startswith("/"):
+            assert any(value == mount or value.startswith(f"{mount}/") for mount in mounts), name
+    names = {volume["name"] for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in container(template)["volumeMounts"]} == names
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_pods_fulfil_the_restricted_standard(part: str) -> None:
+    spec = pods(TWO_GPUS)[part]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    context = spec["containers"][0]["securityContext"]
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert context["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_has_no_signal_handler_yet_ends_on_sigterm(part: str) -> None:
+    assert pods()[part]["spec"]["shareProcessNamespace"] is True, "its process is not the first one of its namespace"
+
+
+def test_the_job_file_holds_every_default_and_the_key_only_the_secret() -> None:
+    found = children()
+    text = found[Ref("ConfigMap", "demo-config")]["data"]["job.json"]
+    assert Job.model_validate_json(text) == job()
+    assert json.loads(text)["spec"]["training"]["learningRate"] == 5e-5
+    secret = found.pop(Ref("Secret", "demo-key"))
+    assert base64.b64decode(secret["data"]["api-key"]) == b"the-key"
+    assert "the-key" not in json.dumps(list(found.values()))
+
+
+def test_inference_may_start_for_as_long_as_the_job_says() -> None:
+    probe = container(pods({"inference.startupTimeoutSeconds": 77})["inference"])["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 77
+
+
+def test_a_single_gpu_pod_is_replaced_not_doubled() -> None:
+    assert children()[Ref("Deployment", "demo-inference")]["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_trainer_is_tried_once_a_kubernetes_job() -> None:
+    trainer = children(attempt=4)[Ref("Job", "demo-trainer-4")]
+    assert trainer["spec"]["backoffLimit"] == 0
+    assert trainer["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert trainer["spec"]["template"]["metadata"]["labels"]["visionrl.dev/attempt"] == "4"
+
+
+# --- GPUs and placement
+
+
+def test_cpu_jobs_ask_for_no_gpu() -> None:
+    assert "nvidia.com/gpu" not in json.dumps(list(pods().values()))
+
+
+def test_gpu_pods_ask_for_their_product() -> None:
+    spec = pods({**TWO_GPUS, "trainer.gpu": {"products": ["NVIDIA-H100"], "runtimeClassName": "nvidia"}})
+    trainer, inference = spec["trainer"]["spec"], spec["inference"]["spec"]
+    assert trainer["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    terms = trainer["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms == [
+        {"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-H100"]}]}
+    ]
+    assert trainer["runtimeClassName"] == "nvidia"
+    assert inference["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert "gpu" not in json.dumps(spec["taskapp"]["spec"])
+
+
+def test_one_node_binds_only_the_part_that_starts_second() -> None:
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    plain = pods({"placement.topology": "SameNode"})
+    assert required in plain["trainer"]["spec"]["affinity"]["podAffinity"]
+    assert required not in plain["inference"]["spec"]["affinity"]["podAffinity"]
+    warm = pods({"placement.topology": "SameNode", **WARM_START})
+    assert required in warm["inference"]["spec"]["affinity"]["podAffinity"]
+    assert required not in warm["trainer"]["spec"]["affinity"]["podAffinity"]
+
+
+def test_two_nodes_keep_the_parts_apart() -> None:
+    for part in ("trainer", "inference"):
+        assert "podAntiAffinity" in pods({"placement.topology": "DifferentNodes"})[part]["spec"]["affinity"]
+
+
+def test_node_selector_reaches_all_parts_and_patches_their_own() -> None:
+    found = pods({"placement.nodeSelector": {"zone": "a"}, "overrides.trainer": {"nodeSelector": {"disk": "nvme"}}})
+    assert found["taskapp"]["spec"]["nodeSelector"] == {"zone": "a"}
+    assert found["trainer"]["spec"]["nodeSelector"] == {"zone": "a", "disk": "nvme"}
+
+
+def test_overrides_reach_the_pod() -> None:
+    patch = {
+        "labels": {"team": "rl"},
+        "annotations": {"note": "x"},
+        "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+        "priorityClassName": "high",
+        "imagePullSecrets": ["registry"],
+        "imagePullPolicy": "Never",
+        "serviceAccountName": "trainer",
+        "tolerations": [{"key": "spot"}],
+    }
+    template = pods({"overrides.inference": patch})["inference"]
+    assert template["metadata"]["labels"]["team"] == "rl"
+    assert template["metadata"]["labels"]["visionrl.dev/job"] == "demo"
+    assert template["metadata"]["annotations"]["note"] == "x"
+    assert env(template)["HF_HUB_OFFLINE"] == "1"
+    assert template["spec"]["priorityClassName"] == "high"
+    assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert container(template)["imagePullPolicy"] == "Never"
+    assert template["spec"]["serviceAccountName"] == "trainer"
+    assert template["spec"]["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+
+
+def test_a_queue_admits_the_three_pods_as_one_group() -> None:
+    for template in pods({"queueName": "gpus"}).values():
+        assert template["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+        assert template["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] == "demo"
+        assert template["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "3"
+
+
+# --- volumes
+
+
+def test_the_run_folder_lives_where_storage_says() -> None:
+    def source(changes: dict[str, Any]) -> Manifest:
+        return next(v for v in pods(changes)["trainer"]["spec"]["volumes"] if v["name"] == "run")
+
+    assert source({}) == {"name": "run", "emptyDir": {}}
+    assert source({"storage.runClaim": "mine"})["persistentVolumeClaim"] == {"claimName": "mine"}
+    assert source({"storage.runSize": "5Gi"})["persistentVolumeClaim"] == {"claimName": "demo-run"}
+    claim = children({"storage.runSize": "5Gi", "storage.storageClassName": "fast"})[
+        Ref("PersistentVolumeClaim", "demo-run")
+    ]
+    assert claim["spec"]["resources"] == {"requests": {"storage": "5Gi"}}
+    assert claim["spec"]["storageClassName"] == "fast"
+
+
+def test_the_engine_gets_shared_memory() -> None:
+    volumes = {volume["name"]: volume for volume in pods()["inference"]["spec"]["volumes"]}
+    assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+
+
+# --- what restarts what
+
+
+def test_the_same_job_renders_the_same() -> None:
+    assert children(TWO_GPUS) == children(TWO_GPUS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training.iterations": 9},
+        {"evaluation.episodes": 9},
+        {"lifecycle.activeDeadlineSeconds": 9},
+        {"failurePolicy.maxRestarts": 9},
+        {"suspend": True},
+    ],
+)
+def test_what_may_change_restarts_nothing(change: dict[str, Any]) -> None:
+    assert pods(change) == pods()
+
+
+def test_what_is_fixed_would_restart_the_parts() -> None:
+    assert pods({"training.learningRate": 1e-3})["trainer"] != pods()["trainer"]
+
+
+def test_task_app_resources_restart_the_task_app_alone() -> None:
+    changed, before = pods({"taskApp.resources": {"cpu": "2"}}), pods()
+    assert changed["taskapp"] != before["taskapp"]
+    assert changed["inference"] == before["inference"]
+    assert changed["trainer"] == before["trainer"]
+
+
+def test_the_hash_follows_the_content() -> None:
+    config = Ref("ConfigMap", "demo-config")
+    assert sealed_hash(children()[config]) != sealed_hash(children({"training.iterations": 9})[config])
+    assert sealed_hash(children()[config]) == sealed_hash(children()[config])
+
+
+# --- network
+
+
+def policies(changes: dict[str, Any]) -> dict[str, Manifest]:
+    return {name.name: c for name, c in children(changes).items() if name.kind == "NetworkPolicy"}
+
+
+def test_only_the_parts_talk_to_each_other_and_the_operator_reads_the_report() -> None:
+    found = policies({})
+    assert set(found) == {"demo-parts", "demo-report"}
+    parts = found["demo-parts"]["spec"]
+    assert parts["policyTypes"] == ["Ingress", "Egress"]
+    only_the_job = [{"podSelector": {"matchLabels": {"visionrl.dev/job": "demo"}}}]
+    assert [rule["from"] for rule in parts["ingress"]] == [only_the_job]
+    assert parts["egress"][0]["to"] == only_the_job
+    assert {port["port"] for port in parts["egress"][1]["ports"]} == {53}
+    assert found["demo-report"]["spec"]["podSelector"]["matchLabels"]["visionrl.dev/component"] == "trainer"
+
+
+def test_only_jobs_with_a_model_from_a_hub_reach_out() -> None:
+    hub = {"model.base": "Qwen/Qwen3-VL-4B-Instruct"}
+    assert policies(hub)["demo-hub"]["spec"]["egress"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
+    assert "demo-hub" not in policies({"model": {"base": "/models/qwen3-vl"}})
+
+
+# --- the API
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {**TWO_GPUS, "placement.topology": "SameNode", "storage.runSize": "5Gi"}, {"queueName": "q", **WARM_START}],
+)
+def test_every_field_is_one_that_kubernetes_knows(changes: dict[str, Any]) -> None:
+    """The client's models drop what they do not know: nothing may be missing after a round trip."""
+    client = pytest.importorskip("kubernetes.client")
+    api = client.ApiClient()
+    for child in children(changes).values():
+        version = child["apiVersion"].rpartition("/")[2]
+        typed = api.deserialize(json.dumps(child), f"{version.capitalize()}{child['kind']}", "application/json")
+        assert api.sanitize_for_serialization(typed) == child

@@ -1,0 +1,189 @@
+"""How a job is carried over to this machine: paths, addresses, devices, resumption, and what people read."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.jobs import job
+from visionrl.job import Component
+from visionrl.status import (
+    Attempt,
+    Condition,
+    EvaluationProgress,
+    JobStatus,
+    PolicyVersions,
+    Progress,
+    Score,
+)
+from visionrl_core.manifests import all_children
+from visionrl_core.manifests.common import Owner
+from visionrl_local.container import Launch, launch
+from visionrl_local.folder import LocalError, LocalFolder, tail
+from visionrl_local.gpus import assign_gpus
+from visionrl_local.resume import check_same_job, resumed
+from visionrl_local.summary import summary_rows, verdict
+from visionrl_local.text import progress_line
+
+PORTS: dict[Component, int] = {"taskApp": 9001, "inference": 9002, "trainer": 9003}
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+START = "2026-01-01T00:00:00Z"
+
+# --- containers
+
+
+@pytest.fixture
+def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Component, Launch]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.setenv("HOME", "/home/someone")
+    children = all_children(job(), 0, Owner("demo", "default", "local"), "k")
+    templates = [child["spec"]["template"] for child in children if child["kind"] in ("Deployment", "Job")]
+    folder = LocalFolder(tmp_path / "runs" / "demo")
+    found = [launch(template, "demo", folder, PORTS, {"trainer": "1"}) for template in templates]
+    return {each.component: each for each in found}
+
+
+def test_services_become_loopback_ports(launches: dict[Component, Launch]) -> None:
+    env = launches["trainer"].env
+    assert env["VISIONRL_TASKAPP_URL"] == "http://127.0.0.1:9001"
+    assert env["VISIONRL_INFERENCE_URL"] == "http://127.0.0.1:9002"
+    assert (env["VISIONRL_HOST"], env["VISIONRL_PORT"]) == ("127.0.0.1", "9003")
+    assert launches["inference"].env["VISIONRL_TRAINER_URL"] == "http://127.0.0.1:9003"
+    assert env["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+
+
+def test_mount_paths_become_folders(launches: dict[Component, Launch], tmp_path: Path) -> None:
+    run = str(tmp_path / "runs" / "demo")
+    trainer, task_app = launches["trainer"].env, launches["taskApp"].env
+    assert trainer["VISIONRL_JOB"] == f"{run}/job/job.json"
+    assert trainer["VISIONRL_KEY_FILE"] == f"{run}/secret/api-key"
+    assert trainer["VISIONRL_RUN_DIR"] == task_app["VISIONRL_TRACE_DIR"] == run
+    assert trainer["VISIONRL_CACHE_DIR"] == str(tmp_path / "cache" / "visionrl")
+    assert task_app["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "visionrl" / "numba")
+    assert trainer["HOME"] == "/home/someone"
+
+
+def test_commands_run_with_this_python(launches: dict[Component, Launch]) -> None:
+    assert launches["inference"].argv == [sys.executable, "-m", "visionrl_inference"]
+
+
+def test_parts_see_their_own_gpus_only(launches: dict[Component, Launch]) -> None:
+    assert launches["trainer"].env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert launches["taskApp"].env["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_gpus_are_given_once() -> None:
+    changes: dict[str, Any] = {"inference.gpu": {"count": 2}, "inference.vllm": {"tensorParallelSize": 2}}
+    spec = job({**changes, "trainer.gpu": {}}).spec
+    assert assign_gpus(spec, ["0", "1", "2", "3"]) == {"inference": "0,1", "trainer": "2"}
+    with pytest.raises(LocalError, match=r"asks for 3 GPUs .* offers 2"):
+        assign_gpus(spec, ["0", "1"])
+    assert assign_gpus(job().spec, []) == {"inference": "", "trainer": ""}
+
+
+# --- files
+
+
+def test_a_folder_of_another_version_is_named(tmp_path: Path) -> None:
+    folder = LocalFolder(tmp_path)
+    folder.status_file.write_text('{"phase": "Dancing"}')
+    with pytest.raises(LocalError, match="--fresh"):
+        folder.status()
+    folder.clear()
+    assert folder.status() == JobStatus()
+
+
+def test_the_tail_is_that_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert tail(log, 3) == []
+    log.write_bytes(b"x" * 50_000 + b"\n\nlast but one \n\xff\n")
+    assert tail(log, 2) == ["last but one", "\ufffd"]
+
+
+# --- going on
+
+
+def finished(type_: str) -> JobStatus:
+    end = Condition.model_validate({"type": type_, "status": "True", "reason": "R", "last_transition_time": START})
+    entry = Attempt(number=2, started=START, ended=START)
+    return JobStatus(attempt=2, restarts=2, conditions=[end], attempts=[entry], completion_time=START)
+
+
+def test_a_complete_run_has_nothing_to_do() -> None:
+    assert resumed(finished("Complete"), job(), job(), NOW) is None
+    assert resumed(finished("Complete"), None, job(), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "iterations"), [(finished("Complete"), 4), (finished("Failed"), 3)], ids=["more iterations", "failed"]
+)
+def test_a_finished_run_is_opened_again(status: JobStatus, iterations: int) -> None:
+    again = resumed(status, job(), job({"training.iterations": iterations}), NOW)
+    assert again is not None
+    assert not again.finished
+    assert (again.attempt, again.restarts, again.completion_time) == (3, 0, None)
+
+
+def test_a_run_that_was_cut_off_gets_another_attempt() -> None:
+    cut = JobStatus(attempts=[Attempt(number=0, started=START)])
+    again = resumed(cut, job(), job(), NOW)
+    assert again is not None
+    assert (again.attempt, again.restarts, again.attempts[0].cause) == (1, 0, "interrupted")
+
+
+def test_another_job_is_refused_by_field() -> None:
+    check_same_job(None, job())
+    check_same_job(job(), job({"training.iterations": 5}))
+    with pytest.raises(LocalError, match=r"another spec\.model\.lora\.r; --fresh"):
+        check_same_job(job(), job({"model.lora": {"r": 4}}))
+
+
+# --- words
+
+
+def test_progress_in_one_line() -> None:
+    before = Score(mean=1.94, low=1.8, high=2.1, episodes=96)
+    latest = Score(mean=2.61, low=2.4, high=2.83, episodes=96)
+    status = JobStatus(
+        progress=Progress(
+            iteration=3,
+            total=10,
+            reward=2.314,
+            episodes_per_minute=84.2,
+            evaluation=EvaluationProgress(before=before, latest=latest, latest_iteration=3),
+        ),
+        policy=PolicyVersions(serving="demo-v000003"),
+    )
+    assert progress_line(status) == (
+        "iteration 3/10 · reward 2.31 · 84 episodes/min · evaluation 1.94 → 2.61 [2.40, 2.83] · serving demo-v000003"
+    )
+    assert progress_line(JobStatus()) == ""
+
+
+def test_the_summary_shows_what_it_holds() -> None:
+    score = {"mean": 1.0, "low": 0.5, "high": 1.5, "episodes": 8, "returns": [1.0]}
+    rows = dict(summary_rows({"iterations": 3, "episodes": 1200, "reward": [1.0, 2.0], "evaluation": {"after": score}}))
+    assert rows == {
+        "iterations": "3",
+        "training episodes": "1,200",
+        "reward, first and last iteration": "1.00 → 2.00",
+        "evaluation after": "1.00 [0.50, 1.50] on 8 seeds",
+    }
+    assert summary_rows({}) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.1, 1.2, "better on the held-out"),
+        (-1.2, -0.1, "worse on the held-out"),
+        (-0.08, 1.25, "-0.08 to +1.25, holds 0"),
+    ],
+)
+def test_the_summary_says_what_the_gain_proves(low: float, high: float, says: str) -> None:
+    assert says in verdict(Score(mean=(low + high) / 2, low=low, high=high, episodes=96))
