@@ -27,13 +27,13 @@ class ConfigurationError(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentContext:
     """One running part and where the others are."""
 
     variables: Mapping[str, str]
 
     @classmethod
-    def from_environment(cls) -> Part:
+    def from_environment(cls) -> ComponentContext:
         return cls(os.environ)
 
     def _required(self, name: str) -> str:

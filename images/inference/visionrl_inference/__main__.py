@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from visionrl.component import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl_inference.base_model import resolve_base_model
 from visionrl_inference.fetch import trainer_client
 from visionrl_inference.vllm_args import PLUGIN, ExtraArgsError, vllm_command, vllm_environment
@@ -53,10 +53,10 @@ def main() -> int:
 
 
 def _serve(print_only: bool) -> int:
-    part = Part.from_environment()
-    job, host, port = part.job(), part.host, part.port
-    trainer = functools.partial(trainer_client, part.trainer_url, part.key)
-    cache = part.cache_dir
+    context = ComponentContext.from_environment()
+    job, host, port = context.job(), context.host, context.port
+    trainer = functools.partial(trainer_client, context.trainer_url, context.key)
+    cache = context.cache_dir
     if not entry_points(group="vllm.endpoint_plugins", name=PLUGIN):
         raise ConfigurationError(
             "vLLM would not find the adapter plugin: install the visionrl distribution (pip install)"

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from visionrl.component import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES
 from visionrl_taskapp.server.app import Settings, TaskApp, create_app
 from visionrl_taskapp.server.auth import accepted_keys
@@ -57,9 +57,9 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.config.dictConfig(log_config(arguments.log_level))
     try:
-        part = Part.from_environment()
-        settings = read_settings(part)
-        host, port = arguments.host or part.host, arguments.port or part.port
+        context = ComponentContext.from_environment()
+        settings = read_settings(context)
+        host, port = arguments.host or context.host, arguments.port or context.port
     except ConfigurationError as error:
         log.error("%s", error)
         return EXIT_CONFIGURATION
@@ -89,10 +89,10 @@ def main() -> int:
     return 0 if server.started else 1
 
 
-def read_settings(part: Part) -> Settings:
+def read_settings(context: ComponentContext) -> Settings:
     """Settings of the environment. Raises :class:`ConfigurationError`."""
-    variables = part.variables
-    key = part.key if variables.get("VISIONRL_KEY_FILE") else None
+    variables = context.variables
+    key = context.key if variables.get("VISIONRL_KEY_FILE") else None
     folder = variables.get("VISIONRL_TRACE_DIR")
     return Settings(
         keys=accepted_keys(

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from visionrl.checks import exports_base
-from visionrl.component import EXIT_CONFIGURATION, ConfigurationError, Part
+from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.errors import leaves
 from visionrl.status import TrainerReport
 from visionrl_trainer.sync.service import Bulletin, application, serve
@@ -44,23 +44,23 @@ def main() -> int:
 
 
 async def _main() -> int:
-    part = Part.from_environment()
-    job = part.job()
+    context = ComponentContext.from_environment()
+    job = context.job()
     bulletin = Bulletin(TrainerReport(phase="Starting", message="loading"))
     bulletin.exports_base = exports_base(job.spec)
     try:
-        async with serve(application(bulletin, part.key), part.host, part.port):
-            return await _train(part, bulletin)
+        async with serve(application(bulletin, context.key), context.host, context.port):
+            return await _train(context, bulletin)
     except OSError as error:
-        logger.error("cannot listen on %s:%d: %s", part.host, part.port, error.strerror or error)
+        logger.error("cannot listen on %s:%d: %s", context.host, context.port, error.strerror or error)
         return EXIT_FAILED
 
 
-async def _train(part: Part, bulletin: Bulletin) -> int:
+async def _train(context: ComponentContext, bulletin: Bulletin) -> int:
     """Run until the end, an error or SIGTERM; the report tells which."""
     from visionrl_trainer.train import run  # torch and transformers: seconds; the service answers meanwhile
 
-    task = asyncio.ensure_future(run(part, part.job(), bulletin))
+    task = asyncio.ensure_future(run(context, context.job(), bulletin))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
-from visionrl.component import Part
+from visionrl.component import ComponentContext
 from visionrl.job import Job
 from visionrl.status import Score
 from visionrl_trainer.algo.early_stopping import check, check_mismatch
@@ -51,30 +51,30 @@ SHOWN = (
 """Metrics of the last iteration that the status carries too."""
 
 
-async def run(part: Part, job: Job, bulletin: Bulletin) -> None:
+async def run(context: ComponentContext, job: Job, bulletin: Bulletin) -> None:
     """Train to the end. Raises :class:`visionrl.component.ConfigurationError` for what no retry mends, anything else
     for what one may."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = RunFolder(part.run_dir)
+    folder = RunFolder(context.run_dir)
     folder.write_config(job.model_dump_json(by_alias=True, indent=2))
     meter = Meter(bulletin, total=policy_iterations(job.spec))
-    headers = {"Authorization": f"Bearer {part.key}"}
+    headers = {"Authorization": f"Bearer {context.key}"}
     async with (
-        TaskApp(part.taskapp_url, part.key, job.spec.rollout.max_concurrent) as taskapp,
-        httpx.AsyncClient(base_url=part.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
+        TaskApp(context.taskapp_url, context.key, job.spec.rollout.max_concurrent) as taskapp,
+        httpx.AsyncClient(base_url=context.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
     ):
         preparation = Preparation(job, folder, device, taskapp, bulletin, meter)
-        base = await preparation.base(part.cache_dir)
+        base = await preparation.base(context.cache_dir)
         policy = await compute(Policy.load, base, job.spec.model.dtype, device)
         policy.add_adapter(job.spec.model.lora, job.spec.training.seed)
-        await _Run(part, job, preparation, policy, inference).train()
+        await _Run(context, job, preparation, policy, inference).train()
 
 
 @dataclass
 class _Run:
     """The run's fixtures; ``state`` is where it is."""
 
-    part: Part
+    context: ComponentContext
     job: Job
     preparation: Preparation
     policy: Policy
@@ -92,7 +92,7 @@ class _Run:
         self.shuffle = torch.Generator().manual_seed(training.seed)
         self.expect = self.policy.image_tokens(spec.rollout.env_config.image_size)
         self.rollouts = Rollouts(
-            Sampler(self.taskapp, spec, self.job.name, self.part.inference_url, self.expect, self.meter.episode)
+            Sampler(self.taskapp, spec, self.job.name, self.context.inference_url, self.expect, self.meter.episode)
         )
         self.sync_seconds = 0.0
 
@@ -231,7 +231,7 @@ class _Run:
         if not seeds:
             return
         spec, name, iteration = self.job.spec, self.version, self.state.iteration
-        policy = policy_spec(spec, name, self.part.inference_url, self.expect.banned_ids)
+        policy = policy_spec(spec, name, self.context.inference_url, self.expect.banned_ids)
         temperature = spec.evaluation.temperature
         settings = {"top_p": spec.rollout.policy_config.top_p}
         if temperature is not None:
@@ -261,7 +261,7 @@ class _Run:
 
     def _refresh(self) -> int:
         """Take over what may change while the job runs, iterations and evaluation; returns the iterations to do."""
-        now = self.part.job().spec
+        now = self.context.job().spec
         training = self.job.spec.training.model_copy(update={"iterations": now.training.iterations})
         spec = self.job.spec.model_copy(update={"training": training, "evaluation": now.evaluation})
         self.job = self.job.model_copy(update={"spec": spec})
