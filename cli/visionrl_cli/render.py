@@ -58,11 +58,11 @@ def command(options: argparse.Namespace) -> int:
 def rendered(file: Path, namespace: str | None) -> list[dict[str, Any]]:
     """The objects of the job in a file, the key masked."""
     with needed_packages("render"):
-        from visionrl_core.manifests import all_children
+        from visionrl_core.manifests import all_manifests
         from visionrl_core.manifests.common import Owner
     job = load_job(file)
     owner = Owner(job.name, namespace or job.metadata.namespace or "default", NO_UID)
-    return all_children(job, 0, owner, MASK)
+    return all_manifests(job, 0, owner, MASK)
 
 
 def _with_blocks(value: Any) -> Any:

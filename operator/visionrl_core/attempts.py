@@ -14,7 +14,7 @@ from typing import Literal
 from visionrl.job import Component, Job
 from visionrl.status import Attempt, JobStatus
 from visionrl_core.clock import moment, stamp
-from visionrl_core.observed import Observed, Part, TrainerRun
+from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_core.policies import failure
 from visionrl_core.policies.failure import CONFIGURATION_ERROR, SUSPENDED, Failure
 
@@ -22,7 +22,7 @@ KEPT_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptEnd:
     """How the job ended: condition, reason and message."""
 
     type: Literal["Complete", "Failed"]
@@ -43,21 +43,21 @@ def restarting(status: JobStatus) -> Attempt | None:
     return None if planned else last
 
 
-def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tuple[JobStatus, Outcome | None]:
+def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tuple[JobStatus, AttemptEnd | None]:
     """Record what became of the current attempt; the job's end where that decides it."""
     run = observed.trainer(status.attempt)
     status = _begin(status, run, now)
     if run is not None and run.outcome == "Succeeded":
-        return status, Outcome("Complete", "TrainerSucceeded", "training is complete")
-    if outcome := _parts_outcome(job, observed):
+        return status, AttemptEnd("Complete", "TrainerSucceeded", "training is complete")
+    if outcome := _components_end(job, observed):
         return status, outcome
     if failed := _trainer_failure(status, run):
         match failure.action(job.spec.failure_policy, failed):
             case "Fail":
-                return status, Outcome("Failed", _failed_reason(failed), failed.cause)
+                return status, AttemptEnd("Failed", _failed_reason(failed), failed.cause)
             case "Restart" if status.restarts >= job.spec.failure_policy.max_restarts:
                 message = f"{failed.cause}; {status.restarts} restarts were allowed and used"
-                return status, Outcome("Failed", "MaxRestartsExceeded", message)
+                return status, AttemptEnd("Failed", "MaxRestartsExceeded", message)
             case action:
                 return next_attempt(status, failed.cause, action == "Restart", now), None
     if job.spec.suspend and live(status):
@@ -98,9 +98,12 @@ def _trainer_failure(status: JobStatus, run: TrainerRun | None) -> Failure | Non
     return failure.failure_of("trainer", run.part) if run.outcome == "Failed" else None
 
 
-def _parts_outcome(job: Job, observed: Observed) -> Outcome | None:
+def _components_end(job: Job, observed: Observed) -> AttemptEnd | None:
     """Task app and inference heal by themselves, unless they cannot."""
-    parts: tuple[tuple[Component, Part], ...] = (("taskApp", observed.task_app), ("inference", observed.inference))
+    parts: tuple[tuple[Component, ObservedComponent], ...] = (
+        ("taskApp", observed.task_app),
+        ("inference", observed.inference),
+    )
     policy = job.spec.failure_policy
     for component, part in parts:
         if part.ready or part.exit_code is None:
@@ -108,10 +111,10 @@ def _parts_outcome(job: Job, observed: Observed) -> Outcome | None:
         failed = failure.failure_of(component, part)
         match failure.action(policy, failed):
             case "Fail":
-                return Outcome("Failed", _failed_reason(failed), failed.cause)
+                return AttemptEnd("Failed", _failed_reason(failed), failed.cause)
             case "Restart" if part.reason == "CrashLoopBackOff" and part.restarts > policy.max_restarts:
                 message = f"{failed.cause}; restarted {part.restarts} times without recovering"
-                return Outcome("Failed", "MaxRestartsExceeded", message)
+                return AttemptEnd("Failed", "MaxRestartsExceeded", message)
     return None
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from visionrl.job import Component, JobSpec
 from visionrl.status import ComponentStatus, Condition, ConditionType, JobStatus, Phase
-from visionrl_core.attempts import Outcome, restarting
+from visionrl_core.attempts import AttemptEnd, restarting
 from visionrl_core.clock import stamp
-from visionrl_core.observed import Observed, Part
+from visionrl_core.observed import Observed, ObservedComponent
 from visionrl_core.policies.failure import last_line
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict
@@ -31,11 +31,11 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class PartView:
+class ComponentView:
     """A part and what keeps it from starting."""
 
     component: Component
-    part: Part
+    part: ObservedComponent
     waiting: Waiting | None = None
     ended: bool = False
     """The container ended and is not started again."""
@@ -93,8 +93,8 @@ def findings(
     status: JobStatus,
     verdict: Verdict,
     observed: Observed,
-    views: Sequence[PartView],
-    outcome: Outcome | None,
+    views: Sequence[ComponentView],
+    outcome: AttemptEnd | None,
 ) -> list[Finding]:
     """Every condition that applies, in the order in which a job passes them."""
     task_app, inference, trainer = views
@@ -117,13 +117,13 @@ def findings(
     return found
 
 
-def outcome_of(status: JobStatus) -> Outcome | None:
+def outcome_of(status: JobStatus) -> AttemptEnd | None:
     """The end that the status already tells."""
     complete, failed = status.condition("Complete"), status.condition("Failed")
     if complete is not None and complete.status == "True":
-        return Outcome("Complete", complete.reason, complete.message)
+        return AttemptEnd("Complete", complete.reason, complete.message)
     if failed is not None and failed.status == "True":
-        return Outcome("Failed", failed.reason, failed.message)
+        return AttemptEnd("Failed", failed.reason, failed.message)
     return None
 
 
@@ -146,7 +146,7 @@ def phase(conditions: Sequence[Condition]) -> Phase:
     return "Pending" if never_started or waits.intersection(NOT_SCHEDULED) else "Starting"
 
 
-def why(conditions: Sequence[Condition], views: Sequence[PartView], observed: Observed) -> str:
+def why(conditions: Sequence[Condition], views: Sequence[ComponentView], observed: Observed) -> str:
     """Why the job is where it is, in one line."""
     by_type = {condition.type: condition for condition in conditions}
     for end in ("Failed", "Complete"):
@@ -166,7 +166,7 @@ def why(conditions: Sequence[Condition], views: Sequence[PartView], observed: Ob
     return observed.report.message if observed.report else ""
 
 
-def component_statuses(status: JobStatus, views: Sequence[PartView]) -> list[ComponentStatus]:
+def component_statuses(status: JobStatus, views: Sequence[ComponentView]) -> list[ComponentStatus]:
     return [
         ComponentStatus(
             name=view.component,
@@ -179,14 +179,14 @@ def component_statuses(status: JobStatus, views: Sequence[PartView]) -> list[Com
     ]
 
 
-def _admitted(queue: str, views: Sequence[PartView]) -> Finding:
+def _admitted(queue: str, views: Sequence[ComponentView]) -> Finding:
     gated = any(view.part.reason == "SchedulingGated" for view in views)
     if gated or not any(view.part.pods for view in views):
         return Finding("Admitted", False, "QuotaPending", f"waits for queue {queue}")
     return Finding("Admitted", True, "Admitted", f"by queue {queue}")
 
 
-def _trainer_running(status: JobStatus, trainer: PartView, observed: Observed, ended: bool) -> Finding:
+def _trainer_running(status: JobStatus, trainer: ComponentView, observed: Observed, ended: bool) -> Finding:
     report = observed.report
     if ended:
         return Finding("TrainerRunning", False, "Finished")

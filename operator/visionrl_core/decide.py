@@ -13,15 +13,15 @@ from datetime import datetime
 from visionrl.job import Job
 from visionrl.status import JobStatus
 from visionrl_core import attempts, conditions
-from visionrl_core.attempts import Outcome
+from visionrl_core.attempts import AttemptEnd
 from visionrl_core.clock import moment, stamp
-from visionrl_core.conditions import PartView
-from visionrl_core.manifests import base_children
-from visionrl_core.manifests.common import Manifest, Ref, part_name, ref, seal, sealed_hash, trainer_job_name
+from visionrl_core.conditions import ComponentView
+from visionrl_core.manifests import base_manifests
+from visionrl_core.manifests.common import Manifest, Ref, component_name, ref, seal, sealed_hash, trainer_job_name
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
-from visionrl_core.observed import JobObject, Observed, Part
+from visionrl_core.observed import JobObject, Observed, ObservedComponent
 from visionrl_core.policies import failure, lifecycle, readiness
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
@@ -31,7 +31,7 @@ MADE_ONCE = ("Secret", "Job")
 
 
 @dataclass(frozen=True)
-class Decision:
+class DesiredState:
     """What to do for a job."""
 
     status: JobStatus
@@ -54,11 +54,11 @@ class Plan:
     retry_at: datetime | None = None
 
 
-def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> Decision:
+def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> DesiredState:
     """Decide about one job. ``previous`` is the status as it was last written."""
     verdict = validate(job_object.document, observed.accepted, observed.images)
     if verdict.job is None:
-        return Decision(_rejected(job_object, previous, verdict, now))
+        return DesiredState(_rejected(job_object, previous, verdict, now))
     job = verdict.job
 
     status, outcome = previous, conditions.outcome_of(previous)
@@ -71,7 +71,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
 
     if outcome is not None:
         expires = lifecycle.expiry(job.spec.lifecycle, status)
-        return Decision(
+        return DesiredState(
             status=_report(job_object, job, verdict, status, observed, outcome, Plan(), now),
             deletions=_deletions_at_the_end(job, observed),
             requeue_at=expires,
@@ -79,10 +79,10 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         )
 
     plan = Plan() if job.spec.suspend else _plan(job_object, job, status, observed, now)
-    desired = (*base_children(job, job_object.owner, observed.spare_key), *plan.workloads)
+    desired = (*base_manifests(job, job_object.owner, observed.spare_key), *plan.workloads)
     timers = [deadline.at for deadline in lifecycle.deadlines(job.spec.lifecycle, status)]
     timers += [plan.retry_at] if plan.retry_at else []
-    return Decision(
+    return DesiredState(
         status=_report(job_object, job, verdict, status, observed, None, plan, now),
         children=tuple(child for child in desired if _needs_applying(child, observed)),
         deletions=_deletions(job, status, observed),
@@ -97,7 +97,7 @@ def _plan(job_object: JobObject, job: Job, status: JobStatus, observed: Observed
     """Task app first; inference once its base model exists; the trainer when what it needs is ready."""
     workloads = [task_app_deployment(job, job_object.owner)]
 
-    inference_exists = observed.has(Ref("Deployment", part_name(job.name, "inference")))
+    inference_exists = observed.has(Ref("Deployment", component_name(job.name, "inference")))
     inference_waits = readiness.inference_waits_for(job.spec, observed, inference_exists)
     if inference_waits is None:
         workloads.append(inference_deployment(job, job_object.owner))
@@ -157,8 +157,8 @@ def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
     """Task app and inference, and Kueue's Workload of the three pods: it would hold the quota, because a group of
     pods ends only when all have succeeded, which servers never do."""
     servers = (
-        Ref("Deployment", part_name(job.name, "taskApp")),
-        Ref("Deployment", part_name(job.name, "inference")),
+        Ref("Deployment", component_name(job.name, "taskApp")),
+        Ref("Deployment", component_name(job.name, "inference")),
         Ref("Workload", job.name),
     )
     return tuple(server for server in servers if observed.has(server))
@@ -167,14 +167,14 @@ def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
 # --- how it ends
 
 
-def _missed_deadline(job: Job, status: JobStatus, now: datetime) -> Outcome | None:
+def _missed_deadline(job: Job, status: JobStatus, now: datetime) -> AttemptEnd | None:
     nearest = next(iter(lifecycle.deadlines(job.spec.lifecycle, status)), None)
     if nearest is None or now < nearest.at:
         return None
-    return Outcome("Failed", nearest.reason, nearest.message)
+    return AttemptEnd("Failed", nearest.reason, nearest.message)
 
 
-def _finish(status: JobStatus, outcome: Outcome, now: datetime) -> JobStatus:
+def _finish(status: JobStatus, outcome: AttemptEnd, now: datetime) -> JobStatus:
     cause = outcome.message if outcome.type == "Failed" else None
     status = attempts.end(status, cause, counted=cause is not None, now=now)
     status = lifecycle.keep_time(status, stopped=True, now=now)
@@ -190,17 +190,17 @@ def _report(
     verdict: Verdict,
     status: JobStatus,
     observed: Observed,
-    outcome: Outcome | None,
+    outcome: AttemptEnd | None,
     plan: Plan,
     now: datetime,
 ) -> JobStatus:
     run = observed.trainer(status.attempt)
     views = (
-        PartView("taskApp", observed.task_app),
-        PartView("inference", observed.inference, plan.inference_waits),
-        PartView(
+        ComponentView("taskApp", observed.task_app),
+        ComponentView("inference", observed.inference, plan.inference_waits),
+        ComponentView(
             "trainer",
-            run.part if run else Part(),
+            run.part if run else ObservedComponent(),
             plan.trainer_waits,
             ended=run is not None and run.outcome != "Active",
         ),

@@ -29,7 +29,7 @@ class JobObject:
 
 
 @dataclass(frozen=True)
-class Part:
+class ObservedComponent:
     """The pod of a part, as far as it exists."""
 
     ready: bool = False
@@ -56,7 +56,7 @@ class TrainerRun:
     attempt: int
     outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
     deleting: bool = False
-    part: Part = Part()
+    part: ObservedComponent = ObservedComponent()
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Observed:
     hashes: Mapping[Ref, str] = field(default_factory=dict)
     """Hash annotation of every child that exists. Kueue's Workload of the job's pods is listed, too, with an empty
     one."""
-    task_app: Part = Part()
-    inference: Part = Part()
+    task_app: ObservedComponent = ObservedComponent()
+    inference: ObservedComponent = ObservedComponent()
     trainers: tuple[TrainerRun, ...] = ()
     """By attempt, oldest first."""
     orphaned_trainer_pods: int = 0

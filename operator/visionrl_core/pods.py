@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from visionrl_core.clock import moment
 from visionrl_core.manifests.common import ATTEMPT_LABEL, COMPONENT_LABEL
-from visionrl_core.observed import Part, TrainerRun
+from visionrl_core.observed import ObservedComponent, TrainerRun
 
 Body = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ class PodView:
     owner_uid: str
     """Of the ReplicaSet or Job that made it."""
     phase: str
-    part: Part
+    part: ObservedComponent
     address: str | None
     """IP, while the pod has one."""
 
@@ -80,21 +80,25 @@ def replica_failure(body: Body) -> str:
     return ""
 
 
-def part_of(pods: Iterable[PodView], creation_failure: str = "") -> Part:
+def part_of(pods: Iterable[PodView], creation_failure: str = "") -> ObservedComponent:
     """The part that a Deployment's pods are: its newest pod that is not going, and how many pods exist."""
     found = sorted(pods, key=lambda pod: (not pod.deleting, pod.created))
     if not found:
-        return Part(reason="FailedCreate", message=creation_failure) if creation_failure else Part()
+        return (
+            ObservedComponent(reason="FailedCreate", message=creation_failure)
+            if creation_failure
+            else ObservedComponent()
+        )
     return _counted(found[-1].part, len(found))
 
 
 def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failure: str = "") -> TrainerRun:
     """One attempt. What is told of it does not depend on the order in which news of Job and pod arrive."""
     found = sorted(pods, key=lambda pod: pod.created)
-    part = _counted(found[-1].part, len(found)) if found else Part(message=run.message)
+    part = _counted(found[-1].part, len(found)) if found else ObservedComponent(message=run.message)
     outcome = run.outcome
     if not found and outcome == "Active" and creation_failure:
-        part = Part(reason="FailedCreate", message=creation_failure)
+        part = ObservedComponent(reason="FailedCreate", message=creation_failure)
     if outcome == "Failed" and found and not any(pod.deleting or pod.phase in ENDED for pod in found):
         outcome = "Active"  # the Job's failure came before the pod's: its exit code decides what follows
     taken = next((pod for pod in found if pod.deleting and pod.phase not in ENDED), None)
@@ -105,7 +109,7 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
     return TrainerRun(run.attempt, outcome, deleting, part)
 
 
-def _part(body: Body, status: Body, deleting: bool) -> Part:
+def _part(body: Body, status: Body, deleting: bool) -> ObservedComponent:
     """The part that one pod is."""
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     container: Body = next(iter(status.get("containerStatuses") or ()), {})
@@ -117,7 +121,7 @@ def _part(body: Body, status: Body, deleting: bool) -> Part:
     started = (state.get("running") or state.get("terminated") or {}).get("startedAt")
     disrupted = conditions.get("DisruptionTarget", {})
     pod_reason = status.get("reason") or (disrupted.get("reason") if disrupted.get("status") == "True" else None)
-    return Part(
+    return ObservedComponent(
         ready=conditions.get("Ready", {}).get("status") == "True" and not deleting,
         pods=1,
         restarts=container.get("restartCount", 0),
@@ -143,7 +147,7 @@ def _why_not_ready(status: Body, conditions: Mapping[str, Body], state: Body) ->
     return "", ""
 
 
-def _counted(part: Part, pods: int) -> Part:
+def _counted(part: ObservedComponent, pods: int) -> ObservedComponent:
     return part if part.pods == pods else replace(part, pods=pods)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from visionrl.job import Component
-from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT, SUFFIXES, Manifest, part_name
+from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT, SUFFIXES, Manifest, component_name
 from visionrl_local.folder import LocalError, LocalFolder
 
 LOOPBACK = "127.0.0.1"
@@ -114,7 +114,9 @@ def port_in_use(port: int) -> bool:
 
 
 def _addresses(job_name: str, ports: Mapping[Component, int]) -> dict[str, str]:
-    return {f"http://{part_name(job_name, part)}:{PORT}": f"http://{LOOPBACK}:{ports[part]}" for part in COMPONENTS}
+    return {
+        f"http://{component_name(job_name, part)}:{PORT}": f"http://{LOOPBACK}:{ports[part]}" for part in COMPONENTS
+    }
 
 
 def _mounts(pod: Manifest, folder: LocalFolder) -> dict[str, str]:

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from visionrl.job import Component, Job
 from visionrl.status import TrainerReport
-from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, part_name, ref, sealed_hash
+from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, ref, sealed_hash
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
-from visionrl_core.observed import Observed, Part, TrainerRun
+from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_local.container import LOOPBACK, Argv, Launch, launch
 from visionrl_local.folder import LocalFolder
 from visionrl_local.pod import Exit, LocalPod
@@ -145,9 +145,9 @@ class LocalMachine:
     def _trainers(self) -> list[Ref]:
         return [name for name in self._pods if name.kind == "Job"]
 
-    def _part(self, component: Component) -> Part:
-        pod = self._pods.get(Ref("Deployment", part_name(self._job_name, component)))
-        return pod.part if pod else Part()
+    def _part(self, component: Component) -> ObservedComponent:
+        pod = self._pods.get(Ref("Deployment", component_name(self._job_name, component)))
+        return pod.part if pod else ObservedComponent()
 
     def _run_of(self, name: Ref) -> TrainerRun:
         pod, labels = self._pods[name], self._objects[name]["metadata"]["labels"]

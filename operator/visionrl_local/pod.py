@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from visionrl_core.clock import stamp
-from visionrl_core.observed import Part
+from visionrl_core.observed import ObservedComponent
 from visionrl_local.container import LOOPBACK, Launch, Probe, port_in_use
 from visionrl_local.folder import tail
 from visionrl_local.process import GuardedProcess
@@ -51,7 +51,7 @@ class LocalPod:
         exited: Callable[[Exit], None],
     ) -> None:
         self.launch = launch
-        self.part = Part(pods=1)
+        self.part = ObservedComponent(pods=1)
         self.ended = False
         """The container has ended and will not be started again."""
         self._log, self._title, self._restarts = log, title, restarts

@@ -69,7 +69,7 @@ class PlainView:
     def status(self, status: JobStatus) -> None:
         for component in status.components:
             if component.message != "NotCreated":
-                self._line(component.name, part_text(component))
+                self._line(component.name, component_text(component))
         if status.progress.iteration or evaluation_text(status):
             key = f"{status.progress.iteration} {evaluation_text(status)}"
             if self._shown.get("progress") != key:
@@ -129,7 +129,7 @@ class LiveView:
             last = "".join(tail(self._folder.log(component.name), 1))
             parts.add_row(
                 component.name,
-                Text(part_text(component), style="green" if component.ready else "yellow"),
+                Text(component_text(component), style="green" if component.ready else "yellow"),
                 Text(last),
             )
         head.no_wrap = True
@@ -137,7 +137,7 @@ class LiveView:
         return Group(head, Text(progress_line(status) or "no iteration yet"), parts)
 
 
-def part_text(component: ComponentStatus) -> str:
+def component_text(component: ComponentStatus) -> str:
     """ "ready, 2 restarts"."""
     state = "ready" if component.ready else component.message
     restarts = f", {component.restarts} restart{'s' if component.restarts > 1 else ''}" if component.restarts else ""

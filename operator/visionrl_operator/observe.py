@@ -12,11 +12,11 @@ from visionrl.status import TrainerReport
 from visionrl.versions import validate_known
 from visionrl_core.container_images import Images
 from visionrl_core.kinds import POD
-from visionrl_core.manifests.common import SUFFIXES, Ref, part_name
+from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
 from visionrl_core.manifests.config import config_name, key_name
 from visionrl_core.observed import Observed, TrainerRun
 from visionrl_core.pods import ENDED, PodView, RunView, part_of, run_of
-from visionrl_operator.store import Child, StoredJob
+from visionrl_operator.store import OwnedObject, StoredJob
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ class Asked:
     """Why an attempt has no pod, by attempt."""
 
 
-def own_children(job: StoredJob, children: Mapping[Ref, Child]) -> dict[Ref, Child]:
+def own_children(job: StoredJob, children: Mapping[Ref, OwnedObject]) -> dict[Ref, OwnedObject]:
     """Those that this very object owns: not those of another object that had its name before, and no pods."""
     return {ref: child for ref, child in children.items() if ref.kind != POD.name and child.owner_uid == job.owner.uid}
 
 
 def observe(
     job: StoredJob,
-    children: Mapping[Ref, Child],
+    children: Mapping[Ref, OwnedObject],
     asked: Asked,
     report: TrainerReport | None,
     spare_key: str,
@@ -73,15 +73,15 @@ def observe(
         images=images,
         accepted=accepted_job(config) if config else None,
         hashes=hashes,
-        task_app=part_of(_of(pods, "taskapp"), _failure(own, part_name(name, "taskApp"))),
-        inference=part_of(_of(pods, "inference"), _failure(own, part_name(name, "inference"))),
+        task_app=part_of(_of(pods, "taskapp"), _failure(own, component_name(name, "taskApp"))),
+        inference=part_of(_of(pods, "inference"), _failure(own, component_name(name, "inference"))),
         trainers=tuple(sorted(runs.values(), key=lambda run: run.attempt)),
         orphaned_trainer_pods=len(orphans),
         report=report,
     )
 
 
-def trainer_pod(job: StoredJob, children: Mapping[Ref, Child], attempt: int) -> TrainerPod | None:
+def trainer_pod(job: StoredJob, children: Mapping[Ref, OwnedObject], attempt: int) -> TrainerPod | None:
     """The newest pod of an attempt."""
     runs = {
         child.uid
@@ -97,7 +97,7 @@ def trainer_pod(job: StoredJob, children: Mapping[Ref, Child], attempt: int) -> 
     return newest[1] if newest else None
 
 
-def podless_attempts(job: StoredJob, children: Mapping[Ref, Child]) -> dict[int, Child]:
+def podless_attempts(job: StoredJob, children: Mapping[Ref, OwnedObject]) -> dict[int, OwnedObject]:
     """Jobs that have no pod yet."""
     owners = {pod.owner_uid for pod in pods_of(children).values()}
     return {
@@ -110,12 +110,12 @@ def podless_attempts(job: StoredJob, children: Mapping[Ref, Child]) -> dict[int,
     }
 
 
-def pods_of(children: Mapping[Ref, Child]) -> dict[str, PodView]:
+def pods_of(children: Mapping[Ref, OwnedObject]) -> dict[str, PodView]:
     """Pods by uid."""
     return {child.uid: child.detail for child in children.values() if isinstance(child.detail, PodView)}
 
 
-def accepted_job(config: Child) -> Job | None:
+def accepted_job(config: OwnedObject) -> Job | None:
     """The specification that the parts run with, without what only a newer operator knew."""
     try:
         return validate_known(Job, json.loads(str(config.detail)))[0]
@@ -124,7 +124,7 @@ def accepted_job(config: Child) -> Job | None:
         return None
 
 
-def _run(child: Child, pods: Mapping[str, PodView], asked: Asked) -> TrainerRun:
+def _run(child: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> TrainerRun:
     assert isinstance(child.detail, RunView)
     own = [pod for pod in pods.values() if pod.owner_uid == child.uid]
     return run_of(child.detail, child.deleting, own, asked.creation_failures.get(child.detail.attempt, ""))
@@ -134,6 +134,6 @@ def _of(pods: Mapping[str, PodView], component: str) -> list[PodView]:
     return [pod for pod in pods.values() if pod.component == component]
 
 
-def _failure(own: Mapping[Ref, Child], deployment: str) -> str:
+def _failure(own: Mapping[Ref, OwnedObject], deployment: str) -> str:
     child = own.get(Ref("Deployment", deployment))
     return str(child.detail) if child else ""

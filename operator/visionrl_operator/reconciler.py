@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from visionrl.status import JobStatus
 from visionrl_core.clock import moment
 from visionrl_core.container_images import RELEASED, Images
-from visionrl_core.decide import Decision, decide
+from visionrl_core.decide import DesiredState, decide
 from visionrl_core.events import News, event, news
 from visionrl_core.kinds import EVENT, SECRET, Kind
-from visionrl_core.manifests.common import Manifest, Owner, Ref, part_name, ref
+from visionrl_core.manifests.common import Manifest, Owner, Ref, component_name, ref
 from visionrl_core.manifests.config import KEY_FILE, key_name
 from visionrl_operator.api import Api, ApiError
 from visionrl_operator.apply import Applier, NameTaken
@@ -25,7 +25,7 @@ from visionrl_operator.metrics import Metrics
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
 from visionrl_operator.probe import Probes
 from visionrl_operator.status_writer import read_status, write_status
-from visionrl_operator.store import Child, Key, Store, StoredJob
+from visionrl_operator.store import Key, OwnedObject, Store, StoredJob
 
 # A pass that wrote something is followed by one that finds nothing left to do.
 CONFIRM_SECONDS = 0.3
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReconcileResult:
     """What a pass did; ``again_after`` seconds time alone may change the decision."""
 
     wrote: bool
@@ -75,13 +75,13 @@ class Reconciler:
         self._applier = Applier(api, store, workload)
         self._memories: dict[Key, _Memory] = {}
 
-    async def reconcile(self, key: Key) -> Outcome:
+    async def reconcile(self, key: Key) -> ReconcileResult:
         """Make it so. Raises ``ApiError``, ``NameTaken``, ``Outdated``: the pass is to be repeated."""
         job = self._store.job(key)
         if job is None or job.deleting:
             self._probes.stop(key)
             self._memories.pop(key, None)
-            return Outcome(wrote=False)
+            return ReconcileResult(wrote=False)
         now = datetime.now(UTC)
         previous, children = read_status(job.status), self._store.children(key)
         asked, look_again = await self._ask(job, previous, children, now)
@@ -94,14 +94,14 @@ class Reconciler:
         wrote = await write_status(self._api, self._store, job, status)
         told = list(news(previous, status))
         await self._carry_out(job, decision)
-        if any(ref(child) == Ref("Deployment", part_name(key.name, "taskApp")) for child in decision.children):
-            told += self._created(job, observed.has(Ref("Deployment", part_name(key.name, "taskApp"))))
+        if any(ref(child) == Ref("Deployment", component_name(key.name, "taskApp")) for child in decision.children):
+            told += self._created(job, observed.has(Ref("Deployment", component_name(key.name, "taskApp"))))
         await self._tell(job.owner, told, now)
 
         timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
         timers += [look_again] if look_again is not None else []
         wrote = wrote or bool(decision.children or decision.deletions)
-        return Outcome(wrote, min(timers, default=None))
+        return ReconcileResult(wrote, min(timers, default=None))
 
     def _memory(self, job: StoredJob) -> _Memory:
         key = Key(job.owner.namespace, job.owner.name)
@@ -112,7 +112,7 @@ class Reconciler:
     # --- what no watch tells
 
     async def _ask(
-        self, job: StoredJob, previous: JobStatus, children: Mapping[Ref, Child], now: datetime
+        self, job: StoredJob, previous: JobStatus, children: Mapping[Ref, OwnedObject], now: datetime
     ) -> tuple[Asked, float | None]:
         """Answers, and when to ask again."""
         asked = Asked(has_secret=await self._has_secret(job, untouched=not children and not job.status))
@@ -142,7 +142,7 @@ class Reconciler:
         self._memory(job).secret_seen = time.monotonic()
         return True
 
-    async def _creation_failure(self, job: StoredJob, child: Child) -> str:
+    async def _creation_failure(self, job: StoredJob, child: OwnedObject) -> str:
         """The newest message of the Job controller about a pod that it could not make."""
         selector = f"involvedObject.uid={child.uid},reason=FailedCreate"
         try:
@@ -155,7 +155,7 @@ class Reconciler:
 
     # --- carrying out
 
-    async def _carry_out(self, job: StoredJob, decision: Decision) -> None:
+    async def _carry_out(self, job: StoredJob, decision: DesiredState) -> None:
         owner = job.owner
         if decision.delete_job:
             await self._applier.delete_job(owner)

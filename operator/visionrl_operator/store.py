@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class OwnedObject:
     """An object of a job. ``detail`` is the kind's: a PodView, a RunView, the text of the job file, or why a
     Deployment's pods could not be made."""
 
@@ -49,7 +49,7 @@ class Child:
 
     def same(self, other: Entry | None) -> bool:
         """Whether nothing that matters differs."""
-        return isinstance(other, Child) and replace(self, version=other.version) == other
+        return isinstance(other, OwnedObject) and replace(self, version=other.version) == other
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class StoredJob:
         return isinstance(other, StoredJob) and replace(self, version=other.version) == other
 
 
-Entry = Child | StoredJob
+Entry = OwnedObject | StoredJob
 
 
 class Store:
@@ -95,7 +95,7 @@ class Store:
     def __init__(self, changed: Callable[[Key, Entry | None], None] = lambda key, entry: None) -> None:
         self._changed = changed
         self._jobs: dict[Key, StoredJob] = {}
-        self._children: dict[Key, dict[Ref, Child]] = {}
+        self._children: dict[Key, dict[Ref, OwnedObject]] = {}
         # Late news of an object that is gone would bring it back.
         self._gone: OrderedDict[str, None] = OrderedDict()
 
@@ -107,7 +107,7 @@ class Store:
     def jobs(self) -> Iterator[tuple[Key, StoredJob]]:
         yield from list(self._jobs.items())
 
-    def children(self, key: Key) -> Mapping[Ref, Child]:
+    def children(self, key: Key) -> Mapping[Ref, OwnedObject]:
         return self._children.get(key, {})
 
     def entries(self, kind: str) -> Iterator[tuple[Key, Entry]]:
@@ -156,7 +156,7 @@ class Store:
 
     def forget(self, kind: str, entry: Entry, key: Key) -> None:
         """An object whose end no watch told of."""
-        name = entry.ref.name if isinstance(entry, Child) else key.name
+        name = entry.ref.name if isinstance(entry, OwnedObject) else key.name
         labels = {JOB_LABEL: key.name}
         metadata = {"uid": entry.uid, "namespace": key.namespace, "name": name, "labels": labels}
         self.remove(kind, {"metadata": metadata})
@@ -218,7 +218,7 @@ def _text(document: Body) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _child(kind: str, body: Body, version: int) -> Child:
+def _child(kind: str, body: Body, version: int) -> OwnedObject:
     metadata = body["metadata"]
     detail: PodView | RunView | str = ""
     if kind == POD.name:
@@ -230,7 +230,7 @@ def _child(kind: str, body: Body, version: int) -> Child:
     elif kind == "ConfigMap":
         detail = body.get("data", {}).get(JOB_FILE, "")
     owner: Body = next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {})
-    return Child(
+    return OwnedObject(
         ref=_ref(kind, body),
         uid=metadata["uid"],
         version=version,

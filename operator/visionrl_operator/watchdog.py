@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from visionrl_core.kinds import CHILD_SELECTOR, JOB, WATCHED_CHILDREN, Kind
 from visionrl_operator.api import Api, ApiError, Body
-from visionrl_operator.store import Child, Key, Store, StoredJob, version_of
+from visionrl_operator.store import Key, OwnedObject, Store, StoredJob, version_of
 
 KINDS = (JOB, *WATCHED_CHILDREN)
 PAGE = 500
@@ -117,7 +117,7 @@ class Watchdog:
         entry = self._store.find(kind.name, body)
         return self._store.knows(body["metadata"]["uid"], entry, version_of(body))
 
-    def _vanished(self, kind: Kind, listing: Listing) -> list[tuple[Key, Child | StoredJob]]:
+    def _vanished(self, kind: Kind, listing: Listing) -> list[tuple[Key, OwnedObject | StoredJob]]:
         return [
             (key, entry)
             for key, entry in self._store.entries(kind.name)

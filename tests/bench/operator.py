@@ -49,7 +49,7 @@ class Results:
     jobs: int
     single_p50: float = 0.0
     single_p99: float = 0.0
-    all_children: float = 0.0
+    all_manifests: float = 0.0
     each_p50: float = 0.0
     each_p99: float = 0.0
     posting: float = 0.0
@@ -76,7 +76,7 @@ class Arrivals:
         self._missing: dict[str, dict[str, int]] = defaultdict(lambda: dict(FIRST_CHILDREN))
         self._changed = asyncio.Event()
 
-    def see(self, kind: str, name: str) -> None:
+    def encode_images(self, kind: str, name: str) -> None:
         missing = self._missing[name]
         missing[kind] -= 1
         if all(count <= 0 for count in missing.values()) and name not in self.complete:
@@ -119,7 +119,7 @@ async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) 
     async for line in response.content:
         event = json.loads(line)
         if event["type"] == "ADDED":
-            arrivals.see(kind, event["object"]["metadata"]["labels"]["visionrl.dev/job"])
+            arrivals.encode_images(kind, event["object"]["metadata"]["labels"]["visionrl.dev/job"])
 
 
 def job(name: str) -> dict[str, Any]:
@@ -170,7 +170,7 @@ async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
             answered = await post(api, names, options.at_once)
             results.posting = time.monotonic() - started
             await arrivals.wait(names, options.limit)
-            results.all_children = max(arrivals.complete[name] for name in names) - started
+            results.all_manifests = max(arrivals.complete[name] for name in names) - started
             latencies = [arrivals.complete[name] - answered[name] for name in names]
             results.each_p50, results.each_p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
             spent = {who: seconds - cpu[who] for who, seconds in cpu_seconds(operator).items()}
@@ -258,7 +258,7 @@ def cpu_seconds(operator: Operator) -> dict[str, float]:
 
 
 def show(results: Results) -> None:
-    window = results.all_children * results.cores
+    window = results.all_manifests * results.cores
 
     def share(seconds: float) -> str:
         return f"{seconds:.1f} s CPU, {seconds / window:.0%} of {results.cores} cores"
@@ -269,7 +269,7 @@ def show(results: Results) -> None:
     rows = [
         ("one job: POST answered → children seen, p50", f"{results.single_p50 * 1000:.0f} ms", ""),
         ("one job, p99", f"{results.single_p99 * 1000:.0f} ms", "≤ 250 ms"),
-        (f"{results.jobs} jobs at once: first POST → last child", f"{results.all_children:.1f} s", "≤ 30 s"),
+        (f"{results.jobs} jobs at once: first POST → last child", f"{results.all_manifests:.1f} s", "≤ 30 s"),
         ("  of it, posting the jobs", f"{results.posting:.1f} s", ""),
         ("  each job, p50 / p99", f"{results.each_p50:.1f} / {results.each_p99:.1f} s", ""),
         ("  API server", share(results.cpu_apiserver), ""),

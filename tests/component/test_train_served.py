@@ -84,5 +84,5 @@ def test_the_server_answers_as_what_was_trained(model: str, trained: Path, serve
         )
     sample = Sample(tuple(prompt), tuple(ids), tuple(logprobs), (frame_hash(FRAME),), model)
     with torch.no_grad():
-        computed, _ = policy.logprobs([sample], {frame_hash(FRAME): policy.see([FRAME])[0]}, 1.0)
+        computed, _ = policy.logprobs([sample], {frame_hash(FRAME): policy.encode_images([FRAME])[0]}, 1.0)
     assert computed.tolist() == pytest.approx(logprobs, abs=1e-4)

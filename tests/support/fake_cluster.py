@@ -9,10 +9,10 @@ from typing import Any, Literal
 from tests.support.jobs import document
 from visionrl.job import Job
 from visionrl.status import JobStatus, TrainerReport
-from visionrl_core.decide import Decision, decide
+from visionrl_core.decide import DesiredState, decide
 from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Owner, Ref, ref, sealed_hash
 from visionrl_core.manifests.config import JOB_FILE
-from visionrl_core.observed import JobObject, Observed, Part, TrainerRun
+from visionrl_core.observed import JobObject, Observed, ObservedComponent, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,8 +27,8 @@ class FakeCluster:
     generation: int = 1
     status: JobStatus = field(default_factory=JobStatus)
     objects: dict[Ref, Manifest] = field(default_factory=dict)
-    task_app: Part = field(default_factory=Part)
-    inference: Part = field(default_factory=Part)
+    task_app: ObservedComponent = field(default_factory=ObservedComponent)
+    inference: ObservedComponent = field(default_factory=ObservedComponent)
     trainers: dict[int, TrainerRun] = field(default_factory=dict)
     orphans: int = 0
     report: TrainerReport | None = None
@@ -51,11 +51,11 @@ class FakeCluster:
             report=self.report,
         )
 
-    def decide(self, previous: JobStatus | None = None) -> Decision:
+    def decide(self, previous: JobStatus | None = None) -> DesiredState:
         job_object = JobObject(OWNER, self.generation, document(self.spec))
         return decide(job_object, self.status if previous is None else previous, self.observe(), self.now)
 
-    def reconcile(self, writes: int = 1000) -> Decision:
+    def reconcile(self, writes: int = 1000) -> DesiredState:
         """Carry a decision out, dying after so many writes."""
         decision = self.decide()
         if decision.status != self.status and writes > 0:
@@ -80,9 +80,9 @@ class FakeCluster:
             assert number not in self.trainers, "a Job's template is immutable: it must not be applied again"
             self.trainers[number] = TrainerRun(number)
         elif name == Ref("Deployment", "demo-taskapp"):
-            self.task_app = Part(pods=1)
+            self.task_app = ObservedComponent(pods=1)
         elif name == Ref("Deployment", "demo-inference"):
-            self.inference = Part(pods=1)
+            self.inference = ObservedComponent(pods=1)
 
     def _delete(self, name: Ref) -> None:
         if name.kind == "Job":
@@ -91,9 +91,9 @@ class FakeCluster:
             return
         self.objects.pop(name, None)
         if name == Ref("Deployment", "demo-taskapp"):
-            self.task_app = Part()
+            self.task_app = ObservedComponent()
         elif name == Ref("Deployment", "demo-inference"):
-            self.inference = Part()
+            self.inference = ObservedComponent()
 
     # --- the world
 
@@ -115,7 +115,7 @@ class FakeCluster:
 
     def crash(self, part: Literal["task_app", "inference"], exit_code: int, reason: str = "Error") -> None:
         """The container ended and the kubelet waits before it starts it again."""
-        old: Part = getattr(self, part)
+        old: ObservedComponent = getattr(self, part)
         if old.pods:
             crashed = replace(
                 old, ready=False, restarts=old.restarts + 1, exit_code=exit_code, exit_reason=reason,
@@ -126,7 +126,9 @@ class FakeCluster:
     def trainer_starts(self) -> None:
         for number, run in self.trainers.items():
             if run.outcome == "Active" and not run.deleting and run.part.started is None:
-                self.trainers[number] = replace(run, part=Part(ready=True, pods=1, node="n1", started=self.now))
+                self.trainers[number] = replace(
+                    run, part=ObservedComponent(ready=True, pods=1, node="n1", started=self.now)
+                )
                 self.report = None
 
     def trainer_ends(self, exit_code: int, reason: str = "Error", message: str = "") -> None:

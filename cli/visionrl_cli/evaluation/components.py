@@ -30,7 +30,7 @@ from visionrl_local.folder import LocalFolder, cache_folder
 from visionrl_local.gpus import assign_gpus, visible_gpus
 from visionrl_local.pod import Exit, LocalPod
 from visionrl_trainer.sync.publish import AdapterStore
-from visionrl_trainer.sync.service import Bulletin, application, serve
+from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 ALL_TRACES = 1_000_000
 """Episodes that a kept traces.db may hold: whoever asks for traces wants all of them."""
@@ -136,14 +136,14 @@ async def _is_ready(pod: LocalPod) -> None:
         await asyncio.sleep(0.05)
 
 
-def bulletin_of(run: LocalRun, adapters: Path) -> Bulletin:
+def bulletin_of(run: LocalRun, adapters: Path) -> StatusPublisher:
     """What the trainer would serve for this run: its base, and the one version that plays."""
-    bulletin = Bulletin(TrainerReport(phase="Complete", base_ready=True))
-    bulletin.exports_base = exports_base(run.job.spec)
-    bulletin.base = run.base
-    bulletin.adapters = AdapterStore(adapters, run.job.name)
+    publisher = StatusPublisher(TrainerReport(phase="Complete", base_ready=True))
+    publisher.exports_base = exports_base(run.job.spec)
+    publisher.base = run.base
+    publisher.adapters = AdapterStore(adapters, run.job.name)
     run.publish_to(adapters)
-    return bulletin
+    return publisher
 
 
 def _without_trainer(job: Job) -> Job:

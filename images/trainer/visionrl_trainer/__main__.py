@@ -12,7 +12,7 @@ from visionrl.checks import exports_base
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.errors import leaves
 from visionrl.status import TrainerReport
-from visionrl_trainer.sync.service import Bulletin, application, serve
+from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 EXIT_FAILED = 1
 LINGER_SECONDS = 5.0
@@ -46,21 +46,21 @@ def main() -> int:
 async def _main() -> int:
     context = ComponentContext.from_environment()
     job = context.job()
-    bulletin = Bulletin(TrainerReport(phase="Starting", message="loading"))
-    bulletin.exports_base = exports_base(job.spec)
+    publisher = StatusPublisher(TrainerReport(phase="Starting", message="loading"))
+    publisher.exports_base = exports_base(job.spec)
     try:
-        async with serve(application(bulletin, context.key), context.host, context.port):
-            return await _train(context, bulletin)
+        async with serve(application(publisher, context.key), context.host, context.port):
+            return await _train(context, publisher)
     except OSError as error:
         logger.error("cannot listen on %s:%d: %s", context.host, context.port, error.strerror or error)
         return EXIT_FAILED
 
 
-async def _train(context: ComponentContext, bulletin: Bulletin) -> int:
+async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
     """Run until the end, an error or SIGTERM; the report tells which."""
     from visionrl_trainer.train import run  # torch and transformers: seconds; the service answers meanwhile
 
-    task = asyncio.ensure_future(run(context, context.job(), bulletin))
+    task = asyncio.ensure_future(run(context, context.job(), publisher))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -74,7 +74,7 @@ async def _train(context: ComponentContext, bulletin: Bulletin) -> int:
         causes = list(leaves(error))
         for cause in causes:
             logger.error("%s", cause, exc_info=cause)
-        bulletin.update(phase="Failed", message=str(causes[0]) or type(causes[0]).__name__)
+        publisher.update(phase="Failed", message=str(causes[0]) or type(causes[0]).__name__)
         code = EXIT_CONFIGURATION if any(isinstance(cause, ConfigurationError) for cause in causes) else EXIT_FAILED
     await asyncio.sleep(LINGER_SECONDS)
     return code

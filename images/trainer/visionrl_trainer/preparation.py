@@ -22,7 +22,7 @@ from visionrl_trainer.sft import teacher
 from visionrl_trainer.sft import train as sft
 from visionrl_trainer.sft.file import read_sft
 from visionrl_trainer.state.runfolder import RunFolder
-from visionrl_trainer.sync.service import Bulletin
+from visionrl_trainer.sync.service import StatusPublisher
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Preparation:
     folder: RunFolder
     device: torch.device
     taskapp: TaskApp
-    bulletin: Bulletin
+    publisher: StatusPublisher
     meter: Meter
 
     async def base(self, cache: Path) -> Path:
@@ -44,21 +44,21 @@ class Preparation:
         self._check_files()
         source = await asyncio.to_thread(locate_base, self.job, cache)
         if not exports_base(self.job.spec):
-            self.bulletin.update(base_ready=True)
+            self.publisher.update(base_ready=True)
             return source
         if not self.folder.base.exists():
             policy = await compute(Policy.load, source, self.job.spec.model.dtype, self.device, full=True)
             await self.warm_start(policy)
             await compute(sft.export, policy, source, self.folder.base)
             self.folder.warm_start.checkpoint.unlink(missing_ok=True)
-        self.bulletin.base = self.folder.base
-        self.bulletin.update(base_ready=True)
+        self.publisher.base = self.folder.base
+        self.publisher.update(base_ready=True)
         return self.folder.base
 
     async def warm_start(self, policy: Policy) -> None:
         """Train the policy on files or on the scripted player's episodes. Its checkpoint is left for the caller to
         delete, once what it led to is kept."""
-        self.bulletin.update(phase="WarmStart")
+        self.publisher.update(phase="WarmStart")
         data = await self._demonstrations()
         stopping = threading.Event()
         with self.meter.phase("warm_start", "supervised training"):
@@ -96,7 +96,7 @@ class Preparation:
         def on_episode() -> None:
             nonlocal played
             played += 1
-            self.bulletin.update(message=f"the scripted player plays: {played}/{settings.episodes} episodes")
+            self.publisher.update(message=f"the scripted player plays: {played}/{settings.episodes} episodes")
 
         with self.meter.phase("teacher", "the scripted player plays"):
             data = await teacher.collect(self.taskapp, spec, self.job.name, on_episode)
@@ -110,5 +110,5 @@ class Preparation:
 
     def _tell(self, progress: sft.SftReport) -> None:
         line = progress.line()
-        self.bulletin.update(message=line)
+        self.publisher.update(message=line)
         logger.info(line)

@@ -24,23 +24,23 @@ from visionrl_trainer.algo.early_stopping import check, check_mismatch
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import Mismatch, encode, mismatch, trained_logprobs, update
 from visionrl_trainer.model.compute import compute
-from visionrl_trainer.model.policy import Policy, Vision
+from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.preparation import Preparation
 from visionrl_trainer.report import curves
 from visionrl_trainer.report import html as report
-from visionrl_trainer.report import replay as film
+from visionrl_trainer.report import replay as replay
 from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
-from visionrl_trainer.rollout.batch import Sample, chains, with_advantages
+from visionrl_trainer.rollout.batch import Sample, sequences, with_advantages
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.state.checkpoints import Checkpoints, RunState
 from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.publish import AdapterStore, version_name, version_number
-from visionrl_trainer.sync.push import Serving
-from visionrl_trainer.sync.service import Bulletin
+from visionrl_trainer.sync.service import StatusPublisher
+from visionrl_trainer.sync.weight_sync import WeightSync
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +51,19 @@ SHOWN = (
 """Metrics of the last iteration that the status carries too."""
 
 
-async def run(context: ComponentContext, job: Job, bulletin: Bulletin) -> None:
+async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -> None:
     """Train to the end. Raises :class:`visionrl.component.ConfigurationError` for what no retry mends, anything else
     for what one may."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(context.run_dir)
     folder.write_config(job.model_dump_json(by_alias=True, indent=2))
-    meter = Meter(bulletin, total=policy_iterations(job.spec))
+    meter = Meter(publisher, total=policy_iterations(job.spec))
     headers = {"Authorization": f"Bearer {context.key}"}
     async with (
         TaskApp(context.taskapp_url, context.key, job.spec.rollout.max_concurrent) as taskapp,
         httpx.AsyncClient(base_url=context.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
     ):
-        preparation = Preparation(job, folder, device, taskapp, bulletin, meter)
+        preparation = Preparation(job, folder, device, taskapp, publisher, meter)
         base = await preparation.base(context.cache_dir)
         policy = await compute(Policy.load, base, job.spec.model.dtype, device)
         policy.add_adapter(job.spec.model.lora, job.spec.training.seed)
@@ -84,9 +84,9 @@ class _Run:
     def __post_init__(self) -> None:
         spec, training = self.job.spec, self.job.spec.training
         self.folder, self.meter = self.preparation.folder, self.preparation.meter
-        self.bulletin, self.taskapp = self.preparation.bulletin, self.preparation.taskapp
+        self.publisher, self.taskapp = self.preparation.publisher, self.preparation.taskapp
         self.adapters = AdapterStore(self.folder.adapters, self.job.name)
-        self.serving = Serving(self.adapters, self.inference, spec, self.bulletin)
+        self.weight_sync = WeightSync(self.adapters, self.inference, spec, self.publisher)
         self.checkpoints = Checkpoints(self.folder.checkpoints, training.keep_checkpoints)
         self.optimizer = adapter_optimizer(self.policy.trainable(), training.learning_rate, training.weight_decay)
         self.shuffle = torch.Generator().manual_seed(training.seed)
@@ -114,7 +114,7 @@ class _Run:
             self._checkpoint()
             self.folder.warm_start.checkpoint.unlink(missing_ok=True)
         if runs_inference(self.job.spec):
-            self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
+            self.sync_seconds = await self.weight_sync.push(self.policy, self.state.version)
         if not self.state.evaluations:
             await self._evaluate()
             self._checkpoint()
@@ -132,7 +132,7 @@ class _Run:
         """Sample, learn, note, checkpoint, publish: in this order, so that nothing is learned from twice and a
         version's name never gets other weights."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
-        self.bulletin.update(phase="Training")
+        self.publisher.update(phase="Training")
         with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
             batch = await self.rollouts.take(iteration, self.version)
         ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
@@ -147,7 +147,7 @@ class _Run:
         if self.state.iteration % spec.training.checkpoint_every == 0:
             self._checkpoint()
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
-            self.sync_seconds = await self.serving.bring(self.policy, self.state.version)
+            self.sync_seconds = await self.weight_sync.push(self.policy, self.state.version)
         self._report_iteration(record, time.monotonic() - started)
         every = spec.evaluation.every_iterations
         if every and self.state.iteration % every == 0 and self.state.iteration < policy_iterations(spec):
@@ -182,18 +182,18 @@ class _Run:
         """Measure the mismatch, then update; returns the iteration's metrics. Runs in a thread."""
         spec = self.job.spec
         samples = with_advantages(batch.groups, spec.algorithm)
-        vision = encode(self.policy, samples, batch.frames)
+        image_features = encode(self.policy, samples, batch.frames)
         temperature, micro_batch = spec.rollout.policy_config.temperature, spec.training.micro_batch_size
-        old = trained_logprobs(self.policy, samples, vision, temperature, micro_batch)
-        gap = self._mismatch(batch, samples, old, vision)
+        old = trained_logprobs(self.policy, samples, image_features, temperature, micro_batch)
+        gap = self._mismatch(batch, samples, old, image_features)
         check_mismatch(gap.kl, gap.max_abs, spec.training.guards)
-        stats = update(self.policy, self.optimizer, samples, old, vision, spec, self.shuffle)
+        stats = update(self.policy, self.optimizer, samples, old, image_features, spec, self.shuffle)
         episodes = batch.episodes
         returns = [episode.achievements for episode in episodes]
         return {
             "episodes": len(episodes),
             "turns": len(samples),
-            "rows": len(chains(samples)),
+            "rows": len(sequences(samples)),
             "reward": float(np.mean(returns)),
             "reward_std": float(np.std(returns)),
             "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
@@ -208,7 +208,7 @@ class _Run:
         }
 
     def _mismatch(
-        self, batch: Batch, samples: list[Sample], current: list[Tensor], vision: dict[str, Vision]
+        self, batch: Batch, samples: list[Sample], current: list[Tensor], image_features: dict[str, ImageFeatures]
     ) -> Mismatch:
         """Serving against training under the weights that the server had: for a batch that was played ahead, those
         of its version, on as many samples as one micro-batch holds."""
@@ -220,7 +220,7 @@ class _Run:
         try:
             self.policy.load_adapter(self.adapters.root / batch.version)
             temperature = self.job.spec.rollout.policy_config.temperature
-            played = trained_logprobs(self.policy, some, vision, temperature, settings.micro_batch_size)
+            played = trained_logprobs(self.policy, some, image_features, temperature, settings.micro_batch_size)
         finally:
             self.policy.set_adapter_weights(now)
         return mismatch(some, played)
@@ -237,12 +237,12 @@ class _Run:
         if temperature is not None:
             settings["temperature"] = temperature
         policy = policy.model_copy(update={"config": policy.config.model_copy(update=settings)})
-        self.bulletin.update(phase="Evaluating")
+        self.publisher.update(phase="Evaluating")
         with self.meter.phase("evaluation", f"playing {len(seeds)} held-out seeds"):
             found = await evaluate.evaluate(
                 self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
             )
-            film.save(await film.shoot(self.taskapp, spec, policy, iteration), self.folder.films)
+            replay.save(await replay.record(self.taskapp, spec, policy, iteration), self.folder.replays)
         self.state = self.state.model_copy(
             update={"evaluations": [*self.state.evaluations, {"iteration": iteration, **found.summary()}]}
         )
@@ -282,7 +282,7 @@ class _Run:
         summary = summarise(self.job, self.state, metrics)
         self.folder.write_summary(summary)
         curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
-        films = film.load_all(self.folder.films)
+        replays = replay.load_all(self.folder.replays)
         supervised = self.folder.warm_start.metrics.records()
-        report.write_report(name, summary, metrics, supervised, evaluations, films, self.folder.report_file)
-        self.bulletin.update(phase="Complete", message="")
+        report.write_report(name, summary, metrics, supervised, evaluations, replays, self.folder.report_file)
+        self.publisher.update(phase="Complete", message="")

@@ -12,7 +12,7 @@ from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.manifests.workloads import service
 
 
-def base_children(job: Job, owner: Owner, key: str) -> list[Manifest]:
+def base_manifests(job: Job, owner: Owner, key: str) -> list[Manifest]:
     """What a job has for as long as it exists, in the order in which it is made: configuration, claim, addresses."""
     claim = run_claim(job, owner)
     children = [
@@ -25,7 +25,7 @@ def base_children(job: Job, owner: Owner, key: str) -> list[Manifest]:
     return [seal(child) for child in children]
 
 
-def all_children(job: Job, attempt: int, owner: Owner, key: str) -> list[Manifest]:
+def all_manifests(job: Job, attempt: int, owner: Owner, key: str) -> list[Manifest]:
     """Every object of a job that runs."""
     workloads = [task_app_deployment(job, owner), inference_deployment(job, owner), trainer_job(job, attempt, owner)]
-    return [*base_children(job, owner, key), *(seal(child) for child in workloads)]
+    return [*base_manifests(job, owner, key), *(seal(child) for child in workloads)]

@@ -47,17 +47,17 @@ def ref(manifest: Manifest) -> Ref:
     return Ref(manifest["kind"], manifest["metadata"]["name"])
 
 
-def part_name(job_name: str, component: Component) -> str:
+def component_name(job_name: str, component: Component) -> str:
     """Name of a part's Deployment and Service."""
     return f"{job_name}-{SUFFIXES[component]}"
 
 
 def trainer_job_name(job_name: str, attempt: int) -> str:
-    return f"{part_name(job_name, 'trainer')}-{attempt}"
+    return f"{component_name(job_name, 'trainer')}-{attempt}"
 
 
 def service_url(job_name: str, component: Component) -> str:
-    return f"http://{part_name(job_name, component)}:{PORT}"
+    return f"http://{component_name(job_name, component)}:{PORT}"
 
 
 def selector(job_name: str, component: Component | None = None) -> dict[str, str]:

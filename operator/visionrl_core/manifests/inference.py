@@ -5,7 +5,7 @@ from __future__ import annotations
 from visionrl.job import Job
 from visionrl_core.manifests.common import Manifest, Owner
 from visionrl_core.manifests.placement import inference_affinity
-from visionrl_core.manifests.pods import CACHE_DIR, Part, Volume, cache_volume, pod_template, probe
+from visionrl_core.manifests.pods import CACHE_DIR, ComponentTemplate, Volume, cache_volume, pod_template, probe
 from visionrl_core.manifests.workloads import deployment
 
 # Processes of the engine exchange tensors through shared memory; a container's 64 MiB default is too small.
@@ -14,7 +14,7 @@ SHARED_MEMORY = Volume("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "siz
 
 def inference_deployment(job: Job, owner: Owner) -> Manifest:
     settings = job.spec.inference
-    part = Part(
+    part = ComponentTemplate(
         component="inference",
         module="visionrl_inference",
         resources=settings.resources,

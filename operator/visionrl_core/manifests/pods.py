@@ -50,7 +50,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentTemplate:
     """What distinguishes one part's pod from another's."""
 
     component: Component
@@ -84,7 +84,7 @@ def cache_volume(job: Job) -> Volume:
     return Volume("cache", CACHE_DIR, source)
 
 
-def pod_template(job: Job, part: Part, restart_policy: str, attempt: int | None = None) -> Manifest:
+def pod_template(job: Job, part: ComponentTemplate, restart_policy: str, attempt: int | None = None) -> Manifest:
     """The pod template of a part; ``attempt`` labels the trainer's pods."""
     volumes = _volumes(job, part)
     spec: Manifest = {
@@ -111,7 +111,7 @@ def pod_template(job: Job, part: Part, restart_policy: str, attempt: int | None 
     return {"metadata": _metadata(job, part, attempt), "spec": spec}
 
 
-def _metadata(job: Job, part: Part, attempt: int | None) -> Manifest:
+def _metadata(job: Job, part: ComponentTemplate, attempt: int | None) -> Manifest:
     own_labels = labels(job.name, part.component)
     annotations = {CONFIG_ANNOTATION: config_digest(job)}
     if attempt is not None:
@@ -128,7 +128,7 @@ def _metadata(job: Job, part: Part, attempt: int | None) -> Manifest:
     }
 
 
-def _container(job: Job, part: Part, volumes: list[Volume]) -> Manifest:
+def _container(job: Job, part: ComponentTemplate, volumes: list[Volume]) -> Manifest:
     pull_policy = {"imagePullPolicy": part.patch.image_pull_policy} if part.patch.image_pull_policy else {}
     return {
         "name": SUFFIXES[part.component],
@@ -153,7 +153,7 @@ def _container(job: Job, part: Part, volumes: list[Volume]) -> Manifest:
     }
 
 
-def _env(job: Job, part: Part) -> list[tuple[str, str]]:
+def _env(job: Job, part: ComponentTemplate) -> list[tuple[str, str]]:
     return [
         ("VISIONRL_JOB", f"{JOB_DIR}/{JOB_FILE}"),
         ("VISIONRL_KEY_FILE", f"{KEY_DIR}/{KEY_FILE}"),
@@ -167,7 +167,7 @@ def _env(job: Job, part: Part) -> list[tuple[str, str]]:
     ]
 
 
-def _volumes(job: Job, part: Part) -> list[Volume]:
+def _volumes(job: Job, part: ComponentTemplate) -> list[Volume]:
     return [
         Volume("job", JOB_DIR, {"configMap": {"name": config_name(job.name)}}, read_only=True),
         Volume("key", KEY_DIR, {"secret": {"secretName": key_name(job.name), "defaultMode": 0o440}}, read_only=True),
@@ -186,7 +186,7 @@ def _resources(resources: Resources, gpu: Gpu | None) -> Manifest:
     return {"requests": requests, "limits": limits}
 
 
-def _scheduling(job: Job, part: Part) -> Manifest:
+def _scheduling(job: Job, part: ComponentTemplate) -> Manifest:
     gpu, patch = part.gpu, part.patch
     affinity = dict(part.pod_affinity)
     if gpu is not None and gpu.products:

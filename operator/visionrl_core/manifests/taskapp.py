@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from visionrl.job import Job
 from visionrl_core.manifests.common import Manifest, Owner
-from visionrl_core.manifests.pods import CACHE_DIR, TRACE_DIR, Part, Volume, pod_template, probe
+from visionrl_core.manifests.pods import CACHE_DIR, TRACE_DIR, ComponentTemplate, Volume, pod_template, probe
 from visionrl_core.manifests.workloads import deployment
 
 # Compiling the renderer on a slow core takes a minute or two.
@@ -12,7 +12,7 @@ STARTUP_SECONDS = 300
 
 
 def task_app_deployment(job: Job, owner: Owner) -> Manifest:
-    part = Part(
+    part = ComponentTemplate(
         component="taskApp",
         module="visionrl_taskapp",
         resources=job.spec.task_app.resources,

@@ -12,7 +12,15 @@ from visionrl_core.manifests.common import (
 )
 from visionrl_core.manifests.config import run_claim_name
 from visionrl_core.manifests.placement import trainer_affinity
-from visionrl_core.manifests.pods import CACHE_DIR, RUN_DIR, Part, Volume, cache_volume, pod_template, probe
+from visionrl_core.manifests.pods import (
+    CACHE_DIR,
+    RUN_DIR,
+    ComponentTemplate,
+    Volume,
+    cache_volume,
+    pod_template,
+    probe,
+)
 
 STARTUP_SECONDS = 600
 
@@ -23,7 +31,7 @@ def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
     claim = run_claim_name(job)
     run_source: Manifest = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     settings = job.spec.trainer
-    part = Part(
+    part = ComponentTemplate(
         component="trainer",
         module="visionrl_trainer",
         resources=settings.resources,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from visionrl.job import Component
-from visionrl_core.manifests.common import PORT, Manifest, Owner, manifest, part_name, selector
+from visionrl_core.manifests.common import PORT, Manifest, Owner, component_name, manifest, selector
 
 
 def deployment(owner: Owner, component: Component, template: Manifest, progress_deadline_seconds: int) -> Manifest:
@@ -12,7 +12,7 @@ def deployment(owner: Owner, component: Component, template: Manifest, progress_
     return manifest(
         "apps/v1",
         "Deployment",
-        part_name(owner.name, component),
+        component_name(owner.name, component),
         owner,
         component,
         spec={
@@ -30,7 +30,7 @@ def service(owner: Owner, component: Component) -> Manifest:
     return manifest(
         "v1",
         "Service",
-        part_name(owner.name, component),
+        component_name(owner.name, component),
         owner,
         component,
         spec={

@@ -10,7 +10,7 @@ from typing import Literal
 from visionrl.job import Component, FailurePolicy, FailureRule
 from visionrl.status import Attempt
 from visionrl_core.clock import moment
-from visionrl_core.observed import Part
+from visionrl_core.observed import ObservedComponent
 
 CONFIGURATION_ERROR = 2
 MAX_BACKOFF = timedelta(seconds=300)
@@ -63,7 +63,7 @@ class Failure:
         return f"{self.component}: {what}{f': {message}' if message else ''}"
 
 
-def failure_of(component: Component, part: Part) -> Failure:
+def failure_of(component: Component, part: ObservedComponent) -> Failure:
     return Failure(component, part.exit_code, part.exit_reason or part.reason, part.message)
 
 

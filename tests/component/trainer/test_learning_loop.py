@@ -19,7 +19,7 @@ from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
 
 if TYPE_CHECKING:
-    from visionrl_trainer.model.policy import Policy, Vision
+    from visionrl_trainer.model.policy import ImageFeatures, Policy
     from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
@@ -58,7 +58,7 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     from visionrl_trainer.rollout.batch import Sample
     from visionrl_trainer.sync import canary
     from visionrl_trainer.sync.publish import AdapterStore
-    from visionrl_trainer.sync.service import Bulletin, application, serve
+    from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
     spec = tiny_job(algorithm=Algorithm(loss=loss, clip_low=0.2, clip_high=0.2).model_dump(by_alias=True)).spec  # type: ignore[arg-type]
     directory = build_tiny(TinyModel(), spec.rollout.env_config, server.cache / "models")
@@ -66,13 +66,13 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     policy.add_adapter(Lora(), seed=0)
     policy.ban(token for token in range(policy.model.config.text_config.vocab_size) if token not in ARMS)
     optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
-    bulletin = Bulletin(TrainerReport(phase="Training"))
-    bulletin.adapters = store = AdapterStore(tmp_path, JOB_NAME)
+    publisher = StatusPublisher(TrainerReport(phase="Training"))
+    publisher.adapters = store = AdapterStore(tmp_path, JOB_NAME)
     first_version = {"grpo": 0, "gspo": 100}[loss]  # a name never gets other weights
     chances = []
 
     async with (
-        serve(application(bulletin, KEY), "127.0.0.1", trainer_port),
+        serve(application(publisher, KEY), "127.0.0.1", trainer_port),
         httpx.AsyncClient(
             base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120, trust_env=False
         ) as inference,
@@ -89,12 +89,12 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
                 Sample(s.prompt_ids, s.completion_ids, s.logprobs, s.images, s.model, float(advantage))
                 for s, advantage in zip(samples, advantages, strict=True)
             ]
-            vision = encode(policy, samples, {frame_hash(FRAME): FRAME})
-            chances.append(chance_of_reward(policy, samples[0].prompt_ids, vision))
-            old = trained_logprobs(policy, samples, vision, 1.0, ANSWERS)
+            image_features = encode(policy, samples, {frame_hash(FRAME): FRAME})
+            chances.append(chance_of_reward(policy, samples[0].prompt_ids, image_features))
+            old = trained_logprobs(policy, samples, image_features, 1.0, ANSWERS)
             assert mismatch(samples, old).max_abs <= 1e-4
-            update(policy, optimizer, samples, old, vision, spec, torch.Generator().manual_seed(iteration))
-    chances.append(chance_of_reward(policy, samples[0].prompt_ids, vision))
+            update(policy, optimizer, samples, old, image_features, spec, torch.Generator().manual_seed(iteration))
+    chances.append(chance_of_reward(policy, samples[0].prompt_ids, image_features))
     # Answers are drawn anew in every run. Random weights of this size reach a probability of 0.35: near it, a step may
     # be one down.
     assert all(chance > chances[0] for chance in chances[1:])
@@ -113,7 +113,7 @@ async def answers(inference: httpx.AsyncClient, version: str, banned: Sequence[i
     ]
 
 
-def chance_of_reward(policy: Policy, prompt_ids: tuple[int, ...], vision: Mapping[str, Vision]) -> float:
+def chance_of_reward(policy: Policy, prompt_ids: tuple[int, ...], image_features: Mapping[str, ImageFeatures]) -> float:
     """Probability, under the trainer's policy, that the first token is the rewarded one."""
     import torch
 
@@ -121,4 +121,4 @@ def chance_of_reward(policy: Policy, prompt_ids: tuple[int, ...], vision: Mappin
 
     with torch.no_grad():
         sample = Sample(prompt_ids, (REWARDED,), (), (frame_hash(FRAME),), "m")
-        return float(policy.logprobs([sample], vision, 1.0)[0].exp())
+        return float(policy.logprobs([sample], image_features, 1.0)[0].exp())

@@ -11,7 +11,7 @@ from visionrl.job import JobSpec
 from visionrl.status import JobStatus, Progress, TrainerReport
 from visionrl_core.clock import stamp
 from visionrl_core.manifests.common import HASH_ANNOTATION, Ref
-from visionrl_core.observed import Part
+from visionrl_core.observed import ObservedComponent
 
 TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
 
@@ -48,7 +48,7 @@ def test_trainer_waits_for_task_app_and_inference() -> None:
     assert INFERENCE in cluster.objects
     assert not cluster.trainers
     assert reason(cluster.decide().status, "TrainerRunning") == "WaitingForTaskApp"
-    cluster.task_app = Part(ready=True, pods=1)
+    cluster.task_app = ObservedComponent(ready=True, pods=1)
     assert reason(cluster.decide().status, "TrainerRunning") == "WaitingForInference"
     cluster.parts_ready()
     cluster.reconcile()
@@ -99,7 +99,7 @@ def test_queued_parts_are_made_together_and_wait_for_admission() -> None:
     cluster = FakeCluster({"queueName": "gpus"})
     cluster.reconcile()
     assert {TASK_APP, INFERENCE, trainer(0)} <= set(cluster.objects)
-    cluster.inference = Part(pods=1, reason="SchedulingGated")
+    cluster.inference = ObservedComponent(pods=1, reason="SchedulingGated")
     cluster.reconcile()
     assert reason(cluster.status, "Admitted") == "QuotaPending"
     assert cluster.status.phase == "Pending"
@@ -117,8 +117,8 @@ def test_a_queued_job_gives_its_quota_back_at_the_end() -> None:
 def test_a_pending_job_says_why_in_one_line() -> None:
     cluster = FakeCluster()
     cluster.reconcile()
-    cluster.inference = Part(pods=1, reason="Unschedulable", message="0/4 nodes: no free NVIDIA-H200")
-    cluster.task_app = Part(pods=1, ready=True)
+    cluster.inference = ObservedComponent(pods=1, reason="Unschedulable", message="0/4 nodes: no free NVIDIA-H200")
+    cluster.task_app = ObservedComponent(pods=1, ready=True)
     cluster.reconcile()
     assert cluster.status.phase == "Pending"
     assert cluster.status.reason == "inference: Unschedulable (0/4 nodes: no free NVIDIA-H200)"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.jobs import WARM_START, job
 from visionrl.job import Job
-from visionrl_core.manifests import all_children
+from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
 
 OWNER = Owner("demo", "team", "uid-1")
@@ -19,7 +19,7 @@ TWO_GPUS: dict[str, Any] = {"inference.gpu": {}, "trainer.gpu": {}}
 
 
 def children(changes: dict[str, Any] | None = None, attempt: int = 0) -> dict[Ref, Manifest]:
-    return {ref(child): child for child in all_children(job(changes), attempt, OWNER, "the-key")}
+    return {ref(child): child for child in all_manifests(job(changes), attempt, OWNER, "the-key")}
 
 
 def pods(changes: dict[str, Any] | None = None) -> dict[str, Manifest]:
@@ -48,7 +48,7 @@ def test_every_object_belongs_to_the_job() -> None:
 def test_the_longest_name_fits() -> None:
     long = job().model_copy(update={"metadata": job().metadata.model_copy(update={"name": "a" * 45})})
     owner = Owner("a" * 45, "team", "uid-1")
-    assert all(len(child["metadata"]["name"]) <= 63 for child in all_children(long, 1000, owner, "k"))
+    assert all(len(child["metadata"]["name"]) <= 63 for child in all_manifests(long, 1000, owner, "k"))
 
 
 def test_what_a_container_gets() -> None:

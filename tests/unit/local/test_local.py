@@ -20,7 +20,7 @@ from visionrl.status import (
     Progress,
     Score,
 )
-from visionrl_core.manifests import all_children
+from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Owner
 from visionrl_local.container import Launch, launch
 from visionrl_local.folder import LocalError, LocalFolder, tail
@@ -41,7 +41,7 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Component,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.setenv("HOME", "/home/someone")
-    children = all_children(job(), 0, Owner("demo", "default", "local"), "k")
+    children = all_manifests(job(), 0, Owner("demo", "default", "local"), "k")
     templates = [child["spec"]["template"] for child in children if child["kind"] in ("Deployment", "Job")]
     folder = LocalFolder(tmp_path / "runs" / "demo")
     found = [launch(template, "demo", folder, PORTS, {"trainer": "1"}) for template in templates]

@@ -16,7 +16,7 @@ from visionrl_core.manifests.common import Ref
 from visionrl_core.observed import Observed
 from visionrl_core.pods import part_of, pod_view, run_of, run_view
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
-from visionrl_operator.store import Child, Entry, Key, Store
+from visionrl_operator.store import Entry, Key, OwnedObject, Store
 
 DEMO = Key("default", "demo")
 OWNED = [{"uid": "job-uid", "controller": True}]
@@ -313,7 +313,7 @@ def test_news_may_come_in_any_order_and_twice(order: list[Any], repeated: list[A
 
 
 def test_children_compare_by_what_matters() -> None:
-    child = Child(Ref("Service", "a"), "uid", 1, "owner", False, "2026")
-    assert child.same(Child(Ref("Service", "a"), "uid", 2, "owner", False, "2026"))
-    assert not child.same(Child(Ref("Service", "a"), "uid", 2, "owner", True, "2026"))
+    child = OwnedObject(Ref("Service", "a"), "uid", 1, "owner", False, "2026")
+    assert child.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", False, "2026"))
+    assert not child.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", True, "2026"))
     assert not child.same(None)

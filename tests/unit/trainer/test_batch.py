@@ -13,7 +13,14 @@ from PIL import Image
 from visionrl.frames import frame_hash
 from visionrl.job import Algorithm
 from visionrl.rollout import Decision, Metrics, RewardSplit, RolloutResponse, Trajectory
-from visionrl_trainer.rollout.batch import Episode, Group, ImageTokens, SampleRejected, read_episode, with_advantages
+from visionrl_trainer.rollout.batch import (
+    EpisodeSamples,
+    Group,
+    ImageTokens,
+    SampleRejected,
+    read_episode,
+    with_advantages,
+)
 
 FRAME = np.full((144, 144, 3), 9, dtype=np.uint8)
 DIGEST = frame_hash(FRAME)
@@ -70,7 +77,7 @@ def response(decisions: list[Decision], images: dict[str, str] | None = None, sc
     return RolloutResponse(run_id="r", trajectories=[trajectory], metrics=metrics, images=pictures, ops_executed=2)
 
 
-def read(answer: RolloutResponse) -> Episode:
+def read(answer: RolloutResponse) -> EpisodeSamples:
     return read_episode(answer, seed=1, expect=EXPECT, frames={})
 
 

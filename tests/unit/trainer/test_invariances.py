@@ -21,7 +21,7 @@ from torch import Tensor
 from visionrl.job import Algorithm
 from visionrl_trainer.algo import advantages
 from visionrl_trainer.algo.losses import LossBatch, policy_loss
-from visionrl_trainer.rollout.batch import Episode, Group, Sample, with_advantages
+from visionrl_trainer.rollout.batch import EpisodeSamples, Group, Sample, with_advantages
 
 Rewards = np.ndarray
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
@@ -122,7 +122,7 @@ def batch_of(lengths: list[int], seed: int, spread: float = 0.5, advantages_N: T
     return LossBatch(
         logprobs_T=old + spread * normal(total),
         old_logprobs_T=old,
-        serving_logprobs_T=old + 0.2 * spread * normal(total),
+        inference_logprobs_T=old + 0.2 * spread * normal(total),
         advantages_N=normal(len(lengths)) if advantages_N is None else advantages_N,
         row_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
         rows=len(lengths),
@@ -148,7 +148,7 @@ def rows_of(batch: LossBatch, rows: list[int]) -> tuple[LossBatch, Tensor]:
         batch,
         logprobs_T=batch.logprobs_T[places],
         old_logprobs_T=batch.old_logprobs_T[places],
-        serving_logprobs_T=batch.serving_logprobs_T[places],
+        inference_logprobs_T=batch.inference_logprobs_T[places],
         base_logprobs_T=batch.base_logprobs_T[places],
         advantages_N=batch.advantages_N[rows],
         row_T=torch.arange(len(rows)).repeat_interleave(lengths),
@@ -212,7 +212,7 @@ def test_a_row_without_advantage_has_no_gradient_and_changes_no_others(
 def test_logprobs_matter_by_their_differences(loss: str, lengths: list[int], seed: int, shift: float) -> None:
     """A server and a trainer that both normalise otherwise train the same."""
     algorithm, batch = algorithm_of(loss), batch_of(lengths, seed)
-    names = ("logprobs_T", "old_logprobs_T", "serving_logprobs_T")
+    names = ("logprobs_T", "old_logprobs_T", "inference_logprobs_T")
     shifted = replace(batch, **{name: getattr(batch, name) + shift for name in names})
     torch.testing.assert_close(gradient(algorithm, shifted), gradient(algorithm, batch), rtol=0, atol=1e-12)
 
@@ -248,7 +248,7 @@ def groups_of(rewards: list[Rewards]) -> list[Group]:
         Group(
             seed,
             tuple(
-                Episode(seed, samples(len(row)), tuple(row.tolist()), tuple(states), 0.0, 0)
+                EpisodeSamples(seed, samples(len(row)), tuple(row.tolist()), tuple(states), 0.0, 0)
                 for row, states in zip(group, own_states(group), strict=True)
             ),
         )

@@ -30,7 +30,7 @@ def toy_batch(seed: int = 0, lengths: tuple[int, ...] = LENGTHS, spread: float =
     return LossBatch(
         logprobs_T=(old + spread * normal(tokens)).requires_grad_(),
         old_logprobs_T=old,
-        serving_logprobs_T=old + 0.1 * normal(tokens),
+        inference_logprobs_T=old + 0.1 * normal(tokens),
         advantages_N=normal(len(lengths)),
         row_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
         rows=len(lengths),
@@ -59,7 +59,7 @@ def per_row(batch: LossBatch) -> list[tuple[float, list[tuple[float, float]]]]:
             for new, old, serving, row in zip(
                 batch.logprobs_T.tolist(),
                 batch.old_logprobs_T.tolist(),
-                batch.serving_logprobs_T.tolist(),
+                batch.inference_logprobs_T.tolist(),
                 batch.row_T.tolist(),
                 strict=True,
             )

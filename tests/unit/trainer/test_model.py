@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from visionrl.frames import frame_hash
-from visionrl_trainer.model.policy import BANNED_BIAS, Policy, Vision
+from visionrl_trainer.model.policy import BANNED_BIAS, ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = pytest.mark.vision
 
 
-def see(policy: Policy, frames: list[np.ndarray]) -> dict[str, Vision]:
+def encoded(policy: Policy, frames: list[np.ndarray]) -> dict[str, ImageFeatures]:
     with torch.no_grad():
-        return {frame_hash(frame): vision for frame, vision in zip(frames, policy.see(frames), strict=True)}
+        return {
+            frame_hash(frame): image_features
+            for frame, image_features in zip(frames, policy.encode_images(frames), strict=True)
+        }
 
 
 def reference_logprobs(policy: Policy, sample: Sample, frame: np.ndarray, temperature: float) -> torch.Tensor:
@@ -52,7 +55,7 @@ def test_batched_logprobs_equal_the_stock_forward_row_by_row(
 ) -> None:
     disturb(policy)
     with torch.no_grad():
-        found, _ = policy.logprobs(samples, see(policy, frames), temperature)
+        found, _ = policy.logprobs(samples, encoded(policy, frames), temperature)
         parts = found.split([len(sample.completion_ids) for sample in samples])
         for sample, frame, part in zip(samples, frames, parts, strict=True):
             torch.testing.assert_close(part, reference_logprobs(policy, sample, frame, temperature), rtol=0, atol=2e-6)
@@ -61,23 +64,23 @@ def test_batched_logprobs_equal_the_stock_forward_row_by_row(
 def test_what_else_is_in_the_batch_changes_nothing(
     policy: Policy, samples: list[Sample], frames: list[np.ndarray]
 ) -> None:
-    vision = see(policy, frames)
+    image_features = encoded(policy, frames)
     with torch.no_grad():
-        together, _ = policy.logprobs(samples, vision, 1.0)
-        alone = torch.cat([policy.logprobs([sample], vision, 1.0)[0] for sample in reversed(samples)])
+        together, _ = policy.logprobs(samples, image_features, 1.0)
+        alone = torch.cat([policy.logprobs([sample], image_features, 1.0)[0] for sample in reversed(samples)])
     backwards = torch.cat(together.split([len(sample.completion_ids) for sample in samples])[::-1])
     torch.testing.assert_close(backwards, alone, rtol=0, atol=2e-6)
 
 
 def test_packing_leaves_the_gradient_as_it_is(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> None:
-    """Rows together, in one sequence without padding, or one by one."""
-    vision = see(policy, frames)
+    """Sequences together, in one sequence without padding, or one by one."""
+    image_features = encoded(policy, frames)
 
     def gradient(batches: list[list[Sample]]) -> torch.Tensor:
         for _, parameter in policy.trainable():
             parameter.grad = None
         for batch in batches:
-            policy.logprobs(batch, vision, 1.0)[0].sum().backward()
+            policy.logprobs(batch, image_features, 1.0)[0].sum().backward()
         return torch.cat(
             [parameter.grad.flatten() for _, parameter in policy.trainable() if parameter.grad is not None]
         )
@@ -88,10 +91,12 @@ def test_packing_leaves_the_gradient_as_it_is(policy: Policy, samples: list[Samp
 
 
 def test_the_image_matters(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> None:
-    vision = see(policy, frames)
-    wrong = dict(zip(vision, reversed(list(vision.values())), strict=True))
+    image_features = encoded(policy, frames)
+    wrong = dict(zip(image_features, reversed(list(image_features.values())), strict=True))
     with torch.no_grad():
-        assert not torch.allclose(policy.logprobs(samples, vision, 1.0)[0], policy.logprobs(samples, wrong, 1.0)[0])
+        assert not torch.allclose(
+            policy.logprobs(samples, image_features, 1.0)[0], policy.logprobs(samples, wrong, 1.0)[0]
+        )
 
 
 def test_vision_tokens_are_as_good_as_impossible(
@@ -100,7 +105,7 @@ def test_vision_tokens_are_as_good_as_impossible(
     video = policy.processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
     sample = Sample(samples[0].prompt_ids, (video,), (), samples[0].images, "m")
     with torch.no_grad():
-        assert policy.logprobs([sample], see(policy, frames), 1.0)[0].item() < -50
+        assert policy.logprobs([sample], encoded(policy, frames), 1.0)[0].item() < -50
 
 
 def test_a_frame_becomes_one_token_a_cell(policy: Policy) -> None:
@@ -110,13 +115,13 @@ def test_a_frame_becomes_one_token_a_cell(policy: Policy) -> None:
 def test_a_fresh_adapter_changes_nothing_and_a_disturbed_one_does(
     policy: Policy, samples: list[Sample], frames: list[np.ndarray]
 ) -> None:
-    vision = see(policy, frames)
+    image_features = encoded(policy, frames)
     with torch.no_grad():
-        fresh, _ = policy.logprobs(samples, vision, 1.0)
+        fresh, _ = policy.logprobs(samples, image_features, 1.0)
         with policy.without_adapter():
-            base, _ = policy.logprobs(samples, vision, 1.0)
+            base, _ = policy.logprobs(samples, image_features, 1.0)
         disturb(policy)
-        disturbed, _ = policy.logprobs(samples, vision, 1.0)
+        disturbed, _ = policy.logprobs(samples, image_features, 1.0)
     torch.testing.assert_close(fresh, base, rtol=0, atol=0)
     assert (disturbed - base).abs().max() > 1e-3
 
@@ -131,9 +136,11 @@ def test_a_saved_adapter_gives_the_same_logprobs_elsewhere(
     other = Policy.load(tiny_directory, "float32", torch.device("cpu"))
     other.add_adapter(Lora(r=4, alpha=8), seed=99)
     other.load_adapter(tmp_path)
-    vision = see(policy, frames)
+    image_features = encoded(policy, frames)
     with torch.no_grad():
-        assert torch.equal(policy.logprobs(samples, vision, 1.0)[0], other.logprobs(samples, vision, 1.0)[0])
+        assert torch.equal(
+            policy.logprobs(samples, image_features, 1.0)[0], other.logprobs(samples, image_features, 1.0)[0]
+        )
 
 
 def test_an_adapter_with_a_weight_that_is_not_finite_is_not_saved(policy: Policy, tmp_path: Path) -> None:
@@ -174,10 +181,10 @@ def test_a_segment_has_the_same_logprobs_as_one_row_and_turn_by_turn(
     policy: Policy, segment: list[Sample], frames: list[np.ndarray]
 ) -> None:
     disturb(policy)
-    vision = see(policy, frames)
+    image_features = encoded(policy, frames)
     with torch.no_grad():
-        together, _ = policy.logprobs(segment, vision, 1.0)
-        apart = torch.cat([policy.logprobs([turn], vision, 1.0)[0] for turn in segment])
+        together, _ = policy.logprobs(segment, image_features, 1.0)
+        apart = torch.cat([policy.logprobs([turn], image_features, 1.0)[0] for turn in segment])
     torch.testing.assert_close(together, apart, rtol=0, atol=5e-6)
 
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from visionrl_trainer.report import html as report
-from visionrl_trainer.report import replay as film
-from visionrl_trainer.report.replay import Film, FilmFrame
+from visionrl_trainer.report import replay as replay
+from visionrl_trainer.report.replay import Replay, ReplayFrame
 
 SUMMARY = {
     "iterations": 2,
@@ -39,14 +39,14 @@ EVALUATIONS = [
 ]
 
 
-def a_film(iteration: int) -> Film:
-    frames = [FilmFrame(png="aGVsbG8=", actions=["do", "noop"], unlocked=["collect_wood"], valid=True)]
-    return Film(iteration=iteration, policy="crafter-v000000", seed=3, frames=frames)
+def a_replay(iteration: int) -> Replay:
+    frames = [ReplayFrame(png="aGVsbG8=", actions=["do", "noop"], unlocked=["collect_wood"], valid=True)]
+    return Replay(iteration=iteration, policy="crafter-v000000", seed=3, frames=frames)
 
 
 def test_it_shows_scores_curves_rates_and_films(tmp_path: Path) -> None:
-    films = [a_film(0), a_film(1), a_film(2)]
-    report.write_report("crafter", SUMMARY, METRICS, [], EVALUATIONS, films, tmp_path / "r.html")
+    replays = [a_replay(0), a_replay(1), a_replay(2)]
+    report.write_report("crafter", SUMMARY, METRICS, [], EVALUATIONS, replays, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "1.50 [1.00, 2.00] on 4 seeds" in page
     assert page.count("<svg") == 2
@@ -72,5 +72,5 @@ def test_the_warm_starts_losses_are_a_curve_of_their_own(tmp_path: Path) -> None
 
 def test_films_are_kept_by_iteration(tmp_path: Path) -> None:
     for iteration in (12, 0):
-        film.save(a_film(iteration), tmp_path)
-    assert film.load_all(tmp_path) == [a_film(0), a_film(12)]
+        replay.save(a_replay(iteration), tmp_path)
+    assert replay.load_all(tmp_path) == [a_replay(0), a_replay(12)]

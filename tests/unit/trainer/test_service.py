@@ -11,26 +11,26 @@ pytest.importorskip("torch")
 
 from visionrl.status import TrainerReport
 from visionrl_trainer.sync.publish import AdapterStore, write_manifest
-from visionrl_trainer.sync.service import Bulletin, application
+from visionrl_trainer.sync.service import StatusPublisher, application
 
 KEY = {"Authorization": "Bearer right"}
 
 
 @pytest.fixture
-def bulletin(tmp_path: Path) -> Bulletin:
-    bulletin = Bulletin(TrainerReport(phase="Training", message="iteration 3"))
-    bulletin.adapters = AdapterStore(tmp_path / "adapters", "crafter")
+def publisher(tmp_path: Path) -> StatusPublisher:
+    publisher = StatusPublisher(TrainerReport(phase="Training", message="iteration 3"))
+    publisher.adapters = AdapterStore(tmp_path / "adapters", "crafter")
     version = tmp_path / "adapters" / "crafter-v000002"
     version.mkdir()
     (version / "adapter_config.json").write_text("{}")
     (version / "adapter_model.safetensors").write_bytes(b"weights")
     write_manifest(version, "crafter-v000002")
-    return bulletin
+    return publisher
 
 
 @pytest.fixture
-def client(bulletin: Bulletin) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(application(bulletin, "right")), base_url="http://trainer")
+def client(publisher: StatusPublisher) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(application(publisher, "right")), base_url="http://trainer")
 
 
 async def test_health_needs_no_key_and_everything_else_does(client: httpx.AsyncClient) -> None:
@@ -60,16 +60,16 @@ async def test_what_was_not_published_is_not_found(client: httpx.AsyncClient, pa
 
 
 async def test_the_base_is_waited_for_and_absent_without_a_warm_start(
-    client: httpx.AsyncClient, bulletin: Bulletin, tmp_path: Path
+    client: httpx.AsyncClient, publisher: StatusPublisher, tmp_path: Path
 ) -> None:
     assert (await client.get("/base/manifest.json", headers=KEY)).status_code == 404
-    bulletin.exports_base = True
+    publisher.exports_base = True
     assert (await client.get("/base/manifest.json", headers=KEY)).status_code == 503
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
     write_manifest(base, "base")
-    bulletin.base = base
+    publisher.base = base
     listed = (await client.get("/base/manifest.json", headers=KEY)).json()["files"]
     assert set(listed) == {"config.json"}
     assert (await client.get("/base/config.json", headers=KEY)).text == "{}"

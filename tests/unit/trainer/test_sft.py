@@ -101,14 +101,14 @@ def test_the_loss_falls_and_only_what_should_changes(
     trains: str, share: float, tiny_directory: Path, data: Demonstrations, tmp_path: Path
 ) -> None:
     policy = fresh(tiny_directory, adapter=trains == "adapter")
-    vision = vision_weights(policy)
+    image_features = vision_weights(policy)
     embeddings = policy.model.model.language_model.embed_tokens.weight.detach().clone()
     first = sft.validate(policy, [Tokens(policy, None, 81).sample(d) for d in data.validation], data.images)
     assert first is not None
     last = train(policy, data, spec(trains=trains), tmp_path)[-1].validation_loss
     assert last is not None
     assert last < share * first
-    assert torch.equal(vision_weights(policy), vision) == (trains != "all")
+    assert torch.equal(vision_weights(policy), image_features) == (trains != "all")
     assert torch.equal(policy.model.model.language_model.embed_tokens.weight, embeddings) == (trains == "adapter")
 
 

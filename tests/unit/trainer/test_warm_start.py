@@ -24,7 +24,7 @@ from visionrl_trainer.preparation import Preparation
 from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.state.runfolder import RunFolder
-from visionrl_trainer.sync.service import Bulletin
+from visionrl_trainer.sync.service import StatusPublisher
 
 pytestmark = pytest.mark.vision
 
@@ -43,14 +43,14 @@ def data(tmp_path: Path) -> Path:
 
 def preparation(folder: Path, **warm_start: Any) -> Preparation:
     settings = {"steps": 200, "batchSize": 2, **warm_start}
-    bulletin = Bulletin(TrainerReport(phase="Starting"))
+    publisher = StatusPublisher(TrainerReport(phase="Starting"))
     return Preparation(
         job({"model.dtype": "float32", "training.warmStart": settings}),
         RunFolder(folder / "run"),
         torch.device("cpu"),
         TaskApp("http://127.0.0.1:9", "key", 1),
-        bulletin,
-        Meter(bulletin, total=1),
+        publisher,
+        Meter(publisher, total=1),
     )
 
 
@@ -76,7 +76,7 @@ async def test_a_stop_keeps_a_checkpoint_that_the_next_attempt_goes_on_from(data
     again = preparation(tmp_path, data={"train": str(data)})
     base = await again.base(tmp_path / "cache")
     assert base == again.folder.base
-    assert again.bulletin.report.base_ready
+    assert again.publisher.report.base_ready
     steps = [record["step"] for record in metrics.records()]
     assert steps == sorted(set(steps))
     assert (steps[0], steps[-1]) == (2, 200)  # the first attempt's lines are kept

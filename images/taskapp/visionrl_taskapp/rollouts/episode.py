@@ -20,7 +20,7 @@ from visionrl_taskapp.policies.inference_client import InferenceClient, Inferenc
 from visionrl_taskapp.policies.policy import Choice, decider
 from visionrl_taskapp.policies.prompt import Frame, Message, PastTurn, build_messages, frames_of, with_pixels
 from visionrl_taskapp.rollouts.rewards import decision_reward
-from visionrl_taskapp.rollouts.simulation import Observation, Outcome, Simulation, Worlds
+from visionrl_taskapp.rollouts.simulation import Observation, Simulation, TurnOutcome, Worlds
 from visionrl_taskapp.rollouts.trajectory import Abort, Episode, Turn
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class _Player:
         messages: list[Message],
         frames: list[Frame],
         choice: Choice,
-        outcome: Outcome,
+        outcome: TurnOutcome,
         timings: Timings,
     ) -> None:
         request, frame = self._request, observation.frame

@@ -41,7 +41,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TurnOutcome:
     """What a decision's actions did."""
 
     actions: tuple[str, ...]
@@ -96,7 +96,7 @@ class Simulation:
             self._worlds.start(self._decoy, self._seed ^ _DECOY_SEED)
         return self._observe()
 
-    def advance(self, actions: Sequence[str], observe: bool) -> tuple[Outcome, Observation | None]:
+    def advance(self, actions: Sequence[str], observe: bool) -> tuple[TurnOutcome, Observation | None]:
         """Do the actions until the episode is over; then look, where `observe` asks for it and it is not over."""
         executed: list[str] = []
         unlocked: list[str] = []
@@ -108,7 +108,7 @@ class Simulation:
             reward += result.reward
             if result.done:
                 break
-        outcome = Outcome(
+        outcome = TurnOutcome(
             tuple(executed), tuple(unlocked), reward, self._env.done, self._env.dead, self._env.inventory
         )  # fmt: skip
         if outcome.done or not observe:

@@ -24,13 +24,13 @@ class LossBatch:
     """Of the sampled tokens under the policy being trained; carries the gradient."""
     old_logprobs_T: Tensor
     """Under the policy before this iteration's first update, computed by the trainer."""
-    serving_logprobs_T: Tensor
+    inference_logprobs_T: Tensor
     """As the server reported them when it sampled."""
     advantages_N: Tensor
     row_T: Tensor
     """Row of each token, ascending."""
     rows: int
-    """Rows of the whole optimizer step."""
+    """PackedSequences of the whole optimizer step."""
     tokens: int
     """Completion tokens of the whole optimizer step."""
     longest: int
@@ -83,7 +83,7 @@ def importance_weights(batch: LossBatch, cap: float) -> Tensor:
     """min(π_train/π_serve, cap) per token, without gradient: corrects what the server's numerics sampled
     differently (truncated importance sampling, "Your efficient RL framework secretly brings you off-policy RL
     training", 2025)."""
-    return (batch.old_logprobs_T - batch.serving_logprobs_T).exp().clamp(max=cap).detach()
+    return (batch.old_logprobs_T - batch.inference_logprobs_T).exp().clamp(max=cap).detach()
 
 
 def grpo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:

@@ -11,8 +11,8 @@ from torch import Tensor
 from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.losses import LossBatch, policy_loss
-from visionrl_trainer.model.policy import Policy, Vision
-from visionrl_trainer.rollout.batch import Frame, Sample, chains
+from visionrl_trainer.model.policy import ImageFeatures, Policy
+from visionrl_trainer.rollout.batch import Frame, Sample, sequences
 
 FRAMES_AT_ONCE = 64
 
@@ -44,26 +44,30 @@ class UpdateStats:
     updates: int
 
 
-def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, Vision]:
+def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, ImageFeatures]:
     """Features of every distinct frame of the samples; the frozen tower runs once for each."""
     digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
-    features: dict[str, Vision] = {}
+    features: dict[str, ImageFeatures] = {}
     with torch.no_grad():
         for start in range(0, len(digests), FRAMES_AT_ONCE):
             chunk = digests[start : start + FRAMES_AT_ONCE]
-            features |= zip(chunk, policy.see([frames[digest] for digest in chunk]), strict=True)
+            features |= zip(chunk, policy.encode_images([frames[digest] for digest in chunk]), strict=True)
     return features
 
 
 def trained_logprobs(
-    policy: Policy, samples: Sequence[Sample], vision: Mapping[str, Vision], temperature: float, micro_batch: int
+    policy: Policy,
+    samples: Sequence[Sample],
+    image_features: Mapping[str, ImageFeatures],
+    temperature: float,
+    micro_batch: int,
 ) -> list[Tensor]:
     """Logprobs of each sample's completion under the policy as it is, without gradient."""
     found: list[Tensor] = [torch.empty(0)] * len(samples)
     with torch.no_grad():
-        for indices in micro_batches(chains(samples), samples, micro_batch):
+        for indices in micro_batches(sequences(samples), samples, micro_batch):
             rows = [samples[index] for index in indices]
-            logprobs_T, _ = policy.logprobs(rows, vision, temperature)
+            logprobs_T, _ = policy.logprobs(rows, image_features, temperature)
             for index, values in zip(indices, logprobs_T.split([len(row.completion_ids) for row in rows]), strict=True):
                 found[index] = values
     return found
@@ -86,7 +90,7 @@ def update(
     optimizer: torch.optim.Optimizer,
     samples: Sequence[Sample],
     old: Sequence[Tensor],
-    vision: Mapping[str, Vision],
+    image_features: Mapping[str, ImageFeatures],
     spec: JobSpec,
     shuffle: torch.Generator,
 ) -> UpdateStats:
@@ -96,7 +100,7 @@ def update(
     not finite; the weights are then still those of the last step.
     """
     training, temperature = spec.training, spec.rollout.policy_config.temperature
-    runs = chains(samples)
+    runs = sequences(samples)
     order = torch.randperm(len(runs), generator=shuffle)
     parameters = [parameter for _, parameter in policy.trainable()]
     totals = _Totals()
@@ -106,18 +110,18 @@ def update(
         optimizer.zero_grad(set_to_none=True)
         for indices in micro_batches(chosen, samples, training.micro_batch_size):
             rows = [samples[index] for index in indices]
-            logprobs_T, entropy_T = policy.logprobs(rows, vision, temperature)
+            logprobs_T, entropy_T = policy.logprobs(rows, image_features, temperature)
             lengths_N = torch.tensor([len(row.completion_ids) for row in rows], device=policy.device)
             batch = LossBatch(
                 logprobs_T=logprobs_T,
                 old_logprobs_T=torch.cat([old[index] for index in indices]),
-                serving_logprobs_T=torch.tensor([v for row in rows for v in row.logprobs], device=policy.device),
+                inference_logprobs_T=torch.tensor([v for row in rows for v in row.logprobs], device=policy.device),
                 advantages_N=torch.tensor([row.advantage for row in rows], device=policy.device),
                 row_T=torch.arange(len(rows), device=policy.device).repeat_interleave(lengths_N),
                 rows=sum(len(run) for run in chosen),
                 tokens=tokens,
                 longest=spec.rollout.policy_config.max_tokens,
-                base_logprobs_T=_base_logprobs(policy, rows, vision, spec),
+                base_logprobs_T=_base_logprobs(policy, rows, image_features, spec),
             )
             terms = policy_loss(spec.algorithm, batch)
             terms.loss.backward()
@@ -146,12 +150,12 @@ def micro_batches(runs: Sequence[range], samples: Sequence[Sample], size: int) -
 
 
 def _base_logprobs(
-    policy: Policy, rows: Sequence[Sample], vision: Mapping[str, Vision], spec: JobSpec
+    policy: Policy, rows: Sequence[Sample], image_features: Mapping[str, ImageFeatures], spec: JobSpec
 ) -> Tensor | None:
     if not spec.algorithm.kl_coefficient:
         return None
     with torch.no_grad(), policy.without_adapter():
-        return policy.logprobs(rows, vision, spec.rollout.policy_config.temperature)[0]
+        return policy.logprobs(rows, image_features, spec.rollout.policy_config.temperature)[0]
 
 
 class _Totals:

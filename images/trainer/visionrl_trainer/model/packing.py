@@ -1,4 +1,4 @@
-"""Rows of different lengths as one sequence, without padding.
+"""PackedSequences of different lengths as one sequence, without padding.
 
 Every layer that looks at one token at a time (projections, MLP, norms, adapters: nearly all of the work) sees each
 token once and no padding. Attention alone works row by row: queries, keys and values are laid out as a right-padded

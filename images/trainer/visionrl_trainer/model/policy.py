@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmb
 
 from visionrl.job import Lora
 from visionrl_trainer.model.packing import ATTENTION, Packing
-from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, chains
+from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, sequences
 
 # Linear layers of the language model that vLLM serves adapters on.
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -39,7 +39,7 @@ class MatmulPatchEmbed(Qwen3VLVisionPatchEmbed):
 
 
 @dataclass(frozen=True)
-class Vision:
+class ImageFeatures:
     """Features of one frame: what replaces its placeholders, and what deepstack adds to the first layers."""
 
     embeds: Tensor
@@ -49,7 +49,7 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedSequences:
     """Chains of samples as rows, one after the other: P tokens in all, T of them sampled."""
 
     ids_P: Tensor
@@ -197,7 +197,7 @@ class Policy:
         per_image = int(inputs["image_grid_thw"][0].prod()) // merge**2
         return ImageTokens(self.model.config.image_token_id, per_image, self.banned_ids)
 
-    def see(self, frames: Sequence[Frame]) -> list[Vision]:
+    def encode_images(self, frames: Sequence[Frame]) -> list[ImageFeatures]:
         """Run the vision tower on frames of one size."""
         inputs = self.processor.image_processor(images=list(frames), return_tensors="pt").to(self.device)
         grid = inputs["image_grid_thw"]
@@ -206,17 +206,17 @@ class Policy:
         sizes = [len(embeds) for embeds in output.pooler_output]
         deepstack = [features.split(sizes) for features in output.deepstack_features]
         return [
-            Vision(embeds, tuple(layer[index] for layer in deepstack))
+            ImageFeatures(embeds, tuple(layer[index] for layer in deepstack))
             for index, embeds in enumerate(output.pooler_output)
         ]
 
     def logprobs(
-        self, samples: Sequence[Sample], vision: Mapping[str, Vision], temperature: float
+        self, samples: Sequence[Sample], image_features: Mapping[str, ImageFeatures], temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every sampled token and the entropy there, both [T], under ``temperature`` and the
-        banned tokens, exactly as the server processes its logits. ``vision`` has the features by hash."""
+        banned tokens, exactly as the server processes its logits. ``image_features`` has the features by hash."""
         rows = self.collate(samples)
-        features = [vision[digest] for digest in rows.images]
+        features = [image_features[digest] for digest in rows.images]
         with self._precision():
             hidden_PH = self._hidden(rows, features)
             logits_TV = self.model.lm_head(hidden_PH[rows.predicts_T]).float()
@@ -224,9 +224,9 @@ class Policy:
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
         return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
 
-    def collate(self, samples: Sequence[Sample]) -> Rows:
-        """One row for each chain of samples (:func:`visionrl_trainer.rollout.batch.chains`)."""
-        runs = chains(samples)
+    def collate(self, samples: Sequence[Sample]) -> PackedSequences:
+        """One row for each chain of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
+        runs = sequences(samples)
         rows = [torch.tensor(samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids) for run in runs]
         predicts: list[int] = []
         targets: list[int] = []
@@ -238,7 +238,7 @@ class Policy:
                 targets += sample.completion_ids
             begin += len(ids)
         ids_P = torch.cat(rows).to(self.device)
-        return Rows(
+        return PackedSequences(
             ids_P,
             torch.cat([self._positions_of(ids) for ids in rows], dim=1).to(self.device),
             ids_P == self.model.config.image_token_id,
@@ -250,15 +250,15 @@ class Policy:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.model.dtype != self.compute_dtype)
 
-    def _hidden(self, rows: Rows, features: Sequence[Vision]) -> Tensor:
+    def _hidden(self, rows: PackedSequences, features: Sequence[ImageFeatures]) -> Tensor:
         """Last hidden states [P, H]."""
         language_model = self.model.model.language_model
         embeds_PH = language_model.embed_tokens(rows.ids_P)
         deepstack: list[Tensor] | None = None
         if features:
-            seen = torch.cat([vision.embeds for vision in features]).to(embeds_PH.dtype)
+            seen = torch.cat([image.embeds for image in features]).to(embeds_PH.dtype)
             embeds_PH = embeds_PH.masked_scatter(rows.visual_P[:, None], seen)
-            deepstack = [torch.cat(layer) for layer in zip(*(vision.deepstack for vision in features), strict=True)]
+            deepstack = [torch.cat(layer) for layer in zip(*(image.deepstack for image in features), strict=True)]
         output = language_model(
             inputs_embeds=embeds_PH[None],
             position_ids=rows.positions_3P[:, None],

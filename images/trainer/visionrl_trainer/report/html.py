@@ -10,7 +10,7 @@ from typing import Any
 
 from visionrl.durable import write_atomically
 from visionrl_trainer.report import curves
-from visionrl_trainer.report.replay import Film, FilmFrame
+from visionrl_trainer.report.replay import Replay, ReplayFrame
 
 PAGE = Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -22,10 +22,10 @@ h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; }
 tr + tr { border-top: 1px solid #8884; }
 svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-.film { display: flex; gap: 6px; overflow-x: auto; padding-bottom: .5rem; }
-.film figure { margin: 0; flex: 0 0 112px; font-size: 11px; line-height: 1.25; }
-.film img { width: 112px; image-rendering: pixelated; border-radius: 4px; }
-.film b { color: #2a8f4a; } .film i { color: #c0392b; }
+.replay { display: flex; gap: 6px; overflow-x: auto; padding-bottom: .5rem; }
+.replay figure { margin: 0; flex: 0 0 112px; font-size: 11px; line-height: 1.25; }
+.replay img { width: 112px; image-rendering: pixelated; border-radius: 4px; }
+.replay b { color: #2a8f4a; } .replay i { color: #c0392b; }
 </style>
 <h1>$job</h1>
 <table>$facts</table>
@@ -33,7 +33,7 @@ $supervised
 <h2>Reward</h2>$reward
 <h2>Training</h2>$health
 <h2>Achievements on the held-out seeds</h2><table>$rates</table>
-<h2>Held-out seed, before and after</h2>$films
+<h2>Held-out seed, before and after</h2>$replays
 </html>
 """)
 
@@ -44,11 +44,11 @@ def write_report(
     metrics: Sequence[dict[str, Any]],
     supervised: Sequence[dict[str, Any]],
     evaluations: Sequence[dict[str, Any]],
-    films: Sequence[Film],
+    replays: Sequence[Replay],
     path: Path,
 ) -> None:
     """Write the page; it needs nothing beside itself. ``supervised`` are the warm start's metrics."""
-    shown = [films[0], films[-1]] if len(films) > 1 else films
+    shown = [replays[0], replays[-1]] if len(replays) > 1 else replays
     page = PAGE.substitute(
         job=escape(job),
         facts="".join(_row(name, value) for name, value in _facts(summary)),
@@ -56,7 +56,7 @@ def write_report(
         reward=curves.as_svg(curves.reward_curve(metrics, evaluations, job)),
         health=curves.as_svg(curves.health_curves(metrics)) if metrics else "<p>no iterations</p>",
         rates=_rates(evaluations),
-        films="".join(_film(film) for film in shown) or "<p>no evaluation, no film</p>",
+        replays="".join(_replay(replay) for replay in shown) or "<p>no evaluation, no replay</p>",
     )
     write_atomically(path, page)
 
@@ -97,12 +97,12 @@ def _rates(evaluations: Sequence[dict[str, Any]]) -> str:
     return head + "".join(rows)
 
 
-def _film(film: Film) -> str:
-    title = f"<h3>iteration {film.iteration}, {escape(film.policy)}, seed {film.seed}</h3>"
-    return title + '<div class="film">' + "".join(_frame(frame) for frame in film.frames) + "</div>"
+def _replay(replay: Replay) -> str:
+    title = f"<h3>iteration {replay.iteration}, {escape(replay.policy)}, seed {replay.seed}</h3>"
+    return title + '<div class="replay">' + "".join(_frame(frame) for frame in replay.frames) + "</div>"
 
 
-def _frame(frame: FilmFrame) -> str:
+def _frame(frame: ReplayFrame) -> str:
     image = f'<img loading="lazy" alt="" src="data:image/png;base64,{frame.png}">' if frame.png else ""
     actions = escape(", ".join(frame.actions)) if frame.valid else "<i>no usable answer</i>"
     unlocked = "".join(f"<br><b>{escape(name)}</b>" for name in frame.unlocked)

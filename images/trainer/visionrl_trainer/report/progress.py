@@ -9,29 +9,29 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from visionrl.status import EvaluationProgress, Progress, Score
-from visionrl_trainer.sync.service import Bulletin
+from visionrl_trainer.sync.service import StatusPublisher
 
 FIRST_RATE_SECONDS = 2.0
 """Time into a phase before its rate means anything."""
 
 
 class Meter:
-    """Counts episodes and times phases, and keeps the bulletin's progress current."""
+    """Counts episodes and times phases, and keeps the publisher's progress current."""
 
-    def __init__(self, bulletin: Bulletin, total: int) -> None:
-        self.bulletin = bulletin
+    def __init__(self, publisher: StatusPublisher, total: int) -> None:
+        self.publisher = publisher
         self.seconds: dict[str, float] = defaultdict(float)
         self._phase_started, self._phase_episodes = time.monotonic(), 0
         self.set(total=total)
 
     def set(self, **changes: object) -> None:
         """Replace fields of the progress."""
-        progress = self.bulletin.report.progress.model_copy(update=changes)
-        self.bulletin.update(progress=progress)
+        progress = self.publisher.report.progress.model_copy(update=changes)
+        self.publisher.update(progress=progress)
 
     @property
     def progress(self) -> Progress:
-        return self.bulletin.report.progress
+        return self.publisher.report.progress
 
     def episode(self, training: bool = True) -> None:
         """One episode has ended; the rate is that of the phase so far."""
@@ -47,7 +47,7 @@ class Meter:
     @contextlib.contextmanager
     def phase(self, name: str, message: str) -> Iterator[None]:
         """Time a phase and say what goes on."""
-        self.bulletin.update(message=message)
+        self.publisher.update(message=message)
         started = self._phase_started = time.monotonic()
         self._phase_episodes = 0
         try:

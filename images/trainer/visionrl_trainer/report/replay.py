@@ -14,7 +14,7 @@ from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
 
 
-class FilmFrame(BaseModel):
+class ReplayFrame(BaseModel):
     """One decision."""
 
     png: str
@@ -24,20 +24,20 @@ class FilmFrame(BaseModel):
     valid: bool
 
 
-class Film(BaseModel):
+class Replay(BaseModel):
     """One episode."""
 
     iteration: int
     policy: str
     seed: int
-    frames: list[FilmFrame]
+    frames: list[ReplayFrame]
 
 
-async def shoot(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration: int) -> Film:
+async def record(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration: int) -> Replay:
     """Play the first held-out seed and keep what was seen."""
     seed = evaluation_seeds(spec)[0]
     request = RolloutRequest(
-        run_id=f"{policy.config.model}/film/s{seed}",
+        run_id=f"{policy.config.model}/replay/s{seed}",
         mode="eval",
         env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=seed),
         policy=policy,
@@ -47,7 +47,7 @@ async def shoot(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration: 
     )
     response = await taskapp.rollout(request, PATIENCE_SECONDS)
     frames = [
-        FilmFrame(
+        ReplayFrame(
             png=response.images[decision.images[0]] if decision.images else "",
             actions=decision.actions,
             unlocked=decision.unlocked,
@@ -55,14 +55,14 @@ async def shoot(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration: 
         )
         for decision in response.trajectories[0].decisions
     ]
-    return Film(iteration=iteration, policy=policy.config.model, seed=seed, frames=frames)
+    return Replay(iteration=iteration, policy=policy.config.model, seed=seed, frames=frames)
 
 
-def save(film: Film, folder: Path) -> None:
-    """Keep a film as ``<folder>/000012.json``, by its iteration."""
-    write_atomically(folder / f"{film.iteration:06d}.json", film.model_dump_json())
+def save(replay: Replay, folder: Path) -> None:
+    """Keep a replay as ``<folder>/000012.json``, by its iteration."""
+    write_atomically(folder / f"{replay.iteration:06d}.json", replay.model_dump_json())
 
 
-def load_all(folder: Path) -> list[Film]:
-    """All films of a run, by iteration."""
-    return [Film.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]
+def load_all(folder: Path) -> list[Replay]:
+    """All replays of a run, by iteration."""
+    return [Replay.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]

@@ -43,7 +43,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeSamples:
     """One played episode: its samples and the reward of every turn."""
 
     seed: int
@@ -62,7 +62,7 @@ class Group:
     """Episodes from one start state."""
 
     seed: int
-    episodes: tuple[Episode, ...]
+    episodes: tuple[EpisodeSamples, ...]
 
     def rewards_GT(self) -> NDArray[np.float64]:
         """Rewards, zero after an episode's end; shape [episodes, longest]."""
@@ -88,7 +88,7 @@ class ImageTokens:
     """Ids that can never be sampled."""
 
 
-def read_episode(response: RolloutResponse, seed: int, expect: ImageTokens, frames: dict[str, Frame]) -> Episode:
+def read_episode(response: RolloutResponse, seed: int, expect: ImageTokens, frames: dict[str, Frame]) -> EpisodeSamples:
     """Check a played episode and take its samples; its frames are added to ``frames``.
 
     Raises :class:`SampleRejected` where ids, logprobs, images or placeholders disagree.
@@ -97,7 +97,7 @@ def read_episode(response: RolloutResponse, seed: int, expect: ImageTokens, fram
     for digest, encoded in response.images.items():
         if digest not in frames:
             frames[digest] = _checked_frame(digest, encoded)
-    return Episode(
+    return EpisodeSamples(
         seed=seed,
         samples=tuple(read_sample(decision, expect, frames) for decision in decisions),
         rewards=tuple(decision.reward.total for decision in decisions),
@@ -129,7 +129,7 @@ def read_sample(decision: Decision, expect: ImageTokens, frames: Mapping[str, Fr
     return Sample(tuple(prompt), tuple(completion), tuple(logprobs), tuple(decision.images), decision.model)
 
 
-def chains(samples: Sequence[Sample]) -> list[range]:
+def sequences(samples: Sequence[Sample]) -> list[range]:
     """Runs of consecutive samples whose prompts continue each other token for token, as indices.
 
     The turns of a segment form one: they can be computed as one row, each answer seeing what it saw when it was

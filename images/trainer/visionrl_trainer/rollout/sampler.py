@@ -12,7 +12,7 @@ import numpy as np
 from visionrl.checks import uses_vision
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec
 from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
-from visionrl_trainer.rollout.batch import Episode, Frame, Group, ImageTokens, SampleRejected, read_episode
+from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, Group, ImageTokens, SampleRejected, read_episode
 from visionrl_trainer.rollout.client import TaskApp
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Batch:
     """Groups that were replaced because all their episodes earned the same."""
 
     @property
-    def episodes(self) -> list[Episode]:
+    def episodes(self) -> list[EpisodeSamples]:
         return [episode for group in self.groups for episode in group.episodes]
 
 
@@ -117,7 +117,7 @@ class Sampler:
                 groups.append(Group(seed, episodes))
         return groups
 
-    async def _episode(self, batch: Batch, place: str, seed: int) -> Episode | None:
+    async def _episode(self, batch: Batch, place: str, seed: int) -> EpisodeSamples | None:
         """One member of a group; ``None`` after ``TRIES`` aborts."""
         for attempt in range(TRIES):
             run_id = f"{self.job_name}/{batch.version}/{place}/r{attempt}"
@@ -133,7 +133,7 @@ class Sampler:
             return episode
         return None
 
-    def _read(self, response: RolloutResponse, seed: int, batch: Batch) -> Episode:
+    def _read(self, response: RolloutResponse, seed: int, batch: Batch) -> EpisodeSamples:
         if response.aborted:
             raise SampleRejected(f"aborted, {response.abort_reason}: {response.abort_message}")
         return read_episode(response, seed, self.expect, batch.frames)

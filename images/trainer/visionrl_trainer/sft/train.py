@@ -24,8 +24,8 @@ from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import full_optimizers, schedule
 from visionrl_trainer.algo.update import micro_batches
-from visionrl_trainer.model.policy import Policy, Vision
-from visionrl_trainer.rollout.batch import Sample, chains
+from visionrl_trainer.model.policy import ImageFeatures, Policy
+from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.sft.checkpoint import SftCheckpoint
 from visionrl_trainer.sft.teacher import Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
@@ -179,7 +179,7 @@ def _step(
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for indices in micro_batches(chains(samples), samples, micro_batch):
+    for indices in micro_batches(sequences(samples), samples, micro_batch):
         part = [samples[index] for index in indices]
         loss = decision_loss(policy, part, images) * (len(part) / len(samples))
         loss.backward()
@@ -192,13 +192,13 @@ def _step(
     return total, norm.item()
 
 
-def _see(policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes]) -> dict[str, Vision]:
+def _see(policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes]) -> dict[str, ImageFeatures]:
     digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
     frames = [decode_png(images[digest]) for digest in digests]
     for digest, frame in zip(digests, frames, strict=True):
         if frame_hash(frame) != digest:
             raise ValueError(f"image {digest[:12]}: its pixels hash to {frame_hash(frame)[:12]}")
-    return dict(zip(digests, policy.see(frames), strict=True))
+    return dict(zip(digests, policy.encode_images(frames), strict=True))
 
 
 class _Window:

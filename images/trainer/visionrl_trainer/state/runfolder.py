@@ -22,7 +22,7 @@ class RunFolder:
         self.metrics = MetricsFile(root / METRICS, "iteration")
         self.warm_start = SftFolder(root / "warm-start")
         self.summary_file, self.curve_file, self.report_file = root / SUMMARY, root / CURVE, root / REPORT
-        self.films = root / "films"
+        self.replays = root / "films"
 
     def write_config(self, job_json: str) -> None:
         """Keep the job that runs here, as ``config.json``."""

@@ -98,8 +98,8 @@ def read_answer(answer: dict[str, Any], frame: Frame, version: str) -> Sample:
 def compare(policy: Policy, sample: Sample, frame: Frame, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher-forced logprobs of the sample under the adapter and under the base."""
     with torch.no_grad():
-        vision = {sample.images[0]: policy.see([frame])[0]}
-        trained, _ = policy.logprobs([sample], vision, temperature)
+        image_features = {sample.images[0]: policy.encode_images([frame])[0]}
+        trained, _ = policy.logprobs([sample], image_features, temperature)
         with policy.without_adapter():
-            base, _ = policy.logprobs([sample], vision, temperature)
+            base, _ = policy.logprobs([sample], image_features, temperature)
     return trained.cpu(), base.cpu()

@@ -21,7 +21,7 @@ from visionrl.status import TrainerReport
 from visionrl_trainer.sync.publish import MANIFEST, AdapterStore
 
 
-class Bulletin:
+class StatusPublisher:
     """What the trainer tells the world; the training loop writes it, the service reads it."""
 
     def __init__(self, report: TrainerReport) -> None:
@@ -36,7 +36,7 @@ class Bulletin:
         """Replace fields of the report."""
         self.report = self.report.model_copy(update=changes)
 
-    def tell_policy(self, **versions: str) -> None:
+    def set_policy(self, **versions: str) -> None:
         """Replace ``trained`` or ``serving``."""
         self.update(policy=self.report.policy.model_copy(update=versions))
 
@@ -56,26 +56,26 @@ class RequireKey:
         await self.app(scope, receive, send)
 
 
-def application(bulletin: Bulletin, key: str) -> Starlette:
+def application(publisher: StatusPublisher, key: str) -> Starlette:
     """The ASGI application."""
 
     async def health(request: Request) -> Response:
         return JSONResponse({"healthy": True})
 
     async def status(request: Request) -> Response:
-        return Response(bulletin.report.model_dump_json(by_alias=True), media_type="application/json")
+        return Response(publisher.report.model_dump_json(by_alias=True), media_type="application/json")
 
     async def adapter(request: Request) -> Response:
-        store, params = bulletin.adapters, request.path_params
+        store, params = publisher.adapters, request.path_params
         path = store.path(params["name"], params["file"]) if store else None
         return FileResponse(path) if path else JSONResponse({"error": "no such adapter"}, status_code=404)
 
     async def base(request: Request) -> Response:
-        if not bulletin.exports_base:
+        if not publisher.exports_base:
             return JSONResponse({"error": "this job serves model.base as it is"}, status_code=404)
-        if bulletin.base is None:
+        if publisher.base is None:
             return JSONResponse({"error": "the warm start is still training"}, status_code=503)
-        listed = {path.name: path for path in bulletin.base.iterdir()}
+        listed = {path.name: path for path in publisher.base.iterdir()}
         path = listed.get(request.path_params["file"])
         return FileResponse(path) if path else JSONResponse({"error": f"no such file; see {MANIFEST}"}, 404)
 

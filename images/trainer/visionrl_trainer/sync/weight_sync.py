@@ -14,21 +14,23 @@ from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
 from visionrl_trainer.sync import canary
 from visionrl_trainer.sync.publish import AdapterStore
-from visionrl_trainer.sync.service import Bulletin
+from visionrl_trainer.sync.service import StatusPublisher
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 
 
-class Serving:
+class WeightSync:
     """The versions of a policy at the inference server."""
 
-    def __init__(self, store: AdapterStore, inference: httpx.AsyncClient, spec: JobSpec, bulletin: Bulletin) -> None:
-        self.store, self.inference, self.spec, self.bulletin = store, inference, spec, bulletin
-        bulletin.adapters = store
+    def __init__(
+        self, store: AdapterStore, inference: httpx.AsyncClient, spec: JobSpec, publisher: StatusPublisher
+    ) -> None:
+        self.store, self.inference, self.spec, self.publisher = store, inference, spec, publisher
+        publisher.adapters = store
 
-    async def bring(self, policy: Policy, number: int) -> float:
+    async def push(self, policy: Policy, number: int) -> float:
         """Publish the policy as version ``number``, unless it is, and return when the server answers as it.
 
         Returns the seconds this took. A server that is away is waited for. Raises
@@ -38,9 +40,9 @@ class Serving:
         started = time.monotonic()
         name = await compute(self.store.publish, policy, number)
         self.store.prune(keep=2 + self.spec.training.max_staleness)
-        self.bulletin.tell_policy(trained=name)
+        self.publisher.set_policy(trained=name)
         await self._prove(policy, name)
-        self.bulletin.tell_policy(serving=name)
+        self.publisher.set_policy(serving=name)
         return time.monotonic() - started
 
     async def _prove(self, policy: Policy, name: str) -> None:
@@ -53,6 +55,6 @@ class Serving:
             except httpx.HTTPError as error:
                 if time.monotonic() > deadline:
                     raise ConnectionError(f"the inference server did not serve {name}: {error}") from error
-                self.bulletin.update(phase="WaitingForInference", message=f"waiting for inference: {error}")
+                self.publisher.update(phase="WaitingForInference", message=f"waiting for inference: {error}")
                 await asyncio.sleep(POLL_SECONDS)
         logger.info("%s serves: differs by %.1e, moves the base by %.1e", name, found.max_difference, found.moved)
