@@ -1,0 +1,88 @@
+"""The real model's width, vocabulary and prompt through vLLM and the trainer, in bfloat16, before a GPU sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from safetensors import safe_open
+
+from tests.support.true_width import build_true_width
+from visionrl_trainer.model.policy import ALL_LINEAR
+
+pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
+
+VISUAL_TOKENS = 81
+"""Of a 288 px frame: 9 × 9 cells of 32 px."""
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one iteration: two episodes of two turns, the built-in prompt, the tool."""
+    folder = tmp_path_factory.mktemp("true-width")
+    model = build_true_width(folder / "model", layers=LAYERS)
+    document = {
+        "apiVersion": "visionrl.dev/v1alpha1",
+        "kind": "VisionRLJob",
+        "metadata": {"name": "true-width"},
+        "spec": {
+            "algorithm": {"loss": "gspo", "advantage": "outcome"},
+            "model": {"base": str(model), "dtype": "bfloat16", "supportsVision": True, "lora": {"r": 16, "alpha": 32}},
+            "inference": {"vllm": {"maxModelLen": 4096, "maxNumSeqs": 4, "limitMmPerPrompt": {"image": 1}}},
+            "rollout": {
+                "maxConcurrent": 2,
+                "envConfig": {"imageSize": 288},
+                "policyConfig": {"temperature": 0.6, "maxTokens": 24, "maxLlmCalls": 2},
+            },
+            # An untrained model answers nonsense: every decision is invalid, and that must not end the run.
+            "training": {
+                "iterations": 1,
+                "groupsPerIteration": 1,
+                "groupSize": 2,
+                "microBatchSize": 2,
+                "guards": {"maxInvalidRate": None},
+            },
+            "evaluation": {"episodes": 0},
+        },
+    }
+    file = folder / "job.yaml"
+    with file.open("w") as stream:
+        YAML().dump(document, stream)
+    program = Path(sys.executable).with_name("visionrl")
+    done = subprocess.run(
+        [program, "run", file, "--runs", folder / "runs"], capture_output=True, text=True, timeout=3600, check=False
+    )
+    logs = "\n".join(log.read_text(errors="replace")[-3000:] for log in folder.glob("runs/*/logs/*.log"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    return folder / "runs" / "true-width"
+
+
+def test_serving_and_training_agree_on_what_was_sampled(run: Path) -> None:
+    [record] = records(run)
+    assert record["episodes"] == 2
+    assert record["turns"] == 4
+    assert 0 <= record["mismatch_kl"] < 0.01
+
+
+def test_the_last_policy_is_served_and_proven(run: Path) -> None:
+    policy = json.loads((run / "status.json").read_text())["policy"]
+    assert policy["serving"] == policy["trained"]
+    assert policy["trained"].startswith("true-width-v000001")
+
+
+def test_the_adapter_has_every_linear_layer(run: Path) -> None:
+    newest = max((run / "adapters").iterdir())
+    with safe_open(newest / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert len(names) == LAYERS * len(ALL_LINEAR) * 2
+    assert {kind for kind in ALL_LINEAR if any(f".{kind}.lora_B" in name for name in names)} == set(ALL_LINEAR)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
