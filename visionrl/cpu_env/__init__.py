@@ -1,11 +1,12 @@
-"""The one repair that a CPU-only environment needs, in one place.
+"""The one repair that the CPU build of torch needs, in one place.
 
 PyPI's torchvision is linked against CUDA: beside the CPU build of torch its C++ extension does not load, and
 ``import torchvision`` dies with "operator torchvision::nms does not exist". transformers' Qwen3-VL processor wants
 torchvision, so it cannot be left out. Only two operators have to be *declared*; nothing on the Qwen3-VL path calls
 them. ``python -m visionrl.cpu_env`` writes a ``.pth`` file into this environment's site-packages that imports this
-module at interpreter start, so that every process of the environment (vLLM's workers too) is repaired alike. The
-hook does nothing until torchvision is imported, and nothing where the extension loads.
+package at interpreter start, so that every process of the environment (vLLM's workers too) is repaired alike. The
+hook does nothing until torchvision is imported, and nothing where the extension loads: beside PyPI's own torch, which
+is built for CUDA and runs without a GPU, too.
 """
 
 from __future__ import annotations
@@ -70,7 +71,3 @@ def install(site_packages: Path | None = None) -> Path:
     target = (site_packages or Path(sysconfig.get_path("purelib"))) / PTH_NAME
     target.write_text("import visionrl.cpu_env; visionrl.cpu_env.activate()\n")
     return target
-
-
-if __name__ == "__main__":
-    print(f"wrote {install()}")
