@@ -93,5 +93,10 @@ check: setup ## Formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: setup ## What game, task app and inference server reach here (the operator's, on a cluster: docs/operator.md)
+	$(BIN)/python -m tests.bench.env
+	$(BIN)/python -m tests.bench.taskapp
+	$(BIN)/python -m tests.bench.inference
+
 clean: ## Remove the environment and what tests leave behind (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Stands for `python3`: logs what it is asked for, and "makes" environments whose programs log as well.
 PROGRAM = """#!/bin/sh
@@ -93,3 +94,10 @@ def test_a_missing_prerequisite_ends_setup_before_anything_is_made(tmp_path: Pat
     for fix in ("Linux on x86-64", "set PYTHON=", "apt-get install python3-venv", "apt-get install libnuma1"):
         assert fix in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("target", re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
+def test_every_target_that_make_names_has_something_to_do(target: str, tmp_path: Path) -> None:
+    done = make("--dry-run", target, f"VENV={tmp_path / 'venv'}")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" not in done.stdout
