@@ -1,1 +1,1 @@
-"""What every part of VisionRL shares: the job, its status, the rollout contract, the command line."""
+"""The contracts that all components share: the job, its status, the rollout API, adapters, data formats."""

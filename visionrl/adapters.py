@@ -96,7 +96,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str | bytes) -> Manifest:
-        """Raises :class:`ManifestError` for anything that is no manifest."""
+        """Raises :class:`ManifestError` for anything else."""
         if len(text) > MAX_MANIFEST_BYTES:
             raise ManifestError(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
         try:
@@ -110,7 +110,7 @@ class Manifest:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Manifest:
-        """What lies in a folder, but for its own ``manifest.json``."""
+        """The files of a folder, except its own ``manifest.json``."""
         paths = (path for path in folder.iterdir() if path.name != MANIFEST)
         return cls({path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths})
 

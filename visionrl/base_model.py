@@ -1,4 +1,4 @@
-"""The base model as every part finds it: a model of the hub, a path, or the tiny recipe."""
+"""The base model as every component finds it: a model of the hub, a path, or the tiny recipe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from visionrl.job import Job, PolicyModel, TinyModel
 
 
 class ModelError(ConfigurationError):
-    """The job's base model cannot be had, and trying again will not change that."""
+    """The job's base model cannot be had, and a retry will not change that."""
 
 
 def locate_base(job: Job, cache: Path) -> Path:
     """The directory of the model that ``spec.model`` names, built or downloaded into ``cache`` where it must be.
 
-    Raises :class:`ModelError`; the hub's network errors (``OSError``) are worth another try.
+    Raises :class:`ModelError`; the hub's network errors (``OSError``) may be retried.
     """
     model = job.spec.model
     if model.base == "tiny":
@@ -40,7 +40,7 @@ def _at_path(path: Path) -> Path:
     if not path.is_dir():
         raise ModelError(f"spec.model.base: no directory {path} on this machine")
     if not (path / "config.json").is_file():
-        raise ModelError(f"spec.model.base: {path} has no config.json, so it is no model directory")
+        raise ModelError(f"spec.model.base: {path} has no config.json, so it is not a model directory")
     return path
 
 

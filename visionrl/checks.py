@@ -1,4 +1,4 @@
-"""Rules of a job that span several fields: what contradicts itself, and what is likely not meant.
+"""Rules of a job that span several fields: what contradicts itself, and what is probably not meant.
 
 The operator runs the same checks on every object that it sees, so an API server without CEL validation loses
 nothing.
@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from visionrl.job import API_GROUP, FIRST_TRAINING_SEED, JobSpec
 
-# What a pod patch may not touch: the parts are found and configured by these.
+# Labels, annotations and variables by which components are found and configured: a pod patch may not set them.
 RESERVED_ENV = "VISIONRL_"
 RESERVED_DOMAINS = (API_GROUP, "app.kubernetes.io", "kueue.x-k8s.io")
 
@@ -105,7 +105,7 @@ def _algorithm(spec: JobSpec) -> Iterator[Problem]:
     if spec.algorithm.type == "rl" and spec.training.group_size < 2:
         yield Problem(
             "spec.training.groupSize",
-            "must be at least 2: advantages compare the episodes of a group, one episode has nothing to learn from",
+            "must be at least 2: an advantage compares an episode with the others of its group",
         )
     if spec.algorithm.advantage == "outcome" and spec.algorithm.gamma != 1:
         yield Problem("spec.algorithm.gamma", "has no effect with advantage outcome; remove it or use advantage turn")
@@ -144,7 +144,7 @@ def _vision(spec: JobSpec) -> Iterator[Problem]:
     if uses_vision(spec) and images < policy.segment_turns:
         yield Problem(
             "spec.inference.vllm.limitMmPerPrompt.image",
-            f"must be at least {policy.segment_turns}: the policy sends that many frames a prompt (segmentTurns)",
+            f"must be at least {policy.segment_turns}: the policy sends that many frames per prompt (segmentTurns)",
         )
     if spec.model.base == "tiny":
         merge = spec.model.tiny.spatial_merge_size if spec.model.tiny else 1
@@ -233,8 +233,8 @@ def _operations(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _overrides(spec: JobSpec) -> Iterator[Problem]:
-    for part in ("task_app", "inference", "trainer"):
-        patch, path = getattr(spec.overrides, part), f"spec.overrides.{to_camel(part)}"
+    for component in ("task_app", "inference", "trainer"):
+        patch, path = getattr(spec.overrides, component), f"spec.overrides.{to_camel(component)}"
         for index, variable in enumerate(patch.env):
             if variable.name.startswith(RESERVED_ENV):
                 yield Problem(f"{path}.env[{index}].name", f"{variable.name} is set by the operator")

@@ -1,4 +1,4 @@
-"""What a part of a job is told by its environment variables (docs/architecture.md, *What a container gets*)."""
+"""What a component reads from its environment variables (docs/architecture.md, *What a container gets*)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from visionrl.versions import validate_known
 logger = logging.getLogger(__name__)
 
 EXIT_CONFIGURATION = 2
-"""The configuration cannot work: a retry would fail alike."""
+"""The configuration cannot work: a retry would fail in the same way."""
 
 
 class ConfigurationError(Exception):
@@ -28,7 +28,7 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True)
 class ComponentContext:
-    """One running part and where the others are."""
+    """A running component and the addresses of the others."""
 
     variables: Mapping[str, str]
 
@@ -97,8 +97,8 @@ class ComponentContext:
 def read_job(path: Path) -> Job:
     """The resolved job (JSON). Raises :class:`ConfigurationError`.
 
-    Fields that this part does not know are left out with a warning: the operator that wrote the file may be newer than
-    the part's image, and is, once it was upgraded, for every job that runs.
+    Fields that this component does not know are left out with a warning: the operator that wrote the file may be newer
+    than the component's image. After an upgrade it is, for every running job.
     """
     try:
         job, unknown = validate_known(Job, json.loads(path.read_bytes()))
@@ -116,5 +116,5 @@ def read_job(path: Path) -> Job:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    """The trainer reads its job again at every iteration."""
+    """The trainer reads its job again in every iteration."""
     logger.warning("%s", message)

@@ -23,7 +23,7 @@ def sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step; its folder is made where it is missing."""
+    """Replace a file in one step; its folder is created if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")

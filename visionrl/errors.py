@@ -1,4 +1,4 @@
-"""What went wrong, where several things ran at once."""
+"""Errors of tasks that ran at the same time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The identity of an image: how frames are hashed, and how a PNG becomes the frame it was.
+"""The identity of an image: how frames are hashed and decoded.
 
-The task app says which image a decision saw by its hash; inference and trainer decode what they were sent
-and hash it again, so a policy is never trained on other pixels than it acted on.
+The task app names each image of a decision by its hash. Inference and trainer decode the images they get and hash
+them again, so a policy is never trained on other pixels than those it acted on.
 """
 
 from __future__ import annotations

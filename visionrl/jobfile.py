@@ -110,8 +110,8 @@ def problems(
 def dotted(location: Location) -> str:
     """("spec", "rules", 0, "action") → "spec.rules[0].action"."""
     text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    for key in location:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text
 
 
@@ -124,11 +124,11 @@ def _unknown_key(name: str, known: Iterable[str]) -> str:
 
 def _fields_at(model: type[BaseModel], location: Location, by_alias: bool) -> list[str]:
     """Keys that the model at this place of the document knows."""
-    for part in location:
-        if isinstance(part, int):
+    for key in location:
+        if isinstance(key, int):
             continue
         for name, field in model.model_fields.items():
-            if part in (field.alias, name):
+            if key in (field.alias, name):
                 nested = _nested_model(field.annotation)
                 if nested is None:
                     return []

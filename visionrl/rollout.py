@@ -1,7 +1,7 @@
 """The rollout contract: what a client asks of the task app, and the trajectory that it gets.
 
-Field names follow the reference system's HTTP API (snake_case), so that its clients work; what training needs
-beyond it (exact token ids, logprobs, image hashes, the serving adapter) is on every :class:`Decision`.
+Field names follow the reference system's HTTP API (snake_case), so that its clients work. What training needs in
+addition (exact token ids, logprobs, image hashes, the serving adapter) is on every :class:`Decision`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ PolicyName = Literal["crafter-react", "crafter-scripted", "crafter-random", "cra
 MODEL_POLICY: Literal["crafter-react"] = "crafter-react"
 """A model behind an inference server."""
 SCRIPTED_POLICY: Literal["crafter-scripted"] = "crafter-scripted"
-"""The teacher: reads the simulator's visible window, never offered to a model."""
+"""The teacher: reads the simulator's visible window, which no model gets."""
 RANDOM_POLICY: Literal["crafter-random"] = "crafter-random"
-"""All actions alike."""
+"""Uniformly random actions."""
 BLIND_POLICY: Literal["crafter-blind"] = "crafter-blind"
-"""The best distribution over actions that never looks."""
+"""The best distribution over actions that does not depend on the observation."""
 
 Seed = Annotated[int, Field(ge=0, le=2**53)]
 RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:/-]+$")]
@@ -36,7 +36,7 @@ class Wire(BaseModel):
 
 
 class PolicyConfig(PolicySettings):
-    """The job's policy settings plus where the model is and how this call samples."""
+    """The job's policy settings, the model's address, and settings of this call."""
 
     model: str = ""
     """Model or adapter name for the inference server; empty only for policies without a model."""
@@ -47,13 +47,13 @@ class PolicyConfig(PolicySettings):
     banned_token_ids: list[int] = Field(default_factory=list)
     """Tokens that must not be sampled (`logit_bias` −100), such as image placeholders."""
     top_k: int | None = None
-    """Candidates a token; empty means all."""
+    """Number of candidates per token; empty means all."""
     image_control: Literal["none", "grey", "shuffled"] = "none"
     """Control experiment: `grey` sends a grey frame, `shuffled` the frame of another episode."""
     perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Scripted policy only: mean share of turns whose executed actions are random."""
     tool_choice: Literal["auto", "required"] = "auto"
-    """`required` enforces a call by grammar, which masks the logprobs: never for training."""
+    """`required` enforces a tool call by grammar, which changes the logprobs: not for training."""
 
 
 class EnvSpec(Wire):
@@ -75,7 +75,7 @@ class Record(Wire):
     logprobs: bool = False
     """Token ids and logprobs on every decision (asks the server for them)."""
     images: bool = False
-    """The frames, once an episode, by hash."""
+    """The frames of the episode, each once, by hash."""
     messages: bool = False
     """The prompt of every decision, images as `{"type": "image", "sha256": …}`."""
     return_trace: bool = False
@@ -90,7 +90,7 @@ class Safety(Wire):
 
 
 class RolloutRequest(Wire):
-    """Play one episode. A repeated `run_id` with the same request answers with the same episode."""
+    """Play one episode. A repeated `run_id` with the same request returns the same episode."""
 
     run_id: RunId
     mode: Literal["rl", "eval"]
@@ -112,7 +112,7 @@ AbortReason = Literal["turn_timeout", "inference_error", "max_time", "max_ops", 
 
 
 class RewardSplit(Wire):
-    """Where a decision's reward comes from."""
+    """A decision's reward by source."""
 
     event: float
     """Number of achievements unlocked for the first time."""
@@ -143,7 +143,7 @@ class ToolCall(Wire):
 
 
 class Decision(Wire):
-    """One turn: the prompt as the model saw it, its answer, and what came of it."""
+    """One turn: the prompt as the model saw it, its answer, and the result."""
 
     index: NonNegativeInt
     images: list[str]
@@ -156,7 +156,7 @@ class Decision(Wire):
     error: str | None = None
     """Why the answer was not valid."""
     actions: list[str]
-    """Actions that were executed (fewer than asked when the episode ended)."""
+    """Executed actions (fewer than requested when the episode ended)."""
     unlocked: list[str]
     """Achievements unlocked for the first time."""
     reward: RewardSplit

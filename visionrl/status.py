@@ -1,4 +1,4 @@
-"""What a job reports: the status subresource, and the trainer's own report that feeds it."""
+"""The status of a job, and the trainer's report that it is made from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Condition(Model):
     type: ConditionType
     """What it is about."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether it is true."""
     reason: str
     """CamelCase word."""
     message: str = ""
@@ -35,7 +35,7 @@ class Condition(Model):
     last_transition_time: str
     """RFC 3339, UTC; changes with `status` only."""
     observed_generation: int = 0
-    """Generation of the job that it was found for."""
+    """Generation of the job that it describes."""
 
 
 class Score(Model):
@@ -52,7 +52,7 @@ class Score(Model):
 
 
 class EvaluationProgress(Model):
-    """Unique achievements an episode on the held-out seeds."""
+    """Unique achievements per episode on the held-out seeds."""
 
     before: Score | None = None
     latest: Score | None = None
@@ -61,7 +61,7 @@ class EvaluationProgress(Model):
 
 
 class Progress(Model):
-    """How far training is."""
+    """Progress of training."""
 
     iteration: NonNegativeInt = 0
     """Iterations completed."""
@@ -70,7 +70,7 @@ class Progress(Model):
     episodes: NonNegativeInt = 0
     """Training episodes completed."""
     episodes_per_minute: float | None = None
-    """Training episodes a minute, lately."""
+    """Training episodes per minute, recently."""
     reward: float | None = None
     """Mean return of the last iteration's episodes."""
     evaluation: EvaluationProgress = EvaluationProgress()
@@ -85,17 +85,17 @@ class Progress(Model):
     ratio_max: float | None = None
     """Largest such ratio."""
     advantage_std: float | None = None
-    """Standard deviation of the last batch's advantages; 0 where there was nothing to learn."""
+    """Standard deviation of the last batch's advantages; 0 where there was no learning signal."""
     zero_variance_groups: int | None = None
-    """Groups of the last batch whose episodes all earned the same, which teach nothing."""
+    """Groups of the last batch whose episodes all have the same return, and so no learning signal."""
     invalid_rate: float | None = None
-    """Share of the last batch's answers without a usable tool call."""
+    """Share of the last batch's answers without a valid tool call."""
     grad_norm: float | None = None
     """Largest gradient norm of the last updates, before clipping."""
     staleness: int | None = None
-    """Versions that the last batch lagged behind."""
+    """Policy versions that the last batch lagged behind."""
     sync_seconds: float | None = None
-    """Publishing and first serving of the last adapter."""
+    """Seconds from publishing the last adapter to its first use by inference."""
     eta: str | None = None
     """Expected completion, RFC 3339."""
 
@@ -125,7 +125,7 @@ class TrainerReport(Model):
 
 
 class Attempt(Model):
-    """One run of the trainer."""
+    """One life of the trainer."""
 
     number: NonNegativeInt
     """Counts from 0."""
@@ -140,14 +140,14 @@ class Attempt(Model):
 
 
 class ComponentStatus(Model):
-    """One part."""
+    """The state of one component."""
 
     name: Component
-    """Which part."""
+    """Which component."""
     ready: bool
-    """Whether it does its work."""
+    """Whether it is ready."""
     restarts: NonNegativeInt = 0
-    """Times that its container was started again."""
+    """How often its container was restarted."""
     node: str | None = None
     """Node of its pod."""
     message: str = ""
@@ -158,13 +158,13 @@ class JobStatus(Model):
     """The status subresource."""
 
     observed_generation: int = 0
-    """Generation of the job that this status tells of."""
+    """Generation of the job that this status describes."""
     phase: Phase = "Pending"
-    """Derived from the conditions; nothing is driven by it."""
+    """Derived from the conditions; nothing depends on it."""
     reason: str = ""
-    """Why the job is where it is, in one line."""
+    """Why the job is in this state, in one line."""
     conditions: list[Condition] = Field(default_factory=list)
-    """One of each type, in the order in which a job passes them."""
+    """One of each type, in the order in which a job reaches them."""
     attempt: NonNegativeInt = 0
     """Current attempt; children of older ones are deleted before it starts."""
     restarts: NonNegativeInt = 0
@@ -178,9 +178,9 @@ class JobStatus(Model):
     active_seconds: NonNegativeInt = 0
     """Time not suspended, up to `active_since`."""
     active_since: str | None = None
-    """Start of the current unsuspended stretch."""
+    """Start of the current unsuspended period."""
     components: list[ComponentStatus] = Field(default_factory=list)
-    """The three parts."""
+    """The three components."""
     progress: Progress = Progress()
     policy: PolicyVersions = PolicyVersions()
 

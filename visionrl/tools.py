@@ -1,7 +1,7 @@
 """The one tool of the policy: its name, its schema, and the text of a call.
 
-The task app offers the schema and reads calls, the teacher's labels and the tiny model's tokenizer write them: all
-take the format from here. The text is the Hermes form that Qwen3-VL emits and vLLM's ``hermes`` parser reads.
+The task app sends the schema and parses calls; the teacher's labels and the tiny model's tokenizer write them. All
+use the format defined here. The text is the Hermes form that Qwen3-VL emits and vLLM's ``hermes`` parser reads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents that another version of this code wrote: its fields need not all be known here."""
+"""Documents that another version of this code wrote, with fields that this one does not know."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ One file describes a job: the model, the environment, the training. The same fil
 
 EXAMPLES = """examples:
   visionrl validate configs/*.yaml               check files, every problem with its line
-  visionrl run configs/crafter-tiny.yaml         train on this machine; again to go on after Ctrl-C
+  visionrl run configs/crafter-tiny.yaml         train on this machine; repeat it to resume after Ctrl-C
   visionrl train --config job.yaml --data data/train.jsonl   supervised training alone
   visionrl eval --run runs/crafter-tiny --seeds 0-299   score what was trained
   visionrl render configs/crafter-tiny.yaml      print the Kubernetes objects that the operator makes
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output, such as head, has seen enough. What Python flushes at its end goes nowhere.
+        # The reader of our output, such as head, closed the pipe. Python's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return code

@@ -12,18 +12,18 @@ from visionrl_cli.extras import needed_packages
 from visionrl_cli.seeds import parse_seeds
 
 HELP = "play a policy on seeds and report scores"
-DESCRIPTION = """Play one episode a seed and report unique achievements with a 95 % bootstrap interval.
+DESCRIPTION = """Play one episode per seed and report unique achievements with a 95 % bootstrap interval.
 
-What plays is one of: a policy without a model (--policy), a model behind any OpenAI-compatible server (--model with
+The policy is one of: a policy without a model (--policy), a model behind any OpenAI-compatible server (--model with
 --inference-url; its key from VISIONRL_POLICY_API_KEY), or a local run of visionrl run that is finished or stopped
 (--run: its newest checkpoint, another --version, or the --base model), whose inference server is started here. The
 task app is started here, too, unless --task-app names one. Ctrl-C ends everything that was started.
 
-Environment and policy settings come from --config, else from the run, else they are a job file's defaults; the flags
-go before. Compare on the same seeds, 300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
+Environment and policy settings come from --config, else from the run, else they are a job file's defaults; flags take
+precedence. Compare on the same seeds, 300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
 
-Policies without a model are the bars to clear: crafter-random, crafter-blind (the best distribution over actions that
-never looks) and crafter-scripted (the teacher).
+Policies without a model are baselines: crafter-random, crafter-blind (the best distribution over actions that does
+not depend on the observation) and crafter-scripted (the teacher).
 """
 EXAMPLES = """examples:
   visionrl eval --policy crafter-blind --config configs/crafter-tiny.yaml --seeds 0-299
@@ -36,7 +36,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    player = parser.add_argument_group("what plays").add_mutually_exclusive_group(required=True)
+    player = parser.add_argument_group("policy").add_mutually_exclusive_group(required=True)
     names = [name for name in get_args(PolicyName) if name != MODEL_POLICY]
     player.add_argument("--policy", choices=names, help="a policy without a model")
     player.add_argument("--model", metavar="NAME", help="a model at --inference-url")
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     game = parser.add_argument_group("settings")
     game.add_argument("--config", metavar="JOBFILE", type=Path, help="environment, policy settings and seeds")
     game.add_argument("--seeds", metavar="SEEDS", type=_seeds, help="such as 0-299 or 0,1,2 (default: the config's)")
-    game.add_argument("--turns", metavar="N", type=_positive, help="decisions of an episode")
+    game.add_argument("--turns", metavar="N", type=_positive, help="largest number of turns in an episode")
     game.add_argument("--temperature", metavar="T", type=float, help="sampling temperature")
     game.add_argument("--concurrency", metavar="N", type=_positive, help="episodes in flight")
     game.add_argument(
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        help="write results as JSON; an evaluation that was interrupted goes on when repeated",
+        help="write results as JSON; repeat the command to resume an interrupted evaluation",
     )
     results.add_argument("--against", metavar="FILE", type=Path, help="compare with these results, paired by seed")
     results.add_argument("--json", action="store_true", help="print the results as one JSON document")
@@ -110,7 +110,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -118,7 +118,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"a JSON object is needed, not {type(value).__name__}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object, found {type(value).__name__}")
     return value

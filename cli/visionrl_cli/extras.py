@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needed_packages(command: str, extras: str = "operator") -> Iterator[None]:
-    """Around the imports of a command that needs the code of other parts: ends the command with what to install."""
+    """For the imports of a command: where a package is missing, end the command and say what to install."""
     try:
         yield
     except ModuleNotFoundError as error:

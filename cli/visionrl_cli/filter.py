@@ -17,14 +17,14 @@ from visionrl.data.filter import filter_traces
 from visionrl.data.stats import Stats, as_json, table_rows
 from visionrl_cli.flags import add_fields, given
 
-HELP = "make supervised data of traces"
-DESCRIPTION = """Make supervised data of traces: choose episodes and decisions, split them by environment seed, write
-one line a decision with messages, tools and metadata.
+HELP = "make supervised data from traces"
+DESCRIPTION = """Make supervised data from traces: choose episodes and decisions, split them by environment seed, and
+write one line per decision with messages, tools and metadata.
 
-Traces are what the task app keeps: runs/<job>/traces.db, or DIR/traces.db of visionrl eval --trace-db DIR. A line's
-answer is the teacher's label where the trace has one, else what the model said. Settings come from --config (see
-configs/filter_vision_sft.toml) and from flags, which go before. The same traces and settings give the same files; they
-take their places when all of them are whole.
+The task app writes traces: runs/<job>/traces.db, or DIR/traces.db of visionrl eval --trace-db DIR. A line's
+answer is the teacher's label where the trace has one, else the model's answer. Settings come from --config (see
+configs/filter_vision_sft.toml) and from flags, which take precedence. The same traces and settings give the same files;
+they are moved into place when all of them are complete.
 """
 EXAMPLES = """examples:
   visionrl filter --config configs/filter_vision_sft.toml
@@ -35,7 +35,9 @@ LISTED_APART = ("input_db", "output_dir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("traces", metavar="TRACES.DB", nargs="*", help="traces to read, before the config's input_db")
+    parser.add_argument(
+        "traces", metavar="TRACES.DB", nargs="*", help="traces to read; take precedence over the config's input_db"
+    )
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings (TOML)")
     parser.add_argument("--output-dir", metavar="DIR", help=SECTIONS["filter"].model_fields["output_dir"].description)
     parser.add_argument("--json", action="store_true", help="print what was kept and dropped as JSON")
@@ -75,7 +77,7 @@ def _config(options: argparse.Namespace) -> FilterConfig:
 
 
 def _progress(quiet: bool) -> Any:
-    """A bar on a terminal, a line every thousand episodes elsewhere; a function of (done, total)."""
+    """A function of (done, total): a bar on a terminal, a line every thousand episodes elsewhere."""
     console = Console(stderr=True, highlight=False)
     if quiet or not console.is_terminal:
         return lambda done, total: _say(f"{done}/{total} episodes read") if done % 1000 == 0 else None

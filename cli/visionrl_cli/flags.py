@@ -1,4 +1,4 @@
-"""Flags from the fields of a settings model: one place says name, type, default and meaning."""
+"""Flags from the fields of a settings model, which defines name, type, default and help text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Adds(Protocol):
 
 
 def add_fields(parser: _Adds, model: type[BaseModel], names: Iterable[str], section: str) -> None:
-    """A flag for each of the fields, ``--batch-size`` for ``batch_size``; what is given is at ``section.name``."""
+    """A flag for each of the fields, ``--batch-size`` for ``batch_size``; its value is stored as ``section.name``."""
     for name in names:
         field = model.model_fields[name]
         default = "" if field.default in (None, PydanticUndefined) else f" (default: {field.default})"
@@ -31,7 +31,7 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _form(annotation: Any) -> dict[str, Any]:
-    """How a flag of this type is read."""
+    """How a flag of this type is parsed."""
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
     if get_origin(annotation) in (Union, types.UnionType):

@@ -15,10 +15,10 @@ from visionrl.jobfile import JobFileError, load_job
 from visionrl_cli.extras import needed_packages
 
 HELP = "print the Kubernetes objects of a job"
-DESCRIPTION = """Print every object that the operator makes for a job, in the order in which it makes them.
+DESCRIPTION = """Print every object that the operator creates for a job, in the order of creation.
 
-The key in the Secret is masked, the owner's uid is a placeholder: this is for reading and comparing. In a cluster,
-apply the job file itself.
+The key in the Secret is masked and the owner's uid is a placeholder: the output is for reading and comparing. In a
+cluster, apply the job file itself.
 """
 EXAMPLES = """examples:
   visionrl render job.yaml | less
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 """
 
 NO_UID = "00000000-0000-0000-0000-000000000000"
-MASK = "masked"  # stands where the operator would put a random key
+MASK = "masked"  # in place of the operator's random key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def rendered(file: Path, namespace: str | None) -> list[dict[str, Any]]:
 
 
 def _with_blocks(value: Any) -> Any:
-    """Texts of several lines as literal blocks."""
+    """Multi-line strings as literal blocks."""
     if isinstance(value, dict):
         return {key: _with_blocks(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -8,20 +8,20 @@ from pathlib import Path
 from visionrl_cli.extras import needed_packages
 
 HELP = "run a job on this machine"
-DESCRIPTION = """Run a job on this machine: task app, inference server and trainer as processes.
+DESCRIPTION = """Run a job on this machine: task app, inference and trainer as processes.
 
-What the operator would make pods from runs here with the same commands, environments and probes. Everything that a
-run makes lies in RUNS/<job>/: logs/, metrics.jsonl, checkpoints/, adapters/, summary.json, reward.png, status.json.
+The containers of the operator's pods run here as processes, with the same commands, environments and probes. All
+files of a run are in RUNS/<job>/: logs/, metrics.jsonl, checkpoints/, adapters/, summary.json, reward.png, status.json.
 
-Ctrl-C ends all parts in order; the same command goes on from the last checkpoint. While a job runs,
+Ctrl-C stops all components in order; the same command resumes from the last checkpoint. While a job runs,
 training.iterations, evaluation, lifecycle, failurePolicy and suspend may be changed in the file. Exit code 0 when the
 job is complete, 1 when it failed, 130 after Ctrl-C.
 """
 EXAMPLES = """examples:
   visionrl run configs/crafter-tiny.yaml
   visionrl run --fresh configs/crafter-tiny.yaml         start over
-  visionrl run --json job.yaml | jq -r .status.phase     one event a line
-  visionrl run --port 9000 job.yaml                      parts on 9000, 9001, 9002
+  visionrl run --json job.yaml | jq -r .status.phase     one event per line
+  visionrl run --port 9000 job.yaml                      components on 9000, 9001, 9002
 """
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="run folders (default: runs)")
     parser.add_argument("--port", metavar="BASE", type=_port, help="first of three ports (default: free ones)")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")
-    parser.add_argument("--json", action="store_true", help="print one JSON event a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON event per line")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -44,5 +44,5 @@ def command(options: argparse.Namespace) -> int:
 def _port(text: str) -> int:
     port = int(text)
     if not 1 <= port <= 65533:
-        raise argparse.ArgumentTypeError("must lie between 1 and 65533")
+        raise argparse.ArgumentTypeError("must be between 1 and 65533")
     return port

@@ -31,7 +31,7 @@ def _listed(text: str) -> Iterator[int]:
     for item in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,16})(?:\s*-\s*([0-9]{1,16}))?\s*", item)
         if match is None:
-            raise ValueError(f"{item.strip()!r} is no seed and no range such as 0-299")
+            raise ValueError(f"{item.strip()!r} is neither a seed nor a range such as 0-299")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"the range {item.strip()} ends before it begins")
@@ -41,7 +41,7 @@ def _listed(text: str) -> Iterator[int]:
 
 
 def seeds_text(seeds: tuple[int, ...]) -> str:
-    """The shortest way to write them.
+    """The shortest notation.
 
     >>> seeds_text((0, 1, 2, 3, 7))
     '0-3,7'

@@ -11,18 +11,18 @@ from visionrl_cli.extras import needed_packages
 from visionrl_cli.flags import add_fields, given
 
 HELP = "supervised training on files"
-DESCRIPTION = """Supervised training on this machine, without server or task app: a model learns to answer as the lines
-of a file do, as visionrl filter writes them.
+DESCRIPTION = """Supervised training on this machine, without inference or task app: a model learns the answers in a
+file of examples, as visionrl filter writes it.
 
-Model, adapter and image size come from the job file; how it is trained comes from its training.warmStart and from the
-flags below, which go before. The loss is the negative log-likelihood of an answer, in nats per decision; with --val it
-is measured on held-out lines, too, ten times a training.
+Model, adapter and image size come from the job file; the training settings come from its training.warmStart and from
+the flags below, which take precedence. The loss is the negative log-likelihood of an answer, in nats per decision;
+with --val it is also measured on held-out lines, ten times per training.
 
 --trains all and language_model write a whole model to OUTPUT/model, for model.base of a job file or for vLLM;
---trains adapter writes a LoRA adapter below OUTPUT/adapters. Beside it lie metrics.jsonl, loss.png and summary.json.
+--trains adapter writes a LoRA adapter to OUTPUT/adapters. OUTPUT also has metrics.jsonl, loss.png and summary.json.
 
-Ctrl-C ends after the step at hand and keeps a checkpoint; the same command goes on from it, and ends with the weights
-that it would have had. Exit code 0 when it is complete, 1 when it failed, 130 after Ctrl-C.
+Ctrl-C stops after the current step and keeps a checkpoint; the same command resumes from it and ends with the same
+weights as without the interruption. Exit code 0 when it is complete, 1 when it failed, 130 after Ctrl-C.
 """
 EXAMPLES = """examples:
   visionrl filter traces.db --output-dir data
@@ -39,17 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--type", choices=("sft", "rl"), default="sft", help="sft; for reinforcement learning there is visionrl run"
     )
     parser.add_argument("--config", metavar="JOBFILE", type=Path, required=True, help="model, adapter, image size")
-    parser.add_argument("--data", metavar="FILE", type=Path, help="lines to learn (default: the job's)")
-    parser.add_argument("--val", metavar="FILE", type=Path, help="lines of the validation loss (default: the job's)")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where all of it goes (default: runs/<job>-sft)")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier training left there")
-    parser.add_argument("--json", action="store_true", help="print one JSON event a line")
+    parser.add_argument("--data", metavar="FILE", type=Path, help="training data (default: the job's)")
+    parser.add_argument("--val", metavar="FILE", type=Path, help="validation data (default: the job's)")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="output folder (default: runs/<job>-sft)")
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete the files of an earlier training there, and start over"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON event per line")
     add_fields(parser.add_argument_group(f"{SECTION} (the job file's unless given here)"), WarmStart, FLAGS, SECTION)
 
 
 def command(options: argparse.Namespace) -> int:
-    # Before torch is imported: threads that spin while they wait for one without a core make a step several times
-    # slower on a machine that does other things, too.
+    # Before torch is imported. On a machine that is also used otherwise, threads that wait in a busy loop for one
+    # without a core make a step several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with needed_packages("train", "operator,trainer"):
         from visionrl_cli.supervised.plan import TrainOptions

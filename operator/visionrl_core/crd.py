@@ -61,7 +61,7 @@ def crd(cel: bool = True) -> Schema:
     """The whole object. ``cel=False`` leaves the validation rules out, for API servers before 1.25; the operator
     checks the same on every object."""
     spec = schema_of(JobSpec, with_defaults=True)
-    spec["description"] = "What the user wants."
+    spec["description"] = "The desired state."
     status = schema_of(JobStatus, with_defaults=False)
     status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     status["properties"]["conditions"]["maxItems"] = 16

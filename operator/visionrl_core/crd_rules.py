@@ -1,5 +1,5 @@
 """CEL rules of the CRD: what cannot change once a job was accepted, and the contradictions of ``visionrl.checks`` that
-CEL can say. They only answer sooner: the operator checks all of it on every object.
+CEL can say. They only answer earlier: the operator runs all checks on every object.
 
 Sections with defaults are always present, because the API server fills defaults in before it evaluates rules; of
 other fields ``has`` is asked first.
@@ -31,7 +31,7 @@ CONTRADICTIONS = (
     (
         "self.algorithm.type != 'rl' || self.training.groupSize >= 2",
         "training.groupSize",
-        "must be at least 2: advantages compare the episodes of a group, one episode has nothing to learn from",
+        "must be at least 2: an advantage compares an episode with the others of its group",
     ),
     (
         "self.algorithm.advantage != 'outcome' || self.algorithm.gamma == 1.0",
@@ -197,8 +197,8 @@ def add(root: Schema) -> None:
     rules["x-kubernetes-validations"] = [FAILURE_RULE]
     for name in ("exitCodes", "reasons"):
         rules["properties"][name]["maxItems"] = MAX_ITEMS
-    for part in spec["properties"]["overrides"]["properties"].values():
-        variables = part["properties"]["env"]
+    for patch in spec["properties"]["overrides"]["properties"].values():
+        variables = patch["properties"]["env"]
         variables["maxItems"] = MAX_ITEMS
         name = variables["items"]["properties"]["name"]
         name |= {"maxLength": MAX_NAME, "x-kubernetes-validations": [RESERVED_NAME]}

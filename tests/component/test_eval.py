@@ -206,7 +206,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(config: Path,
     assert process.returncode == 130, errors
     assert family
     assert not psutil.wait_procs(family, timeout=10)[1], "Ctrl-C left processes"
-    assert f"of 80 episodes; the same command goes on from {partial}" in errors
+    assert f"of 80 episodes; the same command resumes from {partial}" in errors
     kept = partial.read_text().splitlines()[1:]
     again = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr

@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(job: Path, data:
     finally:
         process.kill()
     assert process.returncode == 130, errors.decode()
-    assert "of 120; the same command goes on from" in errors.decode()
+    assert "of 120; the same command resumes from" in errors.decode()
     assert (out / "checkpoint.pt").exists()
 
     changed = tmp_path / "other.jsonl"

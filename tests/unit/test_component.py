@@ -1,4 +1,4 @@
-"""What a part reads of its job."""
+"""What a component reads from its job."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Traces as training data: what ``visionrl filter`` does.
 
-It lies with the library and not with the trainer because it needs nothing but the standard library and pydantic: data
-can be prepared on a machine that trains nothing.
+It is part of the library and not of the trainer because it needs only the standard library and pydantic: data can be
+prepared on a machine without torch.
 """

@@ -1,4 +1,4 @@
-"""What is kept of the traces, and where it goes: the settings of ``visionrl filter``."""
+"""Which traces are kept, and where they are written: the settings of ``visionrl filter``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 
 class FilterError(Exception):
-    """What keeps data from being made; the message is for the user."""
+    """The data cannot be made; the message is for the user."""
 
 
 class Section(BaseModel):
@@ -37,7 +37,7 @@ class Selection(Section):
     min_achievements: Annotated[int, Field(ge=0)] = 0
     """Fewest unique achievements of an episode."""
     detect_loops: bool = False
-    """Drop episodes that go in circles, by the two bounds that follow."""
+    """Drop episodes that repeat themselves, by the two limits that follow."""
     max_repeated_actions: Annotated[int, Field(ge=1)] = 10
     """Most decisions in a row with the same actions."""
     min_unique_states: Annotated[int, Field(ge=1)] = 1
@@ -47,9 +47,9 @@ class Selection(Section):
     filter_timeouts: bool = True
     """Drop episodes that ran out of time."""
     export_format: Literal["sft_jsonl"] = "sft_jsonl"
-    """One JSON object a line: messages, tools, metadata."""
+    """One JSON object per line: messages, tools, metadata."""
     include_images: bool = True
-    """Write the frames; otherwise a message names them by their hash, which nothing can be trained on."""
+    """Write the frames; otherwise a message names them by their hash, and the data cannot be used for training."""
     include_metadata: bool = True
     """Write where each line comes from."""
 
@@ -64,20 +64,20 @@ class Examples(Section):
     shuffle: bool = True
     """Mix the lines, by the split's seed; otherwise they keep the order of the traces."""
     require_valid_tool_calls: bool = True
-    """Drop answers that are no usable tool call."""
+    """Drop answers that are not a valid tool call."""
     filter_empty_responses: bool = True
     """Drop answers without text."""
 
 
 class Split(Section):
-    """Training and validation. An environment seed is on one side alone, whatever was played on it."""
+    """Training and validation. All episodes of an environment seed are in the same one."""
 
     val: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the environment seeds that are for validation."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the split and of the order of lines."""
     stratify_by: Literal["achievements", "none"] = "achievements"
-    """Spread good and bad seeds evenly over both sides."""
+    """Distribute good and bad seeds evenly over training and validation."""
     train_file: FileName = "train.jsonl"
     """File name of the training data."""
     val_file: FileName = "val.jsonl"
@@ -88,11 +88,11 @@ class Output(Section):
     """What else is written."""
 
     images: Literal["inline", "files"] = "inline"
-    """`inline` writes frames as data URLs, `files` as images/<hash>.png beside the data, each one once."""
+    """`inline` writes frames as data URLs, `files` as images/<hash>.png beside the data, each frame once."""
     save_stats: bool = True
-    """Write what was kept, what was dropped and why."""
+    """Write the counts of what was kept and dropped, with the reasons."""
     stats_file: FileName = "stats.json"
-    """File name of that."""
+    """File name of these statistics."""
     save_filtered_episode_ids: bool = False
     """Write episode_ids.json: by file, the episodes that were kept, and why each of the others was dropped."""
 
@@ -125,7 +125,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise FilterError(f"{file}: {error.strerror}") from None
-    except ValueError as error:  # tomllib's errors, and bytes that are no UTF-8
+    except ValueError as error:  # tomllib's errors, and bytes that are not UTF-8
         raise FilterError(f"{file}: no valid TOML: {error}") from None
 
 

@@ -28,18 +28,18 @@ class Example:
 
     @property
     def world(self) -> World:
-        """Where the episode began: what must not be on both sides of the split."""
+        """Where the episode began: must not occur in both training and validation."""
         return self.session.env_name, self.session.seed
 
     @property
     def episode(self) -> tuple[str, str]:
-        """Run ids are unique within a file only."""
+        """Run ids are unique only within a file."""
         return str(self.database.path), self.session.session_id
 
     def image(self, sha256: str) -> bytes:
         png = self.database.image(sha256)
         if png is None:
-            raise FilterError(f"{self.database.path}: image {sha256[:12]} has gone while it was read")
+            raise FilterError(f"{self.database.path}: image {sha256[:12]} disappeared while the file was read")
         return png
 
 
@@ -59,8 +59,8 @@ class Kept:
 def filter_traces(config: FilterConfig, on_episode: Callable[[int, int], None] = lambda done, total: None) -> Stats:
     """Make the data that the settings describe. The same traces and settings give the same bytes.
 
-    ``on_episode`` hears how many episodes of how many are read. Raises :class:`FilterError`; the output folder is as
-    before then.
+    ``on_episode`` is called with the number of episodes read and their total. Raises :class:`FilterError`; the output
+    folder is unchanged then.
     """
     with contextlib.ExitStack() as stack:
         databases = [TraceDatabase(path) for path in config.inputs]
@@ -158,13 +158,15 @@ def _stats(config: FilterConfig, kept: Kept, train: list[Example], val: list[Exa
     warnings = []
     if any(example.session.seed < FIRST_TRAINING_SEED for example in kept.examples):
         warnings.append(
-            f"there are seeds below {FIRST_TRAINING_SEED}, which evaluations use: what is trained on this data must be "
-            "evaluated on others"
+            f"there are seeds below {FIRST_TRAINING_SEED}, which evaluations use: a model trained on this data must be "
+            "evaluated on other seeds"
         )
     if config.split.val > 0 and not val:
         warnings.append("validation is empty: all episodes are on one environment seed, which cannot be split")
     if len({str(example.session.tools) for example in kept.examples}) > 1:
-        warnings.append("the episodes offer different tools; supervised training wants one: filter them apart")
+        warnings.append(
+            "the episodes offer different tools; supervised training needs one set of tools: filter them separately"
+        )
     return Stats(
         inputs=[str(path) for path in config.inputs],
         episodes=tally(kept.episodes_read, kept.dropped_episodes),

@@ -9,7 +9,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels. Raises ``ValueError`` for what is no PNG, cut off, or damaged in any chunk."""
+    """Width and height in pixels. Raises ``ValueError`` for anything but a whole PNG with intact chunks."""
     if not data.startswith(SIGNATURE):
         raise ValueError("no PNG")
     place, kind, size = len(SIGNATURE), b"", (0, 0)

@@ -1,4 +1,4 @@
-"""Reading traces.db: sessions with their decisions, and images by hash. The file is only read."""
+"""Reading traces.db: sessions with their decisions, and images by hash. The file is never written to."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Session:
 
 @dataclass(frozen=True)
 class TracedDecision:
-    """One turn: what was asked, what was answered and what was done."""
+    """One turn: the prompt, the answer and the executed actions."""
 
     turn: int
     messages: list[dict[str, Any]]
     """The prompt; frames are parts ``{"type": "image", "sha256": …}``."""
     answer: str
     label: str | None
-    """The answer to imitate, where that is not the one that was carried out."""
+    """The answer to imitate, where it differs from the one that was executed."""
     error: str | None
     """Why the answer was no usable tool call."""
     actions: Sequence[str]
@@ -109,8 +109,8 @@ class TraceDatabase:
         return row[0] if row else None
 
     def _open(self) -> sqlite3.Connection:
-        # A file that is still written to has its newest pages in a log beside it; without one, nothing needs to be
-        # locked, and a folder that cannot be written to is good enough.
+        # While a file is being written, its newest pages are in a log beside it. Without such a log no lock is needed,
+        # and a read-only folder is enough.
         live = self.path.with_name(f"{self.path.name}-wal").exists()
         mode = "mode=ro" if live else "mode=ro&immutable=1"
         with self._told():
@@ -118,7 +118,7 @@ class TraceDatabase:
             names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if missing := [table for table in TABLES if table not in names]:
             connection.close()
-            raise FilterError(f"{self.path} is no traces.db: it has no table {missing[0]}")
+            raise FilterError(f"{self.path} is not a traces.db: it has no table {missing[0]}")
         return connection
 
     def _session(
@@ -176,7 +176,7 @@ def _decision(turn: int, call: dict[str, Any], actions: list[str]) -> TracedDeci
         tokens=sum(counts) if all(type(count) is int for count in counts) else None,
     )
     if not isinstance(decision.answer, str) or not all(isinstance(name, str) for name in decision.images):
-        raise TypeError(f"turn {turn} has an answer or an image that is no text")
+        raise TypeError(f"turn {turn} has an answer or an image that is not text")
     return decision
 
 

@@ -1,4 +1,4 @@
-"""What is kept: pure functions from an episode or a decision to the reason for which it is dropped."""
+"""What is kept: pure functions from an episode or a decision to the reason for dropping it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from visionrl.data.read import Session, TracedDecision
 
 ERRORS = ("inference_error", "cancelled")
 TIMEOUTS = ("turn_timeout", "max_time")
-"""Reasons of an abort; max_ops is a bound that was asked for, and no failure."""
+"""Abort reasons; max_ops is a limit that the user set, not a failure."""
 
-_CHARACTERS_A_TOKEN = 3.5
+_CHARACTERS_PER_TOKEN = 3.5
 _TOKEN_PIXELS = 32 * 32
 """Of one visual token: Qwen3-VL's patch of 16 px, merged 2 × 2."""
 
 
 def episode_fault(session: Session, decisions: Sequence[TracedDecision], rules: Selection) -> str | None:
-    """Why an episode is dropped; None keeps it. The first reason counts."""
+    """Why an episode is dropped; None keeps it. The first reason is given."""
     if rules.filter_errors and session.abort_reason in ERRORS:
         return "error"
     if rules.filter_timeouts and session.abort_reason in TIMEOUTS:
@@ -41,7 +41,7 @@ def episode_fault(session: Session, decisions: Sequence[TracedDecision], rules: 
 
 
 def is_loop(decisions: Sequence[TracedDecision], max_repeated: int, min_unique: int) -> bool:
-    """Whether the same actions come more than `max_repeated` times in a row, or fewer than `min_unique` different
+    """Whether the same actions occur more than `max_repeated` times in a row, or fewer than `min_unique` different
     observations are seen."""
     repeated = max(len(list(group)) for _, group in itertools.groupby(tuple(each.actions) for each in decisions))
     return repeated > max_repeated or len({observation(each) for each in decisions}) < min_unique
@@ -77,7 +77,7 @@ def sequence_length(decision: TracedDecision, sizes: Sequence[tuple[int, int]]) 
         return decision.tokens
     text = decision.target + "".join(_text(message["content"]) for message in decision.messages)
     pixels = sum(width * height for width, height in sizes)
-    return math.ceil(len(text) / _CHARACTERS_A_TOKEN) + math.ceil(pixels / _TOKEN_PIXELS)
+    return math.ceil(len(text) / _CHARACTERS_PER_TOKEN) + math.ceil(pixels / _TOKEN_PIXELS)
 
 
 def _text(content: str | list[dict[str, str]]) -> str:

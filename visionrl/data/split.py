@@ -17,7 +17,7 @@ def validation_worlds(achievements: Mapping[World, float], split: Split) -> froz
     """The worlds for validation: `val` of them, rounded, and at least one where `val` is above 0 and there are two.
 
     `achievements` has each world's mean; stratified, every n-th of the worlds in the order of their means is taken.
-    The same worlds and the same split's seed give the same answer, in whatever order they come.
+    The result depends on the worlds and the split's seed, not on the order of the worlds.
     """
     count = round(split.val * len(achievements))
     if split.val > 0 and len(achievements) > 1:
@@ -28,12 +28,12 @@ def validation_worlds(achievements: Mapping[World, float], split: Split) -> froz
     )
     if count == 0 or len(achievements) < 2:
         return frozenset()
-    # Where the first one lies is drawn too, so that validation is not always the weakest of each stretch.
+    # The first position is random too, so that validation is not always the weakest of each stretch.
     stretch = len(order) / count
     offset = stretch * int.from_bytes(_draw(("", split.seed), split.seed)[:4]) / 2**32
     return frozenset(order[min(math.floor(offset + index * stretch), len(order) - 1)] for index in range(count))
 
 
 def _draw(world: World, seed: int) -> bytes:
-    """A random place that depends on nothing but its arguments."""
+    """A random position that depends only on its arguments."""
     return hashlib.sha256(f"{seed}/{world[0]}/{world[1]}".encode()).digest()

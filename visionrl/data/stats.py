@@ -1,4 +1,4 @@
-"""What became of the traces."""
+"""How many traces were kept, and why others were dropped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from visionrl.data.config import Section
 
 
 class Tally(Section):
-    """How many there were and what became of them."""
+    """How many were read, kept and dropped."""
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
-    """By reason, the most frequent first."""
+    """By reason, most frequent first."""
 
 
 class Side(Section):
@@ -43,8 +43,7 @@ class Stats(Section):
     """Different frames."""
     lines_by_policy: dict[str, int]
     estimated_lengths: int = 0
-    """Lines whose length in tokens no server counted; an estimate stood in for it where max_sequence_length is
-    set."""
+    """Lines whose length in tokens no server counted; max_sequence_length was applied to an estimate."""
     warnings: list[str] = Field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""Writing data: lines of messages, tools and metadata; files that take their places when all of them are whole."""
+"""Writing data: lines of messages, tools and metadata; files are moved into place when all of them are complete."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def line(
 
 
 def image_path(sha256: str) -> str:
-    """Of an image beside the data."""
+    """Path of an image, relative to the data's folder."""
     return f"{IMAGES}/{sha256}.png"
 
 
@@ -67,7 +67,7 @@ def _part(part: dict[str, Any], image: Callable[[str], bytes], form: ImageForm) 
 
 
 class Draft:
-    """Files on their way into a folder: in place together at the end of the block, or not at all."""
+    """Files for a folder: all of them are moved into place at the end of the block, or none."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,7 +75,7 @@ class Draft:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Draft]:
-        """Raises :class:`FilterError` where the disk does not take the files; what was there before stays."""
+        """Raises :class:`FilterError` where the files cannot be written; former files stay unchanged."""
         try:
             shutil.rmtree(self._root, ignore_errors=True)
             self._root.mkdir(parents=True)
@@ -87,7 +87,7 @@ class Draft:
             shutil.rmtree(self._root, ignore_errors=True)
 
     def lines(self, name: str, values: Iterator[dict[str, Any]]) -> None:
-        """A file with one JSON object a line."""
+        """A file with one JSON object per line."""
         with (self._root / name).open("w", encoding="utf-8") as stream:
             for value in values:
                 stream.write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -103,7 +103,7 @@ class Draft:
         path.write_bytes(png)
 
     def _put_in_place(self) -> None:
-        """Images first, so that no line ever names one that is not there."""
+        """Images first, so that no line ever names a missing one."""
         files = sorted(
             (path for path in self._root.rglob("*") if path.is_file()), key=lambda path: path.suffix != ".png"
         )

@@ -1,6 +1,6 @@
 """The specification of a VisionRLJob: one pydantic model that everything else is made from.
 
-The CRD's schema, the printed plan, the configuration that the pods read and the local run all come from
+The CRD's schema, ``visionrl render``, the configuration that pods read and the local run all come from
 :class:`Job`. Keys are camelCase in files (Kubernetes API conventions) and snake_case in Python; unknown keys and
 values of the wrong type are refused. Rules that span several fields are in :mod:`visionrl.checks`.
 """

@@ -11,7 +11,7 @@ API_GROUP = "visionrl.dev"
 API_VERSION = f"{API_GROUP}/v1alpha1"
 KIND = "VisionRLJob"
 
-# Evaluation seeds lie below this bound, training and teacher seeds above it: disjoint by construction.
+# Evaluation seeds are below this limit, training and teacher seeds above it: disjoint by construction.
 FIRST_TRAINING_SEED = 1_000_000
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -26,7 +26,7 @@ JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_leng
 
 
 class Model(BaseModel):
-    """Strict, immutable, camelCase in files; a value that is not declared here is an error."""
+    """Strict, immutable, camelCase in files; unknown keys are errors."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,

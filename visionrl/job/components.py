@@ -1,4 +1,4 @@
-"""The three parts: images, resources, GPUs, and vLLM's settings."""
+"""The three components: container images, resources, GPUs, and vLLM's settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visionrl.job.base import Model, PositiveInt, Quantity
 
 
 class Resources(Model):
-    """Requests and, where given, limits of the part's container."""
+    """Requests and, where given, limits of the component's container."""
 
     cpu: Quantity = "1"
     """CPU request."""
@@ -34,7 +34,7 @@ class Toleration(Model):
 
 
 class Gpu(Model):
-    """GPUs of a part and the nodes that have them."""
+    """GPUs of a component and the nodes that have them."""
 
     count: Annotated[int, Field(ge=1, le=16)] = 1
     """GPUs of the pod."""
@@ -54,7 +54,7 @@ class TaskApp(Model):
     """The environment server."""
 
     image: str | None = None
-    """Container image; empty takes the operator's (chart value `jobImages`), and keeps it while the job exists."""
+    """Container image; empty takes the operator's (chart value `jobImages`), which the job keeps."""
     resources: Resources = Resources()
 
 
@@ -62,27 +62,27 @@ class ImageLimits(Model):
     """Multi-modal items that one prompt may carry."""
 
     image: Annotated[int, Field(ge=0, le=64)] = 1
-    """Images a prompt."""
+    """Images per prompt."""
 
 
 class Vllm(Model):
-    """vLLM's engine arguments. Those that the job already decides (model, adapters, keys) are not offered."""
+    """vLLM's engine arguments. Those that other fields of the job determine (model, adapters, keys) are not listed."""
 
     tensor_parallel_size: PositiveInt = 1
-    """GPUs that one model copy is split over."""
+    """GPUs over which one copy of the model is split."""
     max_model_len: Annotated[int, Field(ge=128)] = 4096
     """Longest prompt plus completion, in tokens."""
     limit_mm_per_prompt: ImageLimits = ImageLimits()
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of the GPU's memory that vLLM takes."""
+    """Share of the GPU's memory that vLLM uses."""
     max_num_seqs: PositiveInt = 64
-    """Sequences decoded together."""
+    """Largest number of sequences that are decoded together."""
     enforce_eager: bool = False
-    """Skip CUDA graphs: quicker start, slower decoding."""
+    """Skip CUDA graphs: faster start, slower decoding."""
     cpu_kv_cache_gib: PositiveInt = 1
     """KV cache of the CPU backend, in GiB; ignored on a GPU."""
     extra_args: list[str] = Field(default_factory=list)
-    """Further arguments of the vLLM server, in order; one that the job itself sets is refused."""
+    """Further arguments of the vLLM server, in order; arguments that other fields of the job determine are refused."""
 
 
 class Inference(Model):

@@ -15,7 +15,7 @@ class Lora(Model):
     r: Annotated[int, Field(ge=1, le=256)] = 16
     """Rank."""
     alpha: PositiveInt = 32
-    """Scale numerator: the update is multiplied by alpha / r."""
+    """Scale: the update is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input during supervised training. Policy-gradient updates run without it."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
@@ -48,7 +48,7 @@ class PolicyModel(Model):
     """The base model and its adapter."""
 
     base: Annotated[str, Field(min_length=1)]
-    """Model id on the hub, a path that every part can read, or `tiny` (built on first use, see `tiny`)."""
+    """Model id on the hub, a path that every component can read, or `tiny` (built on first use, see `tiny`)."""
     revision: str | None = None
     """Revision of the hub's model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -1,4 +1,4 @@
-"""What a cluster's owner cares for: volumes, placement, failures, lifetimes, pod settings."""
+"""Operation in a cluster: volumes, placement, failures, deadlines, pod settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visionrl.job.components import Toleration
 
 
 class Storage(Model):
-    """Volumes. Without claims, the run folder and the model cache live as long as their pods."""
+    """Volumes. Without claims, the run folder and the model cache are lost with their pods."""
 
     run_claim: str | None = None
     """Existing PersistentVolumeClaim for the run folder."""
@@ -20,29 +20,29 @@ class Storage(Model):
     storage_class_name: str | None = None
     """Storage class of the claim that the operator makes."""
     model_cache_claim: str | None = None
-    """Existing claim with model weights, mounted by server and trainer."""
+    """Existing claim with model weights, mounted by inference and trainer."""
 
 
 class Placement(Model):
-    """Where server and trainer run relative to each other."""
+    """Where inference and trainer run relative to each other."""
 
     topology: Literal["Any", "SameNode", "DifferentNodes"] = "Any"
     """Both on one node, on two nodes, or wherever they fit."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels that the nodes of all three parts must have."""
+    """Labels that the nodes of all three components must have."""
 
 
 Component = Literal["taskApp", "inference", "trainer"]
 
 
 class FailureRule(Model):
-    """First rule that matches decides. A rule matches when every condition that it names holds."""
+    """The first rule that matches applies. A rule matches when all of its conditions hold."""
 
     action: Literal["Fail", "Restart", "RestartIgnoreLimit"]
-    """`Fail` ends the job, `Restart` starts another attempt within `maxRestarts`, `RestartIgnoreLimit` does not
-    count it."""
+    """`Fail` ends the job, `Restart` starts another attempt within `maxRestarts`, `RestartIgnoreLimit` starts one that
+    does not count."""
     component: Component | None = None
-    """Part that failed."""
+    """Component that failed."""
     exit_codes: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=list)
     """Exit codes of its container."""
     reasons: list[str] = Field(default_factory=list)
@@ -50,18 +50,19 @@ class FailureRule(Model):
 
 
 class FailurePolicy(Model):
-    """What happens when a part fails."""
+    """What happens when a component fails."""
 
     max_restarts: NonNegativeInt = 3
-    """Attempts after the first one."""
+    """Further attempts after the first one."""
     backoff_seconds: NonNegativeFloat = 10.0
-    """Delay before an attempt; doubles with each one, at most 300 s."""
+    """Delay before an attempt; doubles with every attempt, up to 300 s."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
-    """Checked in order. A failure that none matches restarts; one that the cluster caused is not counted."""
+    """Checked in order. A failure that no rule matches restarts the trainer; one that the cluster caused does not
+    count."""
 
 
 class Lifecycle(Model):
-    """Deadlines and what is left behind."""
+    """Deadlines and cleanup."""
 
     pre_running_deadline_seconds: PositiveInt | None = None
     """The job fails when the trainer does not run after this time."""
@@ -70,31 +71,31 @@ class Lifecycle(Model):
     ttl_seconds_after_finished: NonNegativeInt | None = None
     """The job object is deleted this long after its end."""
     cleanup_policy: Literal["DeletePods", "KeepAll"] = "DeletePods"
-    """Pods at the end: `DeletePods` frees the GPUs, `KeepAll` leaves server and task app up."""
+    """Pods at the end: `DeletePods` frees the GPUs, `KeepAll` leaves inference and task app running."""
 
 
 class EnvVar(Model):
     """An environment variable with a literal value."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """Name; those that begin with VISIONRL_ are the operator's."""
+    """Name; names that begin with VISIONRL_ are reserved for the operator."""
     value: str
     """Value."""
 
 
 class PodPatch(Model):
-    """The parts of a pod that a cluster's owner may need to set."""
+    """Settings of a pod that a cluster may need."""
 
     labels: dict[str, str] = Field(default_factory=dict)
-    """Further labels of the pod."""
+    """Additional labels of the pod."""
     annotations: dict[str, str] = Field(default_factory=dict)
-    """Further annotations of the pod."""
+    """Additional annotations of the pod."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    """Further node labels that the pod needs."""
+    """Additional labels that the node must have."""
     tolerations: list[Toleration] = Field(default_factory=list)
-    """Further tolerations."""
+    """Additional tolerations."""
     env: list[EnvVar] = Field(default_factory=list)
-    """Further environment variables of the container."""
+    """Additional environment variables of the container."""
     service_account_name: str | None = None
     """Service account of the pod; its token is not mounted."""
     priority_class_name: str | None = None
@@ -102,11 +103,11 @@ class PodPatch(Model):
     image_pull_secrets: list[str] = Field(default_factory=list)
     """Names of Secrets for private registries."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """When the image is pulled; empty takes Kubernetes' default."""
+    """When the container image is pulled; empty takes Kubernetes' default."""
 
 
 class Overrides(Model):
-    """Pod settings by part."""
+    """Pod settings per component."""
 
     task_app: PodPatch = PodPatch()
     inference: PodPatch = PodPatch()

@@ -26,7 +26,7 @@ class PolicySettings(Model):
     use_vision: bool | None = None
     """Send frames; empty detects it from the model's name."""
     image_only_mode: bool = True
-    """Send the frame alone, no state as text."""
+    """Send only the frame, without the state as text."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -34,22 +34,23 @@ class PolicySettings(Model):
     max_tokens: PositiveInt = 512
     """Longest answer of one turn, in tokens."""
     max_llm_calls: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """Turns of an episode."""
+    """Largest number of turns in an episode."""
     max_actions: Annotated[int, Field(ge=1, le=8)] = 5
-    """Actions that one tool call may carry."""
+    """Largest number of actions in one tool call."""
     history_turns: Annotated[int, Field(ge=0, le=64)] = 1
-    """Former answers that stay in the prompt as the model's own turns (without their frames)."""
+    """Previous answers that stay in the prompt as the model's own turns (without their frames)."""
     segment_turns: Annotated[int, Field(ge=1, le=64)] = 1
-    """Turns that share a prompt: within a segment, frames and answers stay and each prompt continues the one before;
-    then the context starts afresh. 1 is one frame a prompt. A segment is trained as one row."""
+    """Turns that share a context: within a segment, frames and answers stay in the prompt and each prompt continues the
+    previous one; the next segment starts with an empty context. 1 is one frame per prompt. A segment is one sequence
+    in training."""
     system_prompt: str | None = None
     """Replaces the built-in prompt (rules, strategy, tool use)."""
     turn_timeout_s: PositiveFloat = 120.0
-    """Deadline of one turn in seconds, retries included; the episode is aborted beyond it."""
+    """Deadline of one turn in seconds, retries included; after it, the episode is aborted."""
 
 
 class Rollout(Model):
-    """Episodes: which environment, which policy, how many at once."""
+    """Episodes: environment, policy, concurrency."""
 
     env_name: Literal["crafter"] = "crafter"
     """Environment."""
@@ -58,8 +59,8 @@ class Rollout(Model):
     max_concurrent: Annotated[int, Field(ge=1, le=4096)] = 8
     """Episodes in flight."""
     max_ops: PositiveInt = 1000
-    """Safety bound: model calls plus environment steps of one episode."""
+    """Safety limit: model calls plus environment steps of one episode."""
     max_time_s: PositiveFloat = 3600.0
-    """Safety bound: wall-clock seconds of one episode."""
+    """Safety limit: wall-clock seconds of one episode."""
     env_config: EnvSettings = EnvSettings()
     policy_config: PolicySettings = PolicySettings()

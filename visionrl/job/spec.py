@@ -1,4 +1,4 @@
-"""The object as a user writes it."""
+"""The whole job as a user writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visionrl.job.training import Algorithm, Evaluation, Training
 
 
 class JobSpec(Model):
-    """What the user wants."""
+    """The desired state."""
 
     algorithm: Algorithm = Algorithm()
     model: PolicyModel
@@ -30,14 +30,14 @@ class JobSpec(Model):
     failure_policy: FailurePolicy = FailurePolicy()
     lifecycle: Lifecycle = Lifecycle()
     suspend: bool = False
-    """No pods run while true; training goes on from the last checkpoint afterwards."""
+    """No pods run while true; afterwards, training continues from the last checkpoint."""
     queue_name: str | None = None
     """Kueue LocalQueue that admits the job."""
     overrides: Overrides = Overrides()
 
 
 class Metadata(Model):
-    """The part of Kubernetes' object metadata that a job file may set."""
+    """The fields of Kubernetes' object metadata that a job file may set."""
 
     name: JobName
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] | None = None

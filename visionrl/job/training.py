@@ -1,4 +1,4 @@
-"""What is learned, from what, and how it is judged."""
+"""Algorithm, training data, optimizer, evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from visionrl.job.base import (
 
 
 class Algorithm(Model):
-    """What is optimised, and how advantages are formed."""
+    """The objective and its advantages."""
 
     type: Literal["rl", "sft"] = "rl"
     """`rl` samples rollouts and follows the policy gradient; `sft` stops after the supervised warm start."""
@@ -29,7 +29,7 @@ class Algorithm(Model):
     """`outcome` compares whole episodes of a group, `turn` the return-to-go at the same turn of the group,
     `state_anchored` adds a comparison of decisions taken from the same simulator state (GiGPO)."""
     scale: Literal["group", "batch", "none"] = "group"
-    """Standard deviation that advantages are divided by."""
+    """Whose standard deviation advantages are divided by."""
     gamma: Fraction = 1.0
     """Discount per turn of the return-to-go; used by `turn` and `state_anchored`."""
     clip_low: PositiveFloat | None = None
@@ -52,21 +52,21 @@ class Rewards(Model):
     weights: dict[str, float] = Field(default_factory=dict)
     """Weight per achievement of *per_achievement*; one that is not named weighs 1."""
     invalid_penalty: NonNegativeFloat = 0.0
-    """Subtracted from a decision whose answer is no valid tool call."""
+    """Subtracted from a decision whose answer is not a valid tool call."""
 
 
 class SupervisedData(Model):
-    """Files of supervised data, one JSON object a line, as `visionrl filter` writes them.
+    """Files of supervised data, one JSON object per line, as `visionrl filter` writes them.
 
-    Paths are those of the trainer. In a cluster they are absolute and lie on a claim that its pod mounts:
+    Paths as the trainer sees them. In a cluster they are absolute, on a claim that its pod mounts:
     /var/cache/visionrl is `storage.modelCacheClaim`, /var/lib/visionrl/run is `storage.runClaim`. On this machine,
-    relative paths begin at the job file's folder.
+    relative paths start at the job file's folder.
     """
 
     train: FilePath
-    """What is imitated."""
+    """Training data."""
     val: FilePath | None = None
-    """What the validation loss is measured on; empty measures none."""
+    """Validation data; empty measures no validation loss."""
 
 
 class WarmStart(Model):
@@ -82,21 +82,21 @@ class WarmStart(Model):
     steps: PositiveInt
     """Optimizer steps."""
     batch_size: PositiveInt = 32
-    """Decisions a step."""
+    """Decisions per step."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate (linear warm-up, cosine decay)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of the matrices and leaves the rest to AdamW."""
+    """`muon` orthogonalises the updates of matrices and uses AdamW for the rest."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     perturbation: Fraction = 0.25
-    """Mean share of turns whose executed actions are random, in `episodes`; the label is always the player's."""
+    """Mean share of turns of `episodes` whose executed actions are random; the label is always the player's."""
     turns: PositiveInt = 30
     """Turns of each of `episodes`."""
 
 
 class Guards(Model):
-    """Limits at which a run is stopped, with the reason; a limit that is null is not watched."""
+    """Limits at which a run is stopped, with the reason; a null limit is not checked."""
 
     max_mismatch_kl: PositiveFloat | None = Field(default=0.015, alias="maxMismatchKL")
     """KL divergence between serving and training logprobs of one version, nats per token; checked before every
@@ -104,9 +104,9 @@ class Guards(Model):
     max_invalid_rate: Fraction | None = 0.9
     """Share of answers without a usable tool call, in each of `patience` iterations."""
     min_entropy: NonNegativeFloat | None = None
-    """Entropy of the policy, nats per token: not above this in `patience` iterations is a collapse."""
+    """Entropy of the policy, nats per token; the run stops when it is at or below this in `patience` iterations."""
     patience: PositiveInt = 3
-    """Iterations in a row that must break a limit."""
+    """Iterations in a row that must exceed a limit."""
 
 
 class Training(Model):
@@ -119,19 +119,19 @@ class Training(Model):
     group_size: PositiveInt = 8
     """Episodes from one start state."""
     max_resampling: Annotated[int, Field(ge=0, le=10)] = 0
-    """Times that groups whose episodes all earned the same are replaced by other start states (dynamic sampling)."""
+    """How often groups of equal returns are replaced by groups of other start states (dynamic sampling)."""
     learning_rate: PositiveFloat = 5e-5
     """AdamW's learning rate on the adapter."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay on the adapter."""
     updates_per_iteration: PositiveInt = 1
-    """Optimizer steps into which an iteration's decisions are split."""
+    """Optimizer steps per iteration; its decisions are split over them."""
     micro_batch_size: PositiveInt = 64
-    """Decisions in one forward and backward pass; bounds memory, leaves the gradient as it is."""
+    """Decisions in one forward and backward pass; limits memory and does not change the gradient."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient norm clip."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
-    """Versions that rollouts may lag behind training; 0 is in step."""
+    """Policy versions that rollouts may lag behind training; 0 is synchronous."""
     checkpoint_every: PositiveInt = 1
     """Iterations between checkpoints."""
     keep_checkpoints: PositiveInt = 2
@@ -144,7 +144,7 @@ class Training(Model):
 
 
 class Evaluation(Model):
-    """Episodes on held-out seeds, before, during and after training."""
+    """Evaluation on held-out seeds, before, during and after training."""
 
     first_seed: Annotated[int, Field(ge=0, lt=FIRST_TRAINING_SEED)] = 0
     """First seed; the seeds are consecutive."""

@@ -1,1 +1,1 @@
-"""What ``visionrl eval`` does: imported only when it runs, for it brings the operator's and the trainer's code."""
+"""``visionrl eval``. Imported only when the command runs: it needs the operator's and the trainer's code."""

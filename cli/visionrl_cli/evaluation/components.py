@@ -1,7 +1,7 @@
-"""What an evaluation needs running: a task app, and for a local run its inference server with the files it fetches.
+"""The components of an evaluation: a task app, and for a local run its inference server with the files that it fetches.
 
-The containers that the operator would make run as processes under their guards, as in ``visionrl run``; the files
-come from this process, by the trainer's own service.
+The containers of the operator's pods run as processes under their guards, as in ``visionrl run``. This process serves
+the files, with the trainer's own service.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 ALL_TRACES = 1_000_000
-"""Episodes that a kept traces.db may hold: whoever asks for traces wants all of them."""
+"""Largest number of episodes in a traces.db of an evaluation: whoever asks for traces wants all of them."""
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the parts answer."""
+    """The addresses of the components."""
 
     task_app: str
     key: str
@@ -47,8 +47,8 @@ class Addresses:
     """The local run's server."""
 
 
-class Parts:
-    """Processes on this machine. Nothing of them is left when the ``async with`` block ends."""
+class Components:
+    """Processes on this machine. All of them have ended when the ``async with`` block ends."""
 
     def __init__(self, plan: Plan, trace_dir: Path | None, note: Callable[[str], None]) -> None:
         self._plan, self._trace_dir, self._note = plan, trace_dir, note
@@ -57,13 +57,13 @@ class Parts:
         self._failure: Exit | None = None
 
     def kill(self) -> None:
-        """Cut the grace periods of the end short."""
+        """Skip the grace periods of the end."""
         for pod in self._pods.values():
             pod.kill()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Addresses]:
-        """Start all, wait until they are ready. Raises :class:`EvalError` where a part ends instead."""
+        """Start all and wait until they are ready. Raises :class:`EvalError` where a component ends instead."""
         run, ports = self._plan.run, choose_ports(None)
         async with contextlib.AsyncExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionrl-eval-")))
@@ -86,11 +86,11 @@ class Parts:
                     exited=self._exited,
                 )
             await self._ready()
-            urls = {part: f"http://{LOOPBACK}:{port}" for part, port in ports.items()}
+            urls = {component: f"http://{LOOPBACK}:{port}" for component, port in ports.items()}
             yield Addresses(urls["taskApp"], key, urls["inference"] if run else None)
 
     async def broken(self) -> EvalError:
-        """Wait until a part ends that should run; the error that says so."""
+        """Wait until a component ends that should run; the error that says so."""
         while self._failure is None:
             self._changed.clear()
             await self._changed.wait()
@@ -137,7 +137,7 @@ async def _is_ready(pod: LocalPod) -> None:
 
 
 def bulletin_of(run: LocalRun, adapters: Path) -> StatusPublisher:
-    """What the trainer would serve for this run: its base, and the one version that plays."""
+    """What the trainer would serve for this run: its base, and the version that is evaluated."""
     publisher = StatusPublisher(TrainerReport(phase="Complete", base_ready=True))
     publisher.exports_base = exports_base(run.job.spec)
     publisher.base = run.base
@@ -161,7 +161,7 @@ async def banned_ids(run: LocalRun) -> list[int]:
 
 
 async def check_task_app(url: str, key: str) -> None:
-    """Ask a task app elsewhere who it is, so that a wrong address or key is told at once. Raises
+    """Ask a remote task app for its description, so that a wrong address or key is reported at once. Raises
     :class:`EvalError`."""
     try:
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
@@ -171,11 +171,11 @@ async def check_task_app(url: str, key: str) -> None:
     if answer.status_code == 401:
         raise EvalError(f"--task-app {url} refuses the key (ENVIRONMENT_API_KEY or --task-app-key-file)")
     if answer.status_code != 200 or "service" not in answer.text:
-        raise EvalError(f"--task-app {url} is no task app that is ready: status {answer.status_code} on /info")
+        raise EvalError(f"--task-app {url} is not a ready task app: status {answer.status_code} on /info")
 
 
 async def lost_traces(addresses: Addresses) -> str:
-    """What the local task app says of traces that it could not keep; empty where it kept all."""
+    """What the local task app says about traces that it could not write; empty where it wrote all."""
     async with httpx.AsyncClient(base_url=addresses.task_app, trust_env=False, timeout=30) as client:
         answer = await client.get("/info", headers={"Authorization": f"Bearer {addresses.key}"})
     traces = answer.json()["runtime"]["traces"]

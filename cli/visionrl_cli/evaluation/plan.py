@@ -1,4 +1,4 @@
-"""From the command's words to what is played: policy, environment, seeds."""
+"""From the command's arguments to the episodes: policy, environment, seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_JOB: dict[str, Any] = {
     "metadata": {"name": "evaluation"},
     "spec": {"model": {"base": "tiny"}, "training": {"iterations": 1}},
 }
-"""Where no file is given: a job file's defaults. Its model is not used."""
+"""Without a file: a job file's defaults. Its model is not used."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Plan:
 
 
 def make_plan(options: EvalOptions) -> Plan:
-    """Read the files that are named and put everything together.
+    """Read the named files and combine everything.
 
     Raises :class:`EvalError`, :class:`visionrl.jobfile.JobFileError`, ``OSError``.
     """
@@ -103,7 +103,7 @@ def _policy_config(options: EvalOptions, spec: JobSpec, run: LocalRun | None) ->
     if spec.evaluation.temperature is not None:
         settings["temperature"] = spec.evaluation.temperature
     if run:
-        # The task app knows adapters by name only: whether they see is said here.
+        # The task app knows adapters only by name, so it is told here whether they take images.
         settings |= {"model": run.model, "use_vision": uses_vision(spec)}
     elif options.model:
         settings |= {"model": options.model, "inference_url": options.inference_url}
@@ -134,20 +134,20 @@ def given_settings(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_contradictions(options: EvalOptions) -> None:
-    """Words that would have no effect are refused, never dropped."""
+    """Arguments that would have no effect are refused, never ignored."""
     wrong = {
         "--model needs --inference-url, the base URL of its server": options.model and not options.inference_url,
         "--inference-url goes with --model": options.inference_url and not options.model,
         "--version and --base go with --run": (options.version or options.base) and not options.run,
         "--version and --base exclude each other": options.version and options.base,
-        f"--temperature has no meaning for {options.policy}, which has no model": (
+        f"--temperature has no effect on {options.policy}, which has no model": (
             options.policy and options.temperature is not None
         ),
         f"--control changes the image that a model sees; {options.policy} has no model": (
             options.policy and options.control
         ),
-        "--run starts its own inference server on this machine, which a task app elsewhere cannot reach: "
-        "leave --task-app out": options.run and options.task_app,
+        "--run starts its own inference server on this machine, which a remote task app cannot reach: "
+        "leave out --task-app": options.run and options.task_app,
         "--trace-db is for the task app that is started here; the one at --task-app keeps its own traces": (
             options.trace_db and options.task_app
         ),

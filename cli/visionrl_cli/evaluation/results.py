@@ -1,4 +1,4 @@
-"""Results as a file: written when all is played, with a journal beside it until then, and compared by seed."""
+"""The file of results: written when all episodes are played, with a journal beside it until then; compared by seed."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Results(Wire):
     env_return: Score
     """Crafter's own reward of an episode."""
     invalid_rate: float
-    """Share of decisions without a usable tool call."""
+    """Share of decisions without a valid tool call."""
     aborted: dict[str, int]
-    """Episodes that were cut short, by reason; they count with what they had."""
+    """Episodes that were aborted, by reason; they count with the achievements they had."""
     rates: dict[str, float]
     """Share of the episodes that unlocked each achievement."""
     episodes_per_minute: float | None = None
@@ -118,9 +118,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class Journal:
-    """Episodes that are done, a line each, in ``FILE.partial``: an interrupted evaluation goes on from there.
+    """The completed episodes in ``FILE.partial``, one per line: an interrupted evaluation resumes from there.
 
-    The run's name is kept as well, so that a task app elsewhere answers episodes that it still has by their ids.
+    The run's name is kept as well, so that a remote task app can return episodes that it still has by their ids.
     Without a file nothing is kept.
     """
 
@@ -128,7 +128,7 @@ class Journal:
         self.run = run
         self.done: dict[int, EpisodeScore] = {}
         self._out = out
-        # As it is read again: JSON knows no tuples.
+        # In the form in which it is read back: JSON has no tuples.
         self._head = json.loads(json.dumps({"settings": settings, "seeds": seeds_text(seeds)}))
         self.file = out.with_name(f"{out.name}.partial") if out else None
         if self.file and self.file.exists():
@@ -159,7 +159,7 @@ class Journal:
             there, here = dict(_flat(data)), dict(_flat(self._head))
             name = next(name for name in here | there if there.get(name) != here.get(name))
             raise EvalError(
-                f"{file} is of an evaluation with another {name.removeprefix('settings.')} ({there.get(name)}, here "
+                f"{file} is from an evaluation with another {name.removeprefix('settings.')} ({there.get(name)}, here "
                 f"{here.get(name)}); delete it or choose another --out"
             )
         whole = []
@@ -167,7 +167,7 @@ class Journal:
             try:
                 score = EpisodeScore.model_validate_json(line)
             except ValidationError:
-                break  # cut off when the machine went down: that episode is played again
+                break  # cut off by a crash: that episode is played again
             self.done[score.seed] = score
             whole.append(line)
         write_atomically(file, "".join(f"{line}\n" for line in (head, *whole)))

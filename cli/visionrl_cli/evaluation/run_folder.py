@@ -1,4 +1,4 @@
-"""A local run as a policy to play: which adapter, on which base. The run folder is only read."""
+"""The policy of a local run: which adapter, on which base. The run folder is never written to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVED_BASE = "base"
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A finished or stopped run and the version of it that plays."""
+    """A finished or stopped run and its version that is evaluated."""
 
     root: Path
     job: Job
@@ -40,7 +40,7 @@ class LocalRun:
         return self.root / "base" if exports_base(self.job.spec) else None
 
     def banned_ids(self, cache: Path) -> list[int]:
-        """Tokens that the trainer never lets the policy sample: placeholders of images. Needs the base on disk."""
+        """Tokens that the policy must never sample: placeholders of images. Needs the base on disk."""
         directory = self.base or locate_base(self.job, cache)
         tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
         return sorted(token["id"] for token in tokens if token["content"] in VISION_TOKENS)
@@ -78,7 +78,9 @@ def read_config(root: Path) -> Job:
     try:
         return Job.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise EvalError(f"{root} is no run folder: it has no config.json (runs/<job> of visionrl run has)") from None
+        raise EvalError(
+            f"{root} is not a run folder: it has no config.json (runs/<job> of visionrl run has one)"
+        ) from None
     except OSError as error:
         raise EvalError(f"{file}: {error.strerror}") from None
     except ValidationError as error:
@@ -107,5 +109,5 @@ def _checkpointed(root: Path, job_name: str) -> dict[str, Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Complete entries; drafts have a leading dot."""
+    """Complete entries; the names of drafts begin with a dot."""
     return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []

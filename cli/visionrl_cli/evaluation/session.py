@@ -1,4 +1,4 @@
-"""One evaluation from the command's words to its results."""
+"""One evaluation, from the command's arguments to its results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from visionrl.errors import leaves
 from visionrl.job import FIRST_TRAINING_SEED
 from visionrl.jobfile import JobFileError
-from visionrl_cli.evaluation.components import Addresses, Parts, banned_ids, check_task_app, lost_traces
+from visionrl_cli.evaluation.components import Addresses, Components, banned_ids, check_task_app, lost_traces
 from visionrl_cli.evaluation.plan import EvalOptions, Plan, make_plan
 from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
 from visionrl_cli.evaluation.text import EvalError
@@ -27,7 +27,7 @@ from visionrl_trainer.rollout.client import RolloutRefused, TaskApp
 from visionrl_trainer.rollout.evaluate import EpisodeScore, play_seeds
 
 PATIENCE_SECONDS = 60.0
-"""How long a task app or inference server may be away before the evaluation ends with an error."""
+"""Seconds that the task app or inference may be unreachable before the evaluation fails."""
 
 
 def evaluate(options: EvalOptions) -> int:
@@ -61,7 +61,7 @@ async def _evaluate(options: EvalOptions) -> int:
         session = Session(options, plan, journal, view)
         received = await session.run()
     if received:
-        kept = f"the same command goes on from {journal.file}" if journal.file else "nothing is kept without --out"
+        kept = f"the same command resumes from {journal.file}" if journal.file else "nothing is kept without --out"
         error(f"stopped after {len(journal.done)} of {len(plan.seeds)} episodes; {kept}")
         return 128 + received
     episodes = tuple(journal.done[seed] for seed in plan.seeds)
@@ -74,24 +74,24 @@ async def _evaluate(options: EvalOptions) -> int:
 
 
 class Session:
-    """The part of an evaluation that takes time."""
+    """Plays the episodes of an evaluation."""
 
     def __init__(self, options: EvalOptions, plan: Plan, journal: Journal, view: View) -> None:
         self._options, self._plan, self._journal, self._view = options, plan, journal, view
-        self._parts = Parts(plan, options.trace_db, view.note)
+        self._components = Components(plan, options.trace_db, view.note)
         self.per_minute: float | None = None
-        """Episodes a minute of this session, without the start of its parts."""
+        """Episodes per minute of this session, without the start of its components."""
 
     async def run(self) -> signal.Signals | None:
-        """Play what is left; the signal that ended it, if one did."""
+        """Play the remaining episodes; returns the signal that ended it, if one did."""
         left = tuple(seed for seed in self._plan.seeds if seed not in self._journal.done)
-        signals = Signals(on_second=self._parts.kill)
+        signals = Signals(on_second=self._components.kill)
         playing = asyncio.create_task(self._play(left)) if left else asyncio.create_task(asyncio.sleep(0))
         stopped = asyncio.create_task(signals.stop.wait())
         try:
             await asyncio.wait({playing, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not playing.done():
-                self._view.note("stopping; once more kills")
+                self._view.note("stopping; Ctrl-C again kills")
                 playing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await playing
@@ -113,7 +113,7 @@ class Session:
                 playing = asyncio.create_task(
                     play_seeds(taskapp, spec, policy, seeds, self._journal.run, PATIENCE_SECONDS, self._on_score)
                 )
-                broken = asyncio.create_task(self._parts.broken())
+                broken = asyncio.create_task(self._components.broken())
                 try:
                     await asyncio.wait({playing, broken}, return_when=asyncio.FIRST_COMPLETED)
                     if broken.done():
@@ -130,7 +130,7 @@ class Session:
     @contextlib.asynccontextmanager
     async def _addresses(self) -> AsyncIterator[Addresses]:
         if self._options.task_app is None:
-            async with self._parts.running() as addresses:
+            async with self._components.running() as addresses:
                 yield addresses
         else:
             key = task_app_key(self._options.task_app_key_file)
@@ -146,7 +146,7 @@ class Session:
 
 
 def task_app_key(file: Path | None) -> str:
-    """The key of a task app elsewhere. Raises :class:`EvalError`, ``OSError``."""
+    """The key of a remote task app. Raises :class:`EvalError`, ``OSError``."""
     key = file.read_text(encoding="utf-8").strip() if file else os.environ.get("ENVIRONMENT_API_KEY", "").strip()
     if not key:
         raise EvalError(f"{file} is empty" if file else "--task-app needs its key: set ENVIRONMENT_API_KEY")
@@ -155,6 +155,6 @@ def task_app_key(file: Path | None) -> str:
 
 @contextlib.contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
-    """A run is trained or evaluated, one at a time: its server's folder for adapters goes by the job's name."""
+    """A run is either trained or evaluated: its inference server's folder for adapters has the job's name."""
     with LocalFolder(plan.run.root).lock() if plan.run else contextlib.nullcontext():
         yield

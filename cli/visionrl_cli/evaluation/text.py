@@ -6,7 +6,7 @@ from visionrl.status import Score
 
 
 class EvalError(Exception):
-    """What keeps an evaluation from being made; the message is for the user."""
+    """The evaluation cannot be made; the message is for the user."""
 
 
 def signed(score: Score) -> str:

@@ -1,4 +1,4 @@
-"""How an evaluation looks: progress on standard error, results on standard output."""
+"""The output of an evaluation: progress on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def choose_view(total: int) -> View:
 
 
 class PlainView:
-    """A line now and then."""
+    """Ten lines in total, where there is no terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -51,7 +51,7 @@ class PlainView:
 
 
 class LiveView:
-    """A bar that stays in place."""
+    """A progress bar."""
 
     def __init__(self, total: int, console: Console) -> None:
         self._progress = Progress(
@@ -105,9 +105,9 @@ def rows(results: Results) -> list[tuple[str, str]]:
     ]
     if results.aborted:
         reasons = ", ".join(f"{count} {reason}" for reason, count in results.aborted.items())
-        found.append(("aborted, counted with what they had", reasons))
+        found.append(("aborted, counted with their achievements", reasons))
     if results.episodes_per_minute is not None:
-        found.append(("episodes a minute", f"{results.episodes_per_minute:.0f}"))
+        found.append(("episodes per minute", f"{results.episodes_per_minute:.0f}"))
     return found
 
 

@@ -41,7 +41,7 @@ class Output:
         if accepted is None:
             write_atomically(self.job_file, job.model_dump_json(by_alias=True, indent=2) + "\n")
             return
-        # Data is known by its content, wherever it lies: the checkpoint compares it.
+        # Data is identified by its content, not by its path: the checkpoint compares it.
         before, now = accepted.spec.training.warm_start, job.spec.training.warm_start
         assert before is not None
         assert now is not None
@@ -63,7 +63,7 @@ class Output:
             raise ConfigurationError(f"{self.job_file} is of another version; --fresh starts over") from None
 
     def _clear(self) -> None:
-        """What a training writes, nothing else."""
+        """Delete what a training writes, nothing else."""
         for folder in (self.model, self.adapters):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (

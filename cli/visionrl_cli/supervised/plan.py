@@ -1,4 +1,4 @@
-"""From the command's words and the job file to what is trained on what."""
+"""From the command's arguments and the job file to model and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainOptions:
     val: Path | None
     output: Path | None
     settings: Mapping[str, Any]
-    """Fields of ``training.warmStart`` that go before those of the job file."""
+    """Fields of ``training.warmStart`` that take precedence over those of the job file."""
     fresh: bool
     as_json: bool
 
@@ -34,7 +34,7 @@ class Plan:
     """What is to be done."""
 
     job: Job
-    """With those sections alone that supervised training reads."""
+    """Only with the sections that supervised training reads."""
     output: Path
     data: SupervisedData
 
@@ -64,7 +64,7 @@ def make_plan(options: TrainOptions) -> Plan:
 
 
 def _data(options: TrainOptions, known: WarmStart | None) -> SupervisedData:
-    """The files of the flags, else those of the job file."""
+    """The files named by flags, else those of the job file."""
     if options.data is not None:
         train, val = options.data.absolute(), options.val.absolute() if options.val else None
         return SupervisedData(train=str(train), val=str(val) if val else None)
@@ -77,7 +77,7 @@ def _data(options: TrainOptions, known: WarmStart | None) -> SupervisedData:
 
 
 def _supervised(spec: JobSpec, warm_start: WarmStart) -> JobSpec:
-    """What does not matter to supervised training has its defaults: who changes it may go on."""
+    """Sections that supervised training does not read have their defaults: whoever changes them can still resume."""
     return JobSpec(
         algorithm=Algorithm(type="sft"),
         model=spec.model,

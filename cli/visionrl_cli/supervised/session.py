@@ -57,7 +57,7 @@ def _train(plan: Plan, output: Output, options: TrainOptions) -> int:
             with contextlib.closing(view):
                 summary = _learn(plan, output, view, stop)
         except sft.Stopped as stopped:
-            error(f"{stopped}; the same command goes on from {output.root}")
+            error(f"{stopped}; the same command resumes from {output.root}")
             return 128 + (stop.received or signal.SIGTERM)
     emit("end", **summary) if options.as_json else show(summary)
     return 0
@@ -69,7 +69,7 @@ def _learn(plan: Plan, output: Output, view: View, stop: Stop) -> dict[str, Any]
     view.note(f"reading {plan.data.train}")
     held_out = Path(plan.data.val) if plan.data.val else None
     data = read_sft(Path(plan.data.train), held_out, spec.rollout.env_config.image_size)
-    view.note(f"{len(data.training):,} decisions to learn, {len(data.validation):,} held out")
+    view.note(f"{len(data.training):,} decisions to learn from, {len(data.validation):,} held out")
     base = locate_base(plan.job, cache_folder())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = settings.trains != "adapter"
@@ -103,7 +103,7 @@ def _learn(plan: Plan, output: Output, view: View, stop: Stop) -> dict[str, Any]
 
 
 class Stop:
-    """SIGINT and SIGTERM while a training runs: the first one ends it after its step, the second one at once."""
+    """SIGINT and SIGTERM during training: the first one stops it after the current step, the second one at once."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.received: int | None = None
@@ -111,7 +111,7 @@ class Stop:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Take the signals over within the block."""
+        """Handle the signals within the block."""
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -123,4 +123,4 @@ class Stop:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        self._note("stopping after this step; once more stops at once")
+        self._note("stopping after this step; Ctrl-C again stops at once")

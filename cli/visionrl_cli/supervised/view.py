@@ -1,4 +1,4 @@
-"""How a supervised training looks: progress on standard error, or JSON events on standard output."""
+"""The output of supervised training: progress on standard error, or JSON events on standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from visionrl_local.view import emit
 from visionrl_trainer.sft.train import SftReport
 
 PLAIN_LINES = 20
-"""Progress lines of a whole training where there is no terminal."""
+"""Progress lines of a whole training, where there is no terminal."""
 
 
 class View(Protocol):
@@ -34,7 +34,7 @@ def choose_view(steps: int, as_json: bool) -> View:
 
 
 class JsonView:
-    """One event a line."""
+    """One event per line."""
 
     def note(self, text: str) -> None:
         emit("note", text=text)
@@ -47,7 +47,7 @@ class JsonView:
 
 
 class PlainView:
-    """A line now and then, and one for each validation loss."""
+    """Twenty lines in total, and one for each validation loss, where there is no terminal."""
 
     def __init__(self) -> None:
         self._shown = 0
@@ -66,7 +66,7 @@ class PlainView:
 
 
 class LiveView:
-    """A bar that stays in place; notes and validation losses scroll above it."""
+    """A progress bar; notes and validation losses scroll above it."""
 
     def __init__(self, steps: int, console: Console) -> None:
         columns: list[Any] = [
@@ -93,7 +93,7 @@ class LiveView:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """What came of it, and what to do with it, on standard output."""
+    """The result and how to use it, on standard output."""
     validation = summary["validation_loss"]
     held_out = "" if validation is None else f", validation loss {validation:.3f}"
     print(f"complete: {summary['steps']} steps, loss {summary['loss']:.3f}{held_out} nats per decision")

@@ -29,7 +29,7 @@ class Verdict:
 def validate(document: Any, accepted: Job | None, images: Images = RELEASED) -> Verdict:
     """Check an object as the API server holds it against the job that was accepted before (None: none was).
 
-    ``images`` are those of parts for which a new job names none; an accepted job keeps those that it has.
+    ``images`` are the container images of components for which a new job names none; an accepted job keeps its own.
     """
     job, wrong, unknown = parse(document)
     if job is None:
@@ -48,9 +48,9 @@ def validate(document: Any, accepted: Job | None, images: Images = RELEASED) -> 
 def parse(document: Any) -> tuple[Job | None, list[Problem], list[str]]:
     """Parse and check: the job, or everything that is wrong; and the paths of fields that were left out.
 
-    An API server prunes what the definition does not have. So a field that is unknown here is no slip of the pen: the
-    definition is newer than this operator, as in the middle of an upgrade, where the server fills such fields with
-    their defaults in every job.
+    An API server prunes what the definition does not have. So an unknown field here is not a typing error: the
+    definition is newer than this operator, as it is during an upgrade, when the server fills such fields with their
+    defaults in every job.
     """
     try:
         job, unknown = validate_known(Job, document)
@@ -61,12 +61,12 @@ def parse(document: Any) -> tuple[Job | None, list[Problem], list[str]]:
 
 
 def ignored(unknown: list[str]) -> str:
-    """What to tell where the definition is newer than the operator."""
-    return f"ignored until the operator is upgraded, for it is older than these fields: {', '.join(unknown)}"
+    """The message where the definition is newer than the operator."""
+    return f"ignored until the operator is upgraded, because it does not know these fields: {', '.join(unknown)}"
 
 
 def refusal(changed: list[str]) -> str:
-    """What to tell someone who changed fixed fields."""
+    """The message where fixed fields were changed."""
     return f"{', '.join(changed)} cannot change after the job was accepted; may change: {', '.join(MUTABLE_PATHS)}"
 
 

@@ -49,15 +49,15 @@ def test_seeds_are_the_files_held_out_ones_unless_named() -> None:
         ({"model": "m"}, "--model needs --inference-url"),
         ({"policy": "crafter-blind", "inference_url": "http://x"}, "--inference-url goes with --model"),
         ({"policy": "crafter-blind", "version": "v"}, "go with --run"),
-        ({"policy": "crafter-blind", "temperature": 0.5}, "no meaning for crafter-blind"),
+        ({"policy": "crafter-blind", "temperature": 0.5}, "no effect on crafter-blind"),
         ({"policy": "crafter-scripted", "control": "grey"}, "crafter-scripted has no model"),
-        ({"run": Path("r"), "task_app": "http://x"}, "leave --task-app out"),
+        ({"run": Path("r"), "task_app": "http://x"}, "leave out --task-app"),
         ({**MODEL, "task_app": "http://x", "trace_db": Path("t")}, "--trace-db is for the task app"),
         ({**MODEL, "policy_config": {"temperatur": 1}}, "--policy-config: temperatur: unknown key; did you mean temp"),
         ({**MODEL, "policy_config": {"model": "x"}}, "say it with --model"),
         ({**MODEL, "policy_config": {"max_actions": 9}}, "--policy-config: max_actions: input should be less than"),
         ({**MODEL, "temperature": 3.0}, "temperature: input should be less than or equal to 2"),
-        ({"run": Path("nowhere")}, "nowhere is no run folder: it has no config.json"),
+        ({"run": Path("nowhere")}, "nowhere is not a run folder: it has no config.json"),
     ],
 )
 def test_words_that_contradict_each_other_are_refused(words: dict[str, Any], message: str) -> None:
@@ -137,7 +137,7 @@ def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     assert not (tmp_path / "out.json.partial").exists()
     assert (results.score.mean, results.invalid_rate, results.aborted) == (2.0, 0.1, {"max_ops": 1})
     assert results.rates == {"collect_wood": 1.0, "collect_stone": 0.5, "place_table": 0.5}
-    assert ("aborted, counted with what they had", "1 max_ops") in rows(results)
+    assert ("aborted, counted with their achievements", "1 max_ops") in rows(results)
 
 
 def test_a_comparison_is_by_seed_whatever_the_order() -> None:
@@ -177,7 +177,7 @@ def test_the_journal_goes_on_after_a_crash_and_knows_its_evaluation(tmp_path: Pa
     assert (set(again.done), again.run) == ({0}, "eval/first")
     again.add(score(1))
     assert set(Journal(file, settings, (0, 1, 2), "eval/third").done) == {0, 1}
-    with pytest.raises(EvalError, match=r"of an evaluation with another policy.temperature \(1.0, here 0.5\)"):
+    with pytest.raises(EvalError, match=r"from an evaluation with another policy.temperature \(1.0, here 0.5\)"):
         Journal(file, {"policy": {"temperature": 0.5}}, (0, 1, 2), "x")
     with pytest.raises(EvalError, match=r"another seeds \(0-2, here 0-3\)"):
         Journal(file, settings, (0, 1, 2, 3), "x")

@@ -28,12 +28,12 @@ def test_ranges_and_lists_mix(text: str, seeds: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("", "'' is no seed"),
-        ("1,,2", "'' is no seed"),
-        ("-1", "'-1' is no seed"),
-        ("a", "'a' is no seed and no range such as 0-299"),
-        ("٣", "is no seed"),
-        ("1-2-3", "'1-2-3' is no seed"),
+        ("", "'' is neither a seed"),
+        ("1,,2", "'' is neither a seed"),
+        ("-1", "'-1' is neither a seed"),
+        ("a", "'a' is neither a seed nor a range such as 0-299"),
+        ("٣", "is neither a seed"),
+        ("1-2-3", "'1-2-3' is neither a seed"),
         ("9-2", "ends before it begins"),
         ("1,0-3", "seed 1 is named twice"),
         (str(MAX_SEED + 1), "beyond the largest seed"),

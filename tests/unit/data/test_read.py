@@ -72,9 +72,9 @@ def foreign(path: Path) -> None:
     [
         (cut, "is cut off or damaged"),
         (overwrite, "is not a SQLite file"),
-        (foreign, "is no traces.db: it has no table session_timesteps"),
+        (foreign, "is not a traces.db: it has no table session_timesteps"),
         (Path.unlink, "no such file"),
-        (lambda path: path.write_bytes(b""), "is no traces.db"),
+        (lambda path: path.write_bytes(b""), "is not a traces.db"),
     ],
 )
 def test_a_file_that_is_no_whole_traces_db_is_told(tmp_path: Path, harm: Callable[[Path], Any], message: str) -> None:
@@ -97,7 +97,7 @@ def test_a_folder_is_not_a_database_but_may_hold_one(tmp_path: Path) -> None:
     [
         ({"metadata": {**METADATA, "seed": "7"}}, "episode run/0 is not as the task app writes it: its seed is '7'"),
         ({"metadata": {"seed": 7}}, "it has no 'env_name'"),
-        ({"call": {**CALL, "output_message": {"content": None}}}, "turn 0 has an answer or an image that is no text"),
+        ({"call": {**CALL, "output_message": {"content": None}}}, "turn 0 has an answer or an image that is not text"),
         ({"call": {name: CALL[name] for name in CALL if name != "usage"}}, "it has no 'usage'"),
     ],
 )
