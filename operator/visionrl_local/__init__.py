@@ -1,1 +1,1 @@
-"""The same decisions carried out as processes on this machine."""
+"""The local executor: carries out the decisions of ``visionrl_core`` as processes on this machine."""

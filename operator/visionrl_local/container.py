@@ -1,4 +1,4 @@
-"""From a pod template to a process: mount paths become folders, Service names become loopback ports, nothing else."""
+"""Turns a pod template into a process: mount paths become folders, Service names become loopback ports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to run a part's container as a process."""
+    """How to run a component's container as a process."""
 
     component: Component
     argv: list[str]
@@ -59,7 +59,8 @@ def launch(
     gpus: Mapping[Component, str],
     argv: Argv = container_argv,
 ) -> Launch:
-    """Interpret a pod template. ``gpus``: the devices of each part, as ``CUDA_VISIBLE_DEVICES`` wants them."""
+    """Interpret a pod template. ``gpus``: the devices of each component, in the form of
+    ``CUDA_VISIBLE_DEVICES``."""
     container = template["spec"]["containers"][0]
     suffix = template["metadata"]["labels"][COMPONENT_LABEL]
     component = next(name for name in COMPONENTS if SUFFIXES[name] == suffix)
@@ -86,17 +87,20 @@ def launch(
 
 
 def choose_ports(base: int | None) -> dict[Component, int]:
-    """A port a part: consecutive ones from ``base``, or free ones. Raises :class:`LocalError` for one in use."""
+    """One port per component: consecutive ones from ``base``, or free ones. Raises :class:`LocalError` for a port in
+    use."""
     if base is None:
         with socket.socket() as first, socket.socket() as second, socket.socket() as third:
             sockets = (first, second, third)
             for each in sockets:
                 each.bind((LOOPBACK, 0))
-            return {part: each.getsockname()[1] for part, each in zip(COMPONENTS, sockets, strict=True)}
-    ports = {part: base + index for index, part in enumerate(COMPONENTS)}
-    for part, port in ports.items():
+            return {name: each.getsockname()[1] for name, each in zip(COMPONENTS, sockets, strict=True)}
+    ports = {component: base + index for index, component in enumerate(COMPONENTS)}
+    for component, port in ports.items():
         if port_in_use(port):
-            raise LocalError(f"port {port} for {part} is in use; choose another --port (three in a row are needed)")
+            raise LocalError(
+                f"port {port} for {component} is in use; choose another --port (three in a row are needed)"
+            )
     return ports
 
 
@@ -115,7 +119,7 @@ def port_in_use(port: int) -> bool:
 
 def _addresses(job_name: str, ports: Mapping[Component, int]) -> dict[str, str]:
     return {
-        f"http://{component_name(job_name, part)}:{PORT}": f"http://{LOOPBACK}:{ports[part]}" for part in COMPONENTS
+        f"http://{component_name(job_name, name)}:{PORT}": f"http://{LOOPBACK}:{ports[name]}" for name in COMPONENTS
     }
 
 
@@ -138,7 +142,7 @@ def _replaced(value: str, replacements: Mapping[str, str]) -> str:
 
 
 def _no_proxy() -> dict[str, str]:
-    """The parts reach each other directly, whatever proxy the user has."""
+    """The components reach each other directly, whatever proxy the user has set."""
     local = f"{LOOPBACK},localhost"
     return {name: f"{os.environ[name]},{local}" if os.environ.get(name) else local for name in ("NO_PROXY", "no_proxy")}
 

@@ -39,7 +39,7 @@ class LocalFolder:
     def log(self, component: Component) -> Path:
         return self.root / "logs" / f"{SUFFIXES[component]}.log"
 
-    # --- what the parts read
+    # --- what the components read
 
     def accepted(self) -> Job | None:
         """The job that runs here; None before the first run."""
@@ -63,7 +63,7 @@ class LocalFolder:
         return self.key_file.read_text() if self.key_file.exists() else None
 
     def mount(self, volume: Manifest) -> Path | None:
-        """The folder that stands for a volume; None for ``/tmp`` and shared memory, which this machine has already."""
+        """The folder in place of a volume; None for ``/tmp`` and shared memory, which this machine has already."""
         if "configMap" in volume:
             return self.job_file.parent
         if "secret" in volume:
@@ -89,7 +89,7 @@ class LocalFolder:
         write_atomically(self.status_file, status.model_dump_json(by_alias=True, indent=2) + "\n")
 
     def clear(self) -> None:
-        """Forget the run: everything but the lock."""
+        """Delete everything but the lock."""
         for entry in self.root.iterdir():
             if entry == self.lock_file:
                 continue
@@ -100,7 +100,7 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One executor a job. The lock goes with the process that holds it, however that ends."""
+        """One executor per run folder. The lock ends with the process that holds it."""
         self.root.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a+") as stream:
             try:

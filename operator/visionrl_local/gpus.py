@@ -1,4 +1,4 @@
-"""GPUs of this machine, given to the parts that ask for them."""
+"""Assigns the GPUs of this machine to the components that ask for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def visible_gpus() -> list[str]:
-    """Devices that this process may use: those of ``CUDA_VISIBLE_DEVICES``, else all that the driver lists."""
+    """The devices that this process may use: those of ``CUDA_VISIBLE_DEVICES``, otherwise all that the driver lists."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [device.strip() for device in chosen.split(",") if device.strip()]
@@ -20,17 +20,17 @@ def visible_gpus() -> list[str]:
 
 
 def assign_gpus(spec: JobSpec, available: list[str]) -> dict[Component, str]:
-    """Devices by part, none twice. Raises :class:`LocalError` where the machine has too few."""
+    """The devices of each component, none twice. Raises :class:`LocalError` where the machine has too few."""
     wanted: dict[Component, int] = {
         "inference": spec.inference.gpu.count if spec.inference.gpu else 0,
         "trainer": spec.trainer.gpu.count if spec.trainer.gpu else 0,
     }
     total = sum(wanted.values())
     if total > len(available):
-        shares = ", ".join(f"spec.{part}.gpu {count}" for part, count in wanted.items() if count)
+        shares = ", ".join(f"spec.{component}.gpu {count}" for component, count in wanted.items() if count)
         raise LocalError(
             f"the job asks for {total} GPUs ({shares}), this machine offers {len(available)}; "
-            "remove gpu to run a part on the CPU"
+            "remove gpu to run a component on the CPU"
         )
     first = wanted["inference"]
     return {"inference": ",".join(available[:first]), "trainer": ",".join(available[first:total])}

@@ -1,11 +1,11 @@
-"""Runs one command as a container would be run, so that nothing of it is ever left behind.
+"""Runs one command as a container runtime does, so that no process of it is ever left behind.
 
 ``guard.py GRACE COMMAND...`` starts the command in a session of its own and ends with its exit code (128 + n after
-signal n). What outlives the command dies with it, as in a container whose first process ends: descendants that lose
-their parent come to this process (it is their subreaper), which kills them.
+signal n). Processes that outlive the command are killed with it, as in a container whose first process ends:
+descendants that lose their parent become children of this process (it is their subreaper), which kills them.
 
-Standard input is the leash: when it closes, because whoever started this lets go or was killed, the command gets
-SIGTERM, and SIGKILL after GRACE seconds. SIGTERM to this process kills at once. Only the standard library is used,
+Standard input is the leash: when it closes, because the process at its other end closed it or was killed, the command
+gets SIGTERM, and SIGKILL after GRACE seconds. SIGTERM to this process kills at once. Only the standard library is used,
 and none of the site's packages, so that this starts in milliseconds.
 """
 
@@ -71,7 +71,7 @@ def _become(command: list[str], libc: ctypes.CDLL) -> None:
 
 
 def _reap(child: int) -> int | None:
-    """Collect everything that has ended; the child's status as ``subprocess`` gives it (negative: signal)."""
+    """Reap every child that has ended; the child's status as ``subprocess`` gives it (negative: signal)."""
     found = None
     while True:
         try:
@@ -85,7 +85,7 @@ def _reap(child: int) -> int | None:
 
 
 def _kill_the_rest() -> None:
-    """Kill what has come to this process; each death may bring further descendants."""
+    """Kill the children of this process; each death may bring further descendants."""
     while True:
         for pid in _children():
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""This machine as a small cluster: holds the objects that were applied and runs their pods as processes."""
+"""This machine as a small cluster: keeps the objects that were applied and runs their pods as processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LocalMachine:
         """Set when something happened that a decision may depend on."""
         self._job_name, self._folder, self._ports, self._gpus, self._argv = job_name, folder, ports, gpus, argv
         self._exited = exited
-        # Proxies are for the world outside; probes stay on this machine.
+        # Probes stay on this machine, so no proxy is used.
         self._client = httpx.AsyncClient(trust_env=False)
         self._objects: dict[Ref, Manifest] = {}
         self._pods: dict[Ref, LocalPod] = {}
@@ -49,7 +49,7 @@ class LocalMachine:
         self._accepted: Job | None = folder.accepted()
 
     def observe(self) -> Observed:
-        """What exists now."""
+        """What exists now: the input of a decision."""
         hashes = {name: sealed_hash(child) for name, child in self._objects.items()}
         if self._folder.key() is not None:
             hashes.setdefault(Ref("Secret", key_name(self._job_name)), "")
@@ -58,17 +58,17 @@ class LocalMachine:
             spare_key=secrets.token_urlsafe(32),
             accepted=self._accepted,
             hashes=hashes,
-            task_app=self._part("taskApp"),
-            inference=self._part("inference"),
+            task_app=self._component("taskApp"),
+            inference=self._component("inference"),
             trainers=trainers,
             report=self._report,
         )
 
     def apply(self, child: Manifest) -> None:
-        """Make an object so, as far as it means anything on one machine."""
+        """Create or update an object, as far as it has a meaning on one machine."""
         name = ref(child)
         if name in self._stopping:
-            return  # applied again once the old one is gone
+            return  # applied again when the old one is gone
         previous, self._objects[name] = self._objects.get(name), child
         match child["kind"]:
             case "Secret":
@@ -95,7 +95,7 @@ class LocalMachine:
         """Ask the running trainer for its report; the last answer stays until another trainer runs."""
         name = next(iter(self._trainers()), None)
         key = self._folder.key()
-        if name is None or key is None or not self._pods[name].part.ready:
+        if name is None or key is None or not self._pods[name].state.ready:
             return
         url = f"http://{LOOPBACK}:{self._ports['trainer']}/status"
         headers = {"Authorization": f"Bearer {key}"}
@@ -105,14 +105,14 @@ class LocalMachine:
                 self._report = TrainerReport.model_validate_json(response.content)
 
     async def close(self) -> None:
-        """Stop everything and wait until nothing is left."""
+        """Stop every pod and wait until no process is left."""
         for name in list(self._pods):
             self.delete(name)
         await asyncio.gather(*self._stopping.values())
         await self._client.aclose()
 
     def kill(self) -> None:
-        """Cut the grace periods of a close short."""
+        """Do not wait for the rest of the grace periods of a close."""
         for pod in self._pods.values():
             pod.kill()
 
@@ -145,13 +145,13 @@ class LocalMachine:
     def _trainers(self) -> list[Ref]:
         return [name for name in self._pods if name.kind == "Job"]
 
-    def _part(self, component: Component) -> ObservedComponent:
+    def _component(self, component: Component) -> ObservedComponent:
         pod = self._pods.get(Ref("Deployment", component_name(self._job_name, component)))
-        return pod.part if pod else ObservedComponent()
+        return pod.state if pod else ObservedComponent()
 
     def _run_of(self, name: Ref) -> TrainerRun:
         pod, labels = self._pods[name], self._objects[name]["metadata"]["labels"]
         outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
         if pod.ended:
-            outcome = "Succeeded" if pod.part.exit_code == 0 else "Failed"
-        return TrainerRun(int(labels[ATTEMPT_LABEL]), outcome, name in self._stopping, pod.part)
+            outcome = "Succeeded" if pod.state.exit_code == 0 else "Failed"
+        return TrainerRun(int(labels[ATTEMPT_LABEL]), outcome, name in self._stopping, pod.state)

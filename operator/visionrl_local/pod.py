@@ -1,7 +1,7 @@
-"""A pod with one container, as a process: probes, restarts with back-off, and what is known of it.
+"""A pod with one container, as a process: probes, restarts with back-off, and its state.
 
-The meaning of probes is Kubernetes': the start-up probe holds the others back and bounds the start; readiness only
-tells; liveness ends the container.
+Probes mean what they mean in Kubernetes: the others wait for the start-up probe, which limits the time of the start; a
+failed readiness probe is only reported; a failed liveness probe ends the container.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TAIL_LINES = 15
 
 @dataclasses.dataclass(frozen=True)
 class Exit:
-    """The end of a part's process that nobody asked for."""
+    """The end of a component's process that was not requested."""
 
     launch: Launch
     code: int
@@ -38,7 +38,7 @@ class Exit:
 
 
 class LocalPod:
-    """Runs a container until it is told to stop, or, without ``restarts``, until it ends."""
+    """Runs a container until :meth:`stop`, or, without ``restarts``, until it ends."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class LocalPod:
         exited: Callable[[Exit], None],
     ) -> None:
         self.launch = launch
-        self.part = ObservedComponent(pods=1)
+        self.state = ObservedComponent(pods=1)
         self.ended = False
         """The container has ended and will not be started again."""
         self._log, self._title, self._restarts = log, title, restarts
@@ -61,13 +61,13 @@ class LocalPod:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End the container with its grace period; nothing of it is left afterwards."""
+        """End the container with its grace period; no process of it is left afterwards."""
         self._stopped.set()
         await self._task
         self._set(ready=False, pods=0)
 
     def kill(self) -> None:
-        """End the grace period of a stop now."""
+        """Do not wait for the rest of the grace period of a stop."""
         if self._process is not None:
             self._process.kill()
 
@@ -88,13 +88,13 @@ class LocalPod:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), backoff)
             backoff = min(MAX_BACKOFF, 2 * backoff)
-            self._set(reason="", message="", restarts=self.part.restarts + 1)
+            self._set(reason="", message="", restarts=self.state.restarts + 1)
 
     async def _run_once(self) -> tuple[int, str, float]:
-        """Run the container until it ends, is unhealthy or is told to stop; exit code, reason, seconds."""
+        """Run the container until it ends, is unhealthy or shall stop; exit code, reason, seconds."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         begun = datetime.now(UTC)
-        self._mark(f"--- {stamp(begun)} {self._title}, restart {self.part.restarts}")
+        self._mark(f"--- {stamp(begun)} {self._title}, restart {self.state.restarts}")
         if port_in_use(self.launch.port):
             self._mark(f"port {self.launch.port} is in use by another program")
             return 1, "PortInUse", 0.0
@@ -122,7 +122,7 @@ class LocalPod:
             log.write(f"{line}\n")
 
     async def _watch(self) -> str:
-        """Probe for as long as the container is healthy; why it is not."""
+        """Probe for as long as the container is healthy; then return why it is not."""
         startup = self.launch.startup
         if not await self._probed(startup, until=True):
             return f"no answer on {startup.path} within {startup.period * startup.failures:.0f} s of the start"
@@ -161,7 +161,7 @@ class LocalPod:
         return 200 <= response.status_code < 400
 
     def _set(self, **changes: object) -> None:
-        part = dataclasses.replace(self.part, **changes)  # type: ignore[arg-type]
-        if part != self.part:
-            self.part = part
+        state = dataclasses.replace(self.state, **changes)  # type: ignore[arg-type]
+        if state != self.state:
+            self.state = state
             self._changed()

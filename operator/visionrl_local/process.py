@@ -11,7 +11,7 @@ from visionrl_local.container import Launch
 
 
 class GuardedProcess:
-    """A part's process; nothing of it outlives :meth:`stop`, :meth:`wait` or the process that started it."""
+    """The process of a component; nothing of it outlives :meth:`stop`, :meth:`wait` or the process that started it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -27,7 +27,8 @@ class GuardedProcess:
                 stdout=output,
                 stderr=output,
                 env=launch.env,
-                start_new_session=True,  # the terminal's Ctrl-C is for us: parts end in order
+                # The terminal's Ctrl-C is for this process, which then ends the components in order.
+                start_new_session=True,
             )
         return cls(process)
 

@@ -1,4 +1,4 @@
-"""What to make of a run that is there already."""
+"""Continues a run that exists already."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from visionrl_local.folder import LocalError
 
 
 def check_same_job(accepted: Job | None, wanted: Job) -> None:
-    """Refuse to go on with a run of another specification. Raises :class:`LocalError`."""
+    """Refuse to continue a run of another specification. Raises :class:`LocalError`."""
     if accepted is None:
         return
-    # A job that names no image goes on with the images it was accepted with.
+    # A job that names no image keeps the images that it was accepted with.
     images = images_of(accepted)
     if changed := changed_immutable_fields(with_images(accepted, images).spec, with_images(wanted, images).spec):
         raise LocalError(f"this run was started with another {', '.join(changed)}; --fresh starts over")
 
 
 def resumed(status: JobStatus, accepted: Job | None, wanted: Job, now: datetime) -> JobStatus | None:
-    """The status to go on with; None where the run is complete and nothing more is asked of it.
+    """The status to continue with; None where the run is complete and the job asks for nothing more.
 
-    Who starts a failed run again wants it tried again, and who raises the iterations of a complete one wants more.
+    Running a failed job again retries it; raising the iterations of a complete one trains further.
     """
     complete = status.condition("Complete")
     wants_more = accepted is not None and wanted.spec.training.iterations > accepted.spec.training.iterations
@@ -43,7 +43,7 @@ def _reopened(status: JobStatus) -> JobStatus:
             "conditions": [each for each in status.conditions if each.type not in ("Complete", "Failed")],
             "attempt": status.attempt + 1,
             "restarts": 0,
-            # The attempts before belong to the end that was reached.
+            # The former attempts belong to the former end.
             "attempts": [],
             "completion_time": None,
         }

@@ -86,7 +86,7 @@ async def _run(options: RunOptions) -> int:
         if not status.finished and live(status):
             folder.write_status(next_attempt(status, INTERRUPTED, False, datetime.now(UTC)))
     if not status.finished:
-        error(f"stopped; the same command goes on from {folder.root}")
+        error(f"stopped; the same command resumes from {folder.root}")
         return 128 + (signals.received or signal.SIGTERM)
     return _show_end(folder, status, options.as_json)
 
@@ -94,7 +94,7 @@ async def _run(options: RunOptions) -> int:
 async def _reconcile(
     source: JobSource, folder: LocalFolder, machine: LocalMachine, view: View, signals: Signals, status: JobStatus
 ) -> JobStatus:
-    """Until the job is finished or a signal comes; the last status."""
+    """Observe, decide, apply until the job is finished or a signal arrives; returns the last status."""
     stopped = asyncio.create_task(signals.stop.wait())
     while not stopped.done():
         machine.changed.clear()
@@ -118,7 +118,7 @@ async def _reconcile(
 
 
 class JobSource:
-    """The job's file, read again when it changes: what may change takes effect while the job runs."""
+    """The job's file, read again when it changes: fields that may change take effect while the job runs."""
 
     def __init__(self, file: Path) -> None:
         self.job: Job = load_job(file)
@@ -131,7 +131,7 @@ class JobSource:
         return JobObject(owner, self._generation, document)
 
     def reload(self, note: Callable[[str], None]) -> None:
-        """Take over a change; one that cannot be used is told once and left out."""
+        """Adopt a change of the file; a change that cannot be used is reported once and ignored."""
         changed_at = self._changed_at()
         if changed_at is None or changed_at == self._seen:
             return
@@ -154,7 +154,7 @@ class JobSource:
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP: the first one stops in order, the second one at once."""
+    """SIGINT, SIGTERM and SIGHUP: the first one stops the run in order, the second one at once."""
 
     def __init__(self, on_second: Callable[[], None]) -> None:
         self.stop = asyncio.Event()

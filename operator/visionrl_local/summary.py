@@ -1,4 +1,4 @@
-"""The end of a run in one table, from what the trainer wrote."""
+"""Shows the result of a run in one table, from the summary that the trainer wrote."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_summary(folder: LocalFolder) -> dict[str, Any] | None:
 
 
 def show_summary(summary: dict[str, Any], folder: LocalFolder) -> None:
-    """Print the table and where the picture lies."""
+    """Print the table and the paths of the reward curve and the run folder."""
     console = Console(highlight=False)
     table = Table(title=f"{summary.get('job', folder.root.name)}", show_header=False, title_justify="left")
     for name, value in summary_rows(summary):
@@ -38,14 +38,14 @@ def show_summary(summary: dict[str, Any], folder: LocalFolder) -> None:
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of what the summary holds."""
+    """The rows of the table: those whose value the summary has."""
     rows = [
         (label, _number(summary[key]))
         for key, label in (
             ("iterations", "iterations"),
             ("episodes", "training episodes"),
             ("turns", "turns"),
-            ("episodes_per_minute", "episodes a minute"),
+            ("episodes_per_minute", "episodes per minute"),
             ("adapter", "adapter"),
         )
         if summary.get(key) is not None
@@ -61,7 +61,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def verdict(gain: Score) -> str:
-    """What the paired gain on the held-out seeds says, in a sentence."""
+    """What the paired gain on the held-out seeds shows, in one sentence."""
     interval = f"the interval of the gain, {gain.low:+.2f} to {gain.high:+.2f},"
     if gain.low > 0:
         return f"better on the held-out seeds: {interval} is above 0"

@@ -7,22 +7,22 @@ from visionrl_core.clock import moment
 
 
 def progress_line(status: JobStatus) -> str:
-    """ "iteration 3/10 · reward 2.31 · 84 episodes/min · …": what is known."""
+    """ "iteration 3/10 · reward 2.31 · 84 episodes/min · …": the fields that are known."""
     progress, policy = status.progress, status.policy
-    parts = [f"iteration {progress.iteration}/{progress.total}"] if progress.total else []
+    fields = [f"iteration {progress.iteration}/{progress.total}"] if progress.total else []
     if progress.reward is not None:
-        parts.append(f"reward {progress.reward:.2f}")
+        fields.append(f"reward {progress.reward:.2f}")
     if progress.episodes_per_minute is not None:
-        parts.append(f"{progress.episodes_per_minute:.0f} episodes/min")
+        fields.append(f"{progress.episodes_per_minute:.0f} episodes/min")
     if evaluation := evaluation_text(status):
-        parts.append(evaluation)
+        fields.append(evaluation)
     if policy.serving:
-        parts.append(f"serving {policy.serving}")
+        fields.append(f"serving {policy.serving}")
     if progress.mismatch_kl is not None:
-        parts.append(f"mismatch KL {progress.mismatch_kl:.1e}")
+        fields.append(f"mismatch KL {progress.mismatch_kl:.1e}")
     if progress.eta and not status.finished:
-        parts.append(f"ETA {moment(progress.eta).astimezone():%H:%M}")
-    return " · ".join(parts)
+        fields.append(f"ETA {moment(progress.eta).astimezone():%H:%M}")
+    return " · ".join(fields)
 
 
 def evaluation_text(status: JobStatus) -> str:

@@ -1,4 +1,4 @@
-"""What ``visionrl run`` shows: a live table on a terminal, a line a change elsewhere, or JSON events."""
+"""What ``visionrl run`` shows: a live table on a terminal, otherwise one line per change, or JSON events."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PHASE_STYLES = {"Complete": "bold green", "Failed": "bold red", "Running": "gree
 
 
 class View(Protocol):
-    """Where a run is shown. Every method may be called at any time, in order."""
+    """Shows a run. The methods may be called at any time."""
 
     def status(self, status: JobStatus) -> None:
         """The status changed."""
 
     def note(self, text: str, tail: Sequence[str] = ()) -> None:
-        """Something worth a line happened; ``tail`` is the end of a log."""
+        """Show one line; ``tail`` is the end of a log."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -42,7 +42,7 @@ def choose_view(job_name: str, folder: LocalFolder, as_json: bool) -> View:
 
 
 class JsonView:
-    """One event a line."""
+    """One event per line."""
 
     def status(self, status: JobStatus) -> None:
         emit("status", status=status.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -60,7 +60,7 @@ def emit(event: str, **content: Any) -> None:
 
 
 class PlainView:
-    """A line for every change that a reader of the output wants to know."""
+    """One line for every change that matters to a reader of the output."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -75,9 +75,9 @@ class PlainView:
             if self._shown.get("progress") != key:
                 self._shown["progress"] = key
                 self._print(progress_line(status))
-        # While it runs, the reason is the trainer's report: too lively for a log.
-        lively = status.phase in ("Running", "WarmStart", "Complete", "Failed")
-        self._line("phase", status.phase if lively or not status.reason else f"{status.phase}: {status.reason}")
+        # While it runs, the reason is the trainer's report, which changes too often for a log.
+        changing = status.phase in ("Running", "WarmStart", "Complete", "Failed")
+        self._line("phase", status.phase if changing or not status.reason else f"{status.phase}: {status.reason}")
 
     def note(self, text: str, tail: Sequence[str] = ()) -> None:
         self._print(text)
@@ -121,20 +121,20 @@ class LiveView:
         head = Text.assemble(
             (self._job_name, "bold"), "  ", (status.phase, PHASE_STYLES.get(status.phase, "cyan")), "  ", status.reason
         )
-        parts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        parts.add_column(no_wrap=True)
-        parts.add_column(no_wrap=True, max_width=32)
-        parts.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
+        components = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        components.add_column(no_wrap=True)
+        components.add_column(no_wrap=True, max_width=32)
+        components.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
         for component in status.components:
             last = "".join(tail(self._folder.log(component.name), 1))
-            parts.add_row(
+            components.add_row(
                 component.name,
                 Text(component_text(component), style="green" if component.ready else "yellow"),
                 Text(last),
             )
         head.no_wrap = True
         head.overflow = "ellipsis"
-        return Group(head, Text(progress_line(status) or "no iteration yet"), parts)
+        return Group(head, Text(progress_line(status) or "no iteration yet"), components)
 
 
 def component_text(component: ComponentStatus) -> str:

@@ -1,4 +1,4 @@
-"""``visionrl run`` with the real parts: from a file to a trained adapter, whatever is killed on the way."""
+"""``visionrl run`` with the real components: from a file to a trained adapter, whatever is killed on the way."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ class Run:
             assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {what}\n{self.tail()}"
             time.sleep(0.1)
 
-    def part(self, module: str) -> psutil.Process:
-        """The process of a part, by a word of its command line."""
+    def component(self, module: str) -> psutil.Process:
+        """The process of a component, by a word of its command line."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         return next(p for p in family if any(module in word for word in p.cmdline()[1:3]))
 
     def tail(self) -> str:
         logs = sorted((self.folder / "logs").glob("*.log"))
-        parts = [f"== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-30:]) for log in logs]
-        return "\n".join([self.output.read_text(), *parts])
+        ends = [f"== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-30:]) for log in logs]
+        return "\n".join([self.output.read_text(), *ends])
 
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -103,12 +103,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run = Run(tmp_path_factory.mktemp("run"))
     try:
         run.wait_for("the first iteration", lambda: run.iteration >= 1)
-        run.part("vllm").kill()
+        run.component("vllm").kill()
         before = run.iteration
         run.wait_for("an iteration after the server was killed", lambda: run.iteration > before)
 
         checkpoint = newest_checkpoint(run)
-        run.part("visionrl_trainer").kill()
+        run.component("visionrl_trainer").kill()
         run.wait_for("the next attempt", lambda: run.status()["attempt"] >= 1)
         run.wait_for("an iteration after the trainer was killed", lambda: run.iteration > checkpoint)
 
@@ -155,7 +155,7 @@ def test_no_iteration_is_lost_or_trained_twice(finished: Run) -> None:
     assert versions == sorted(set(versions))
 
 
-def test_the_status_tells_the_attempts_and_why_they_ended(finished: Run) -> None:
+def test_the_status_has_the_attempts_and_why_they_ended(finished: Run) -> None:
     status = finished.status()
     assert status["phase"] == "Complete"
     causes = [attempt["cause"] for attempt in status["attempts"] if attempt["cause"]]
@@ -163,11 +163,11 @@ def test_the_status_tells_the_attempts_and_why_they_ended(finished: Run) -> None
     assert status["policy"]["serving"] == status["policy"]["trained"]
 
 
-def test_the_optimizers_state_went_on_over_the_restarts(finished: Run) -> None:
+def test_the_optimizers_state_survives_the_restarts(finished: Run) -> None:
     checkpoint = finished.folder / "checkpoints" / f"{ITERATIONS:06d}"
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
-    assert steps == {ITERATIONS}  # one update an iteration, counted through every restart
+    assert steps == {ITERATIONS}  # one update per iteration, counted through every restart
 
 
 def test_a_finished_run_is_not_run_again(finished: Run) -> None:
@@ -177,9 +177,9 @@ def test_a_finished_run_is_not_run_again(finished: Run) -> None:
     assert [record["iteration"] for record in finished.metrics()] == list(range(1, ITERATIONS + 1))
 
 
-def test_the_status_tells_how_healthy_the_last_iteration_was(finished: Run) -> None:
+def test_the_status_shows_how_healthy_the_last_iteration_was(finished: Run) -> None:
     progress, last = finished.status()["progress"], finished.metrics()[-1]
-    told = {
+    shown = {
         "mismatchKL": "mismatch_kl",
         "entropy": "entropy",
         "clipFraction": "clip_fraction",
@@ -191,4 +191,6 @@ def test_the_status_tells_how_healthy_the_last_iteration_was(finished: Run) -> N
         "gradNorm": "grad_norm",
         "staleness": "staleness",
     }
-    assert {name: progress[name] for name in told} == pytest.approx({name: last[field] for name, field in told.items()})
+    assert {name: progress[name] for name in shown} == pytest.approx(
+        {name: last[field] for name, field in shown.items()}
+    )

@@ -1,4 +1,7 @@
-"""``visionrl run`` with stand-ins for the parts: ``python -m tests.support.local_run FILE RUNS PART=BEHAVIOUR...``."""
+"""``visionrl run`` with stand-ins for the components.
+
+``python -m tests.support.local_run FILE RUNS NAME=BEHAVIOUR...``
+"""
 
 from __future__ import annotations
 

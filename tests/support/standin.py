@@ -1,4 +1,4 @@
-"""A stand-in for a part of a job: the standard library only, so that it starts at once. ``standin.py BEHAVIOUR [ARG]``.
+"""A stand-in for a component of a job: ``standin.py BEHAVIOUR [ARG]``. Standard library only, so it starts at once.
 
 serve          healthy until SIGTERM
 unready        answers 503 for ever
@@ -6,7 +6,7 @@ die CODE       prints twenty lines and ends
 once CODE      dies the first time, serves afterwards
 stubborn       serves and ignores SIGTERM
 parent         serves and has a child that ignores SIGTERM and a grandchild
-deaf           serves, then answers nothing any more once the file ``deaf`` lies in the run folder
+deaf           serves; answers 500 while the file ``deaf`` is in the run folder
 train SECONDS  the trainer: iterates, keeps count in the run folder, ends with 0 after at least that time
 """
 
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def train(seconds: int) -> int:
-    """An iteration a tick, kept in the run folder, up to what the job asks for; at least ``seconds`` of it."""
+    """One iteration per tick, counted in the run folder, up to what the job asks for; runs at least ``seconds``."""
     run_dir = Path(os.environ["VISIONRL_RUN_DIR"])
     counter, end = run_dir / "iteration", time.monotonic() + seconds
     done = int(counter.read_text()) if counter.exists() else 0

@@ -132,7 +132,7 @@ class Components:
 
 
 async def _is_ready(pod: LocalPod) -> None:
-    while not pod.part.ready:  # noqa: ASYNC110 - its event belongs to who watches for failures
+    while not pod.state.ready:  # noqa: ASYNC110 - its event belongs to who watches for failures
         await asyncio.sleep(0.05)
 
 

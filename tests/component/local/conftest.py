@@ -1,4 +1,4 @@
-"""Runs of stand-in parts in processes of their own, and proof that nothing of them is left."""
+"""Runs of stand-in components in processes of their own, and a check that no process is left."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Run:
         return "\n".join(self.lines)
 
     def processes(self) -> list[int]:
-        """Everything alive that was started by this run, the run included."""
+        """Every living process that descends from this run, the run included."""
         needle = f"{MARK}={self.mark}".encode()
         found = []
         for entry in Path("/proc").iterdir():

@@ -35,14 +35,14 @@ def test_a_command_that_does_not_exist_is_named() -> None:
     assert "cannot run /no/such/command: No such file or directory" in output
 
 
-def test_what_outlives_the_command_dies_with_it() -> None:
+def test_processes_that_outlive_the_command_are_killed() -> None:
     process = guarded("sh", "-c", "setsid sleep 600 & (setsid setsid sleep 600 &) ; exit 5")
     assert process.stdout is not None
     process.stdout.read()  # ends when the last descendant that holds it is gone
     assert process.wait(60) == 5
 
 
-def test_letting_go_of_the_leash_ends_in_order() -> None:
+def test_closing_the_leash_ends_in_order() -> None:
     process = guarded("sh", "-c", "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done")
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"

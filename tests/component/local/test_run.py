@@ -1,4 +1,4 @@
-"""``visionrl run`` with real processes that stand in for the parts."""
+"""``visionrl run`` with real processes that stand in for the components."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_job_runs_to_its_end_and_leaves_nothing_running(start: Start) -> None:
     assert "attempt 0" in (run.root / "logs" / "trainer.log").read_text()
 
 
-def test_plain_output_says_every_change_once_and_ends_with_the_summary(start: Start) -> None:
+def test_plain_output_shows_every_change_once_and_ends_with_the_summary(start: Start) -> None:
     run = start({}, "trainer=train:2", "--plain")
     assert run.end()[0] == 0
     assert sum("phase: Running" in line for line in run.lines) == 1
@@ -45,14 +45,14 @@ def test_plain_output_says_every_change_once_and_ends_with_the_summary(start: St
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_everything_and_the_next_run_goes_on(start: Start, number: signal.Signals) -> None:
+def test_a_signal_ends_everything_and_the_next_run_resumes(start: Start, number: signal.Signals) -> None:
     run = start({}, "trainer=train:600", "inference=parent")
     run.wait_for_phase("Running")
     run.wait_for(lambda event: event.get("status", {}).get("progress", {}).get("iteration") == 3)
     run.process.send_signal(number)
     code, errors = run.end()
     assert code == 128 + number
-    assert "goes on from" in errors
+    assert "resumes from" in errors
     assert run.processes() == []
     assert run.status()["attempts"][-1]["cause"] == "interrupted"
 
@@ -64,7 +64,7 @@ def test_a_signal_ends_everything_and_the_next_run_goes_on(start: Start, number:
     assert again.status()["restarts"] == 0
 
 
-def test_killed_without_warning_it_leaves_nothing_and_goes_on(start: Start) -> None:
+def test_killed_without_warning_it_leaves_nothing_and_resumes(start: Start) -> None:
     run = start({}, "trainer=train:600", "inference=parent")
     run.wait_for_phase("Running")
     run.process.kill()
@@ -84,7 +84,7 @@ def test_a_second_signal_kills_what_ignores_the_first(start: Start) -> None:
     assert run.processes() == []
 
 
-def test_a_failing_trainer_is_tried_again_and_the_end_tells_why(start: Start) -> None:
+def test_a_failing_trainer_is_retried_and_the_end_says_why(start: Start) -> None:
     run = start({"failurePolicy.maxRestarts": 1}, "trainer=die:1")
     note = run.wait_for(lambda event: event["event"] == "note" and "trainer ended" in event["text"])
     assert "exit code 1" in note["text"]
@@ -106,13 +106,13 @@ def test_a_configuration_error_ends_the_job_at_once(start: Start) -> None:
     assert run.processes() == []
 
 
-def test_a_server_that_dies_is_started_again(start: Start) -> None:
+def test_a_server_that_dies_is_restarted(start: Start) -> None:
     run = start({}, "taskapp=once:1", "trainer=train:0")
     assert run.end()[0] == 0
     assert "restart 1" in (run.root / "logs" / "taskapp.log").read_text()
 
 
-def test_a_server_that_is_never_ready_is_started_again(start: Start) -> None:
+def test_a_server_that_is_never_ready_is_restarted(start: Start) -> None:
     run = start({"inference.startupTimeoutSeconds": 1}, "inference=unready")
     note = run.wait_for(lambda event: event["event"] == "note" and "inference ended" in event["text"])
     assert "Unhealthy" in note["text"]
@@ -131,7 +131,7 @@ def test_readiness_is_followed(start: Start) -> None:
 
 def ready(event: dict[str, object], component: str) -> bool:
     status = event.get("status", {"components": [{"name": component, "ready": True}]})
-    return next(part["ready"] for part in status["components"] if part["name"] == component)  # type: ignore[index]
+    return next(each["ready"] for each in status["components"] if each["name"] == component)  # type: ignore[index]
 
 
 def test_two_runs_of_one_job_do_not_clash(start: Start) -> None:
@@ -164,7 +164,7 @@ def test_another_specification_is_refused_until_fresh(start: Start) -> None:
     assert "begins at iteration 0" in (fresh.root / "logs" / "trainer.log").read_text()
 
 
-def test_a_complete_job_is_complete_and_goes_on_with_more_iterations(start: Start) -> None:
+def test_a_complete_job_is_complete_and_continues_with_more_iterations(start: Start) -> None:
     assert start({}, "trainer=train:0").end()[0] == 0
     again = start({}, "trainer=die:1")
     assert again.end()[0] == 0
@@ -188,7 +188,7 @@ def test_the_job_file_is_followed_while_it_runs(start: Start, tmp_path: Path) ->
     assert "the changed job file is not used" in note["text"]
 
 
-def test_a_suspended_job_holds_no_process_and_goes_on(start: Start, tmp_path: Path) -> None:
+def test_a_suspended_job_holds_no_process_and_resumes(start: Start, tmp_path: Path) -> None:
     run = start({}, "trainer=train:2")
     run.wait_for_phase("Running")
     write_job(tmp_path / "job.yaml", {"suspend": True})
@@ -198,7 +198,7 @@ def test_a_suspended_job_holds_no_process_and_goes_on(start: Start, tmp_path: Pa
     assert run.end()[0] == 0
 
 
-def test_the_key_is_for_the_parts_alone(start: Start) -> None:
+def test_only_the_components_get_the_key(start: Start) -> None:
     run = start({}, "trainer=train:0")
     run.end()
     key = (run.root / "secret" / "api-key").read_text()
@@ -233,4 +233,4 @@ def test_ctrl_c_on_a_terminal_ends_everything(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == 130
     assert "Running" in shown
     assert "listening, serve" in shown
-    assert "goes on from" in shown
+    assert "resumes from" in shown

@@ -1,4 +1,4 @@
-"""How a job is carried over to this machine: paths, addresses, devices, resumption, and what people read."""
+"""How the local executor interprets a job: paths, addresses, devices, resumption, and the text for people."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_commands_run_with_this_python(launches: dict[Component, Launch]) -> Non
     assert launches["inference"].argv == [sys.executable, "-m", "visionrl_inference"]
 
 
-def test_parts_see_their_own_gpus_only(launches: dict[Component, Launch]) -> None:
+def test_components_see_only_their_own_gpus(launches: dict[Component, Launch]) -> None:
     assert launches["trainer"].env["CUDA_VISIBLE_DEVICES"] == "1"
     assert launches["taskApp"].env["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_gpus_are_given_once() -> None:
+def test_every_gpu_is_assigned_once() -> None:
     changes: dict[str, Any] = {"inference.gpu": {"count": 2}, "inference.vllm": {"tensorParallelSize": 2}}
     spec = job({**changes, "trainer.gpu": {}}).spec
     assert assign_gpus(spec, ["0", "1", "2", "3"]) == {"inference": "0,1", "trainer": "2"}
@@ -105,7 +105,7 @@ def test_the_tail_is_that_of_the_log(tmp_path: Path) -> None:
     assert tail(log, 2) == ["last but one", "\ufffd"]
 
 
-# --- going on
+# --- resuming
 
 
 def finished(type_: str) -> JobStatus:
@@ -185,5 +185,5 @@ def test_the_summary_shows_what_it_holds() -> None:
         (-0.08, 1.25, "-0.08 to +1.25, holds 0"),
     ],
 )
-def test_the_summary_says_what_the_gain_proves(low: float, high: float, says: str) -> None:
+def test_the_summary_says_what_the_gain_shows(low: float, high: float, says: str) -> None:
     assert says in verdict(Score(mean=(low + high) / 2, low=low, high=high, episodes=96))
