@@ -2,7 +2,7 @@
 
 ``status.attempt`` is bumped, and written, before anything of the new attempt exists. An attempt gets its entry in
 ``status.attempts`` when its trainer is first seen running; a trainer that ran and is gone was taken away, one that
-never ran has still to be made. So every state can be told from the status and what exists, wherever the operator died.
+never ran has still to be made. So the status and what exists determine the state, wherever the operator was killed.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def end(status: JobStatus, cause: str | None, counted: bool, now: datetime) -> J
 
 def _begin(status: JobStatus, run: TrainerRun | None, now: datetime) -> JobStatus:
     known = bool(status.attempts) and status.attempts[-1].number == status.attempt
-    if known or run is None or (run.part.started is None and run.outcome == "Active"):
+    if known or run is None or (run.state.started is None and run.outcome == "Active"):
         return status
-    entry = Attempt(number=status.attempt, started=stamp(run.part.started or now))
+    entry = Attempt(number=status.attempt, started=stamp(run.state.started or now))
     return status.model_copy(update={"attempts": [*status.attempts, entry][-KEPT_ATTEMPTS:]})
 
 
@@ -95,25 +95,25 @@ def _trainer_failure(status: JobStatus, run: TrainerRun | None) -> Failure | Non
         return None
     if run is None:
         return Failure("trainer", None, "Deleted", "its Job was deleted")
-    return failure.failure_of("trainer", run.part) if run.outcome == "Failed" else None
+    return failure.failure_of("trainer", run.state) if run.outcome == "Failed" else None
 
 
 def _components_end(job: Job, observed: Observed) -> AttemptEnd | None:
     """Task app and inference heal by themselves, unless they cannot."""
-    parts: tuple[tuple[Component, ObservedComponent], ...] = (
+    servers: tuple[tuple[Component, ObservedComponent], ...] = (
         ("taskApp", observed.task_app),
         ("inference", observed.inference),
     )
     policy = job.spec.failure_policy
-    for component, part in parts:
-        if part.ready or part.exit_code is None:
+    for component, state in servers:
+        if state.ready or state.exit_code is None:
             continue
-        failed = failure.failure_of(component, part)
+        failed = failure.failure_of(component, state)
         match failure.action(policy, failed):
             case "Fail":
                 return AttemptEnd("Failed", _failed_reason(failed), failed.cause)
-            case "Restart" if part.reason == "CrashLoopBackOff" and part.restarts > policy.max_restarts:
-                message = f"{failed.cause}; restarted {part.restarts} times without recovering"
+            case "Restart" if state.reason == "CrashLoopBackOff" and state.restarts > policy.max_restarts:
+                message = f"{failed.cause}; restarted {state.restarts} times without recovering"
                 return AttemptEnd("Failed", "MaxRestartsExceeded", message)
     return None
 

@@ -32,33 +32,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class ComponentView:
-    """A part and what keeps it from starting."""
+    """A component and what keeps it from starting."""
 
     component: Component
-    part: ObservedComponent
+    state: ObservedComponent
     waiting: Waiting | None = None
     ended: bool = False
     """The container ended and is not started again."""
 
     @property
     def reason(self) -> str:
-        if self.part.ready:
+        if self.state.ready:
             return "Ready"
-        if self.part.reason:
-            return self.part.reason
+        if self.state.reason:
+            return self.state.reason
         if self.ended:
-            return "Completed" if self.part.exit_code == 0 else self.part.exit_reason or "Error"
-        if self.part.pods:
+            return "Completed" if self.state.exit_code == 0 else self.state.exit_reason or "Error"
+        if self.state.pods:
             return "Starting"
         return self.waiting.reason if self.waiting else "NotCreated"
 
     @property
     def message(self) -> str:
-        if self.part.ready or (self.ended and self.part.exit_code == 0):
+        if self.state.ready or (self.ended and self.state.exit_code == 0):
             return ""
-        if self.part.message:
-            return last_line(self.part.message)
-        return self.waiting.message if self.waiting and not self.part.pods else ""
+        if self.state.message:
+            return last_line(self.state.message)
+        return self.waiting.message if self.waiting and not self.state.pods else ""
 
 
 def with_times(
@@ -102,13 +102,13 @@ def findings(
     if spec.queue_name is not None:
         found.append(_admitted(spec.queue_name, views))
     found += [
-        Finding("TaskAppReady", task_app.part.ready, task_app.reason, task_app.message),
-        Finding("InferenceReady", inference.part.ready, inference.reason, inference.message),
+        Finding("TaskAppReady", task_app.state.ready, task_app.reason, task_app.message),
+        Finding("InferenceReady", inference.state.ready, inference.reason, inference.message),
         _trainer_running(status, trainer, observed, ended=outcome is not None),
     ]
     if spec.suspend and outcome is None:
-        parts = [*(view.part for view in views), *(run.part for run in observed.trainers)]  # of former attempts, too
-        ending = any(part.pods for part in parts) or observed.orphaned_trainer_pods > 0
+        states = [*(view.state for view in views), *(run.state for run in observed.trainers)]  # of former attempts, too
+        ending = any(state.pods for state in states) or observed.orphaned_trainer_pods > 0
         found.append(Finding("Suspended", True, "Suspended", "pods are ending" if ending else ""))
     elif status.condition("Suspended"):
         found.append(Finding("Suspended", False, "Resumed"))
@@ -118,7 +118,7 @@ def findings(
 
 
 def outcome_of(status: JobStatus) -> AttemptEnd | None:
-    """The end that the status already tells."""
+    """The end, where the status already records one."""
     complete, failed = status.condition("Complete"), status.condition("Failed")
     if complete is not None and complete.status == "True":
         return AttemptEnd("Complete", complete.reason, complete.message)
@@ -159,7 +159,7 @@ def why(conditions: Sequence[Condition], views: Sequence[ComponentView], observe
     if by_type["TrainerRunning"].reason == "Restarting":
         return by_type["TrainerRunning"].message
     for view in views:
-        if not view.part.ready and view.part.pods:
+        if not view.state.ready and view.state.pods:
             if view.reason == "Starting":
                 return f"{view.component} is starting"
             return f"{view.component}: {view.reason}{f' ({view.message})' if view.message else ''}"
@@ -170,18 +170,18 @@ def component_statuses(status: JobStatus, views: Sequence[ComponentView]) -> lis
     return [
         ComponentStatus(
             name=view.component,
-            ready=view.part.ready,
-            restarts=status.attempt if view.component == "trainer" else view.part.restarts,
-            node=view.part.node,
-            message="" if view.part.ready else ": ".join(filter(None, (view.reason, view.message))),
+            ready=view.state.ready,
+            restarts=status.attempt if view.component == "trainer" else view.state.restarts,
+            node=view.state.node,
+            message="" if view.state.ready else ": ".join(filter(None, (view.reason, view.message))),
         )
         for view in views
     ]
 
 
 def _admitted(queue: str, views: Sequence[ComponentView]) -> Finding:
-    gated = any(view.part.reason == "SchedulingGated" for view in views)
-    if gated or not any(view.part.pods for view in views):
+    gated = any(view.state.reason == "SchedulingGated" for view in views)
+    if gated or not any(view.state.pods for view in views):
         return Finding("Admitted", False, "QuotaPending", f"waits for queue {queue}")
     return Finding("Admitted", True, "Admitted", f"by queue {queue}")
 
@@ -190,10 +190,10 @@ def _trainer_running(status: JobStatus, trainer: ComponentView, observed: Observ
     report = observed.report
     if ended:
         return Finding("TrainerRunning", False, "Finished")
-    if trainer.part.ready or (report is not None and trainer.part.pods):
+    if trainer.state.ready or (report is not None and trainer.state.pods):
         return Finding("TrainerRunning", True, report.phase if report else "Running", report.message if report else "")
     failed = restarting(status)
-    if failed is not None and not trainer.part.reason:
+    if failed is not None and not trainer.state.reason:
         waits = f"; {trainer.message}" if trainer.message else ""
         return Finding("TrainerRunning", False, "Restarting", f"attempt {status.attempt} follows {failed.cause}{waits}")
     return Finding("TrainerRunning", False, trainer.reason, trainer.message)

@@ -1,4 +1,4 @@
-"""Which image a part runs: the one that the job names, else the operator's of that part."""
+"""Which container image a component runs: the job's, else the operator's default."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from visionrl.job import Component, Job
 
 Images = Mapping[Component, str]
-"""An image for each part."""
+"""A container image for each component."""
 
 FIELDS: Mapping[Component, str] = {"taskApp": "task_app", "inference": "inference", "trainer": "trainer"}
 
@@ -22,15 +22,15 @@ RELEASED = named("visionrl/", version("visionrl"))
 
 
 def images_of(job: Job, defaults: Images = RELEASED) -> Images:
-    """What the job's parts run; ``defaults`` where it names no image."""
+    """The images of the job's components; ``defaults`` where the job names none."""
     return {component: getattr(job.spec, name).image or defaults[component] for component, name in FIELDS.items()}
 
 
 def with_images(job: Job, defaults: Images) -> Job:
     """The job with every image named."""
     images = images_of(job, defaults)
-    parts = {
+    sections = {
         name: getattr(job.spec, name).model_copy(update={"image": images[component]})
         for component, name in FIELDS.items()
     }
-    return job.model_copy(update={"spec": job.spec.model_copy(update=parts)})
+    return job.model_copy(update={"spec": job.spec.model_copy(update=sections)})

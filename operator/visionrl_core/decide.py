@@ -26,16 +26,16 @@ from visionrl_core.policies import failure, lifecycle, readiness
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
 
-# Made once and never applied again: the parts that run hold the key, and a Job's template cannot change.
+# Created once and never applied again: running components hold the key, and a Job's template is immutable.
 MADE_ONCE = ("Secret", "Job")
 
 
 @dataclass(frozen=True)
 class DesiredState:
-    """What to do for a job."""
+    """What should exist for a job, and what its status should say."""
 
     status: JobStatus
-    children: tuple[Manifest, ...] = ()
+    manifests: tuple[Manifest, ...] = ()
     """To apply, in order: those that are absent or out of date."""
     deletions: tuple[Ref, ...] = ()
     requeue_at: datetime | None = None
@@ -84,7 +84,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
     timers += [plan.retry_at] if plan.retry_at else []
     return DesiredState(
         status=_report(job_object, job, verdict, status, observed, None, plan, now),
-        children=tuple(child for child in desired if _needs_applying(child, observed)),
+        manifests=tuple(manifest for manifest in desired if _needs_applying(manifest, observed)),
         deletions=_deletions(job, status, observed),
         requeue_at=min(timers, default=None),
     )
@@ -105,7 +105,7 @@ def _plan(job_object: JobObject, job: Job, status: JobStatus, observed: Observed
     trainer_waits, retry_at = _trainer_waits(job, status, observed, now)
     if trainer_waits is None:
         workloads.append(trainer_job(job, status.attempt, job_object.owner))
-    return Plan(tuple(seal(child) for child in workloads), inference_waits, trainer_waits, retry_at)
+    return Plan(tuple(seal(manifest) for manifest in workloads), inference_waits, trainer_waits, retry_at)
 
 
 def _trainer_waits(
@@ -123,9 +123,9 @@ def _trainer_waits(
     return readiness.trainer_waits_for(job.spec, observed), None
 
 
-def _needs_applying(child: Manifest, observed: Observed) -> bool:
-    existing = observed.hashes.get(ref(child))
-    return existing is None or (child["kind"] not in MADE_ONCE and existing != sealed_hash(child))
+def _needs_applying(manifest: Manifest, observed: Observed) -> bool:
+    existing = observed.hashes.get(ref(manifest))
+    return existing is None or (manifest["kind"] not in MADE_ONCE and existing != sealed_hash(manifest))
 
 
 # --- what should not be
@@ -200,7 +200,7 @@ def _report(
         ComponentView("inference", observed.inference, plan.inference_waits),
         ComponentView(
             "trainer",
-            run.part if run else ObservedComponent(),
+            run.state if run else ObservedComponent(),
             plan.trainer_waits,
             ended=run is not None and run.outcome != "Active",
         ),

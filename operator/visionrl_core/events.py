@@ -1,5 +1,5 @@
-"""Events: what a person who looks at a job wants to have been told. Derived from two statuses, posted after the
-second one is written."""
+"""Events of a job: what changed between two statuses that a person wants to know. They are posted after the second
+status is written."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_MESSAGE = 1024
 
 
 @dataclass(frozen=True)
-class News:
-    """One event. ``occasion`` tells it from others of its reason, so that telling it twice is telling it once."""
+class JobEvent:
+    """One event. ``occasion`` distinguishes it from others with the same reason: posted twice, it is one object."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -29,33 +29,35 @@ class News:
     occasion: str = ""
 
 
-def news(previous: JobStatus, status: JobStatus) -> Iterator[News]:
-    """What happened between two statuses."""
+def events_between(previous: JobStatus, status: JobStatus) -> Iterator[JobEvent]:
+    """The events that lead from one status to the next."""
     accepted = status.condition("Accepted")
     before = previous.condition("Accepted")
     if accepted and accepted.message and (before is None or before.message != accepted.message):
-        yield News("Warning", accepted.reason, accepted.message, f"{accepted.observed_generation}")
+        yield JobEvent("Warning", accepted.reason, accepted.message, f"{accepted.observed_generation}")
     if status.attempt > previous.attempt and status.attempts:
         last = status.attempts[-1]
         if last.cause not in PLANNED_CAUSES:
-            yield News("Warning", "Restarted", f"attempt {status.attempt} follows {last.cause}", f"{status.attempt}")
+            yield JobEvent(
+                "Warning", "Restarted", f"attempt {status.attempt} follows {last.cause}", f"{status.attempt}"
+            )
     if _turned(previous, status, "TrainerRunning"):
-        nodes = sorted({part.node for part in status.components if part.node})
+        nodes = sorted({component.node for component in status.components if component.node})
         where = f" on {', '.join(nodes)}" if nodes else ""
-        yield News("Normal", "Ready", f"attempt {status.attempt} runs{where}", f"{status.attempt}")
+        yield JobEvent("Normal", "Ready", f"attempt {status.attempt} runs{where}", f"{status.attempt}")
     if _turned(previous, status, "Suspended"):
-        yield News("Normal", "Suspended", "pods are deleted; training goes on after resuming", _since(status))
+        yield JobEvent("Normal", "Suspended", "pods are deleted; training continues after resuming", _since(status))
     if _turned(previous, status, "Suspended", "False") and previous.condition("Suspended"):
-        yield News("Normal", "Resumed", "no longer suspended", _since(status))
+        yield JobEvent("Normal", "Resumed", "no longer suspended", _since(status))
     if _turned(previous, status, "Complete"):
-        yield News("Normal", "Completed", status.reason)
+        yield JobEvent("Normal", "Completed", status.reason)
     if _turned(previous, status, "Failed"):
-        yield News("Warning", "Failed", status.reason)
+        yield JobEvent("Warning", "Failed", status.reason)
 
 
-def event(owner: Owner, told: News, now: datetime) -> Manifest:
-    """The Event object. Its name depends on what is told, not on when."""
-    identity = "\n".join((owner.uid, told.reason, told.occasion))
+def event_manifest(owner: Owner, event: JobEvent, now: datetime) -> Manifest:
+    """The Event object. Its name depends on the content, not on the time."""
+    identity = "\n".join((owner.uid, event.reason, event.occasion))
     suffix = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return {
         "apiVersion": "v1",
@@ -68,9 +70,9 @@ def event(owner: Owner, told: News, now: datetime) -> Manifest:
             "namespace": owner.namespace,
             "uid": owner.uid,
         },
-        "type": told.type,
-        "reason": told.reason,
-        "message": told.message[:MAX_MESSAGE],
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:MAX_MESSAGE],
         "source": {"component": FIELD_MANAGER},
         "firstTimestamp": stamp(now),
         "lastTimestamp": stamp(now),

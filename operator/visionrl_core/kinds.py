@@ -29,12 +29,12 @@ class Kind:
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
         """URL path of an object, or of a collection; ``namespace`` None means all namespaces."""
-        parts = ["apis" if self.group else "api", self.api_version]
-        parts += ["namespaces", quote(namespace, safe="")] if namespace is not None else []
-        parts.append(self.plural)
-        parts += [quote(name, safe="")] if name is not None else []
-        parts += [subresource] if subresource is not None else []
-        return "/" + "/".join(parts)
+        segments = ["apis" if self.group else "api", self.api_version]
+        segments += ["namespaces", quote(namespace, safe="")] if namespace is not None else []
+        segments.append(self.plural)
+        segments += [quote(name, safe="")] if name is not None else []
+        segments += [subresource] if subresource is not None else []
+        return "/" + "/".join(segments)
 
 
 JOB = Kind(KIND, API_VERSION, "visionrljobs")
@@ -44,8 +44,8 @@ EVENT = Kind("Event", "v1", "events")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 KUEUE_GROUP = "kueue.x-k8s.io"
 
-# Children that are watched. Secrets are not: the right to watch them would be the right to read all of them.
-WATCHED_CHILDREN = (
+# Kinds of owned objects that are watched. Secrets are not: the right to watch them is the right to read all of them.
+WATCHED_KINDS = (
     Kind("ConfigMap", "v1", "configmaps"),
     Kind("Deployment", "apps/v1", "deployments"),
     Kind("Job", "batch/v1", "jobs"),
@@ -54,7 +54,7 @@ WATCHED_CHILDREN = (
     POD,
     Kind("Service", "v1", "services"),
 )
-CHILDREN = {kind.name: kind for kind in (*WATCHED_CHILDREN, SECRET)}
+OWNED_KINDS = {kind.name: kind for kind in (*WATCHED_KINDS, SECRET)}
 
-# Every object that we make, and its pods, has it.
-CHILD_SELECTOR = f"app.kubernetes.io/managed-by={FIELD_MANAGER},{API_GROUP}/job"
+# Matches every object that the operator makes, and the pods of these objects.
+OWNED_SELECTOR = f"app.kubernetes.io/managed-by={FIELD_MANAGER},{API_GROUP}/job"

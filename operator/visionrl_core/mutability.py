@@ -1,4 +1,4 @@
-"""Which fields of a job may change once it was accepted, and which changes restart a part."""
+"""Which fields of a job may change once it was accepted, and which changes restart a component."""
 
 from __future__ import annotations
 

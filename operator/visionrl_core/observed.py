@@ -30,7 +30,7 @@ class JobObject:
 
 @dataclass(frozen=True)
 class ObservedComponent:
-    """The pod of a part, as far as it exists."""
+    """The pod of a component, as far as it exists."""
 
     ready: bool = False
     pods: int = 0
@@ -56,7 +56,7 @@ class TrainerRun:
     attempt: int
     outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
     deleting: bool = False
-    part: ObservedComponent = ObservedComponent()
+    state: ObservedComponent = ObservedComponent()
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Observed:
     spare_key: str
     """A fresh random key, used where the job has no Secret yet."""
     images: Images = field(default_factory=lambda: RELEASED)
-    """What parts run for which a new job names no image."""
+    """The default images, for components of a new job that names none."""
     accepted: Job | None = None
-    """The job in the ConfigMap: the specification that the parts run with."""
+    """The job in the ConfigMap: the specification that the components run with."""
     hashes: Mapping[Ref, str] = field(default_factory=dict)
-    """Hash annotation of every child that exists. Kueue's Workload of the job's pods is listed, too, with an empty
-    one."""
+    """Hash annotation of every owned object that exists. Kueue's Workload of the job's pods is listed
+    too, with an empty one."""
     task_app: ObservedComponent = ObservedComponent()
     inference: ObservedComponent = ObservedComponent()
     trainers: tuple[TrainerRun, ...] = ()

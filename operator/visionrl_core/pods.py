@@ -13,7 +13,7 @@ from visionrl_core.observed import ObservedComponent, TrainerRun
 
 Body = Mapping[str, Any]
 
-# Words of a container that is merely on its way.
+# Reasons of a container that is merely starting.
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 # Of a Job without a number: never the current one, so it is deleted.
 UNKNOWN_ATTEMPT = -1
@@ -32,7 +32,7 @@ class PodView:
     owner_uid: str
     """Of the ReplicaSet or Job that made it."""
     phase: str
-    part: ObservedComponent
+    state: ObservedComponent
     address: str | None
     """IP, while the pod has one."""
 
@@ -44,7 +44,7 @@ class RunView:
     attempt: int
     outcome: Literal["Active", "Succeeded", "Failed"]
     message: str
-    """Of the condition that tells the outcome."""
+    """Of the condition with the outcome."""
 
 
 def pod_view(body: Body) -> PodView:
@@ -57,7 +57,7 @@ def pod_view(body: Body) -> PodView:
         deleting=deleting,
         owner_uid=owners[0].get("uid", ""),
         phase=status.get("phase", "Pending"),
-        part=_part(body, status, deleting),
+        state=_state(body, status, deleting),
         address=status.get("podIP"),
     )
 
@@ -80,8 +80,8 @@ def replica_failure(body: Body) -> str:
     return ""
 
 
-def part_of(pods: Iterable[PodView], creation_failure: str = "") -> ObservedComponent:
-    """The part that a Deployment's pods are: its newest pod that is not going, and how many pods exist."""
+def component_of(pods: Iterable[PodView], creation_failure: str = "") -> ObservedComponent:
+    """The component that a Deployment's pods are: the newest one that is not being deleted, and how many exist."""
     found = sorted(pods, key=lambda pod: (not pod.deleting, pod.created))
     if not found:
         return (
@@ -89,28 +89,28 @@ def part_of(pods: Iterable[PodView], creation_failure: str = "") -> ObservedComp
             if creation_failure
             else ObservedComponent()
         )
-    return _counted(found[-1].part, len(found))
+    return _counted(found[-1].state, len(found))
 
 
 def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failure: str = "") -> TrainerRun:
-    """One attempt. What is told of it does not depend on the order in which news of Job and pod arrive."""
+    """One attempt. The result does not depend on the order in which events of Job and pod arrive."""
     found = sorted(pods, key=lambda pod: pod.created)
-    part = _counted(found[-1].part, len(found)) if found else ObservedComponent(message=run.message)
+    state = _counted(found[-1].state, len(found)) if found else ObservedComponent(message=run.message)
     outcome = run.outcome
     if not found and outcome == "Active" and creation_failure:
-        part = ObservedComponent(reason="FailedCreate", message=creation_failure)
+        state = ObservedComponent(reason="FailedCreate", message=creation_failure)
     if outcome == "Failed" and found and not any(pod.deleting or pod.phase in ENDED for pod in found):
         outcome = "Active"  # the Job's failure came before the pod's: its exit code decides what follows
     taken = next((pod for pod in found if pod.deleting and pod.phase not in ENDED), None)
     if outcome == "Active" and not deleting and taken is not None:
         # Evicted, drained or deleted by hand. The Job would start another pod beside the one that is ending.
         outcome = "Failed"
-        part = replace(taken.part, exit_reason=taken.part.exit_reason or TERMINATED, pods=len(found))
-    return TrainerRun(run.attempt, outcome, deleting, part)
+        state = replace(taken.state, exit_reason=taken.state.exit_reason or TERMINATED, pods=len(found))
+    return TrainerRun(run.attempt, outcome, deleting, state)
 
 
-def _part(body: Body, status: Body, deleting: bool) -> ObservedComponent:
-    """The part that one pod is."""
+def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
+    """The state of one pod's component."""
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     container: Body = next(iter(status.get("containerStatuses") or ()), {})
     state, last = container.get("state", {}), container.get("lastState", {})
@@ -147,8 +147,8 @@ def _why_not_ready(status: Body, conditions: Mapping[str, Body], state: Body) ->
     return "", ""
 
 
-def _counted(part: ObservedComponent, pods: int) -> ObservedComponent:
-    return part if part.pods == pods else replace(part, pods=pods)
+def _counted(state: ObservedComponent, pods: int) -> ObservedComponent:
+    return state if state.pods == pods else replace(state, pods=pods)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -108,8 +108,8 @@ async def _reconcile(
             break
         for name in decision.deletions:
             machine.delete(name)
-        for child in decision.children:
-            machine.apply(child)
+        for manifest in decision.manifests:
+            machine.apply(manifest)
         changed = asyncio.create_task(machine.changed.wait())
         await asyncio.wait({stopped, changed}, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         changed.cancel()

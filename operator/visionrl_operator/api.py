@@ -101,7 +101,7 @@ class KubernetesTransport:
 
 
 class Api:
-    """Reads and writes objects. ``count`` is told of every request that was answered: verb, kind, status code."""
+    """Reads and writes objects. ``count`` is called for every answered request with verb, kind and status code."""
 
     def __init__(
         self,

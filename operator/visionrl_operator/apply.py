@@ -1,39 +1,39 @@
-"""Carrying a decision out in Kubernetes: children are applied server-side under one field manager, and deleted from
-the pods upwards."""
+"""Carries a decision out in Kubernetes: manifests are applied server-side under one field manager; deletions start with
+the pods."""
 
 from __future__ import annotations
 
 from visionrl_core.decide import MADE_ONCE
-from visionrl_core.kinds import CHILDREN, JOB, Kind
+from visionrl_core.kinds import JOB, OWNED_KINDS, Kind
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref
 from visionrl_operator.api import Api, Body
 from visionrl_operator.store import Key, Store
 
 
 class NameTaken(Exception):
-    """An object of a child's name exists and belongs to something else."""
+    """An object of that name exists and belongs to something else."""
 
 
 class Applier:
-    """Writes children. Answers go to the store, so that the next decision knows of them before the watch does."""
+    """Writes owned objects. The answers go to the store, so that the next decision knows them before the watch does."""
 
     def __init__(self, api: Api, store: Store, workload: Kind | None) -> None:
         self._api, self._store, self._workload = api, store, workload
 
-    async def apply(self, owner: Owner, child: Manifest) -> None:
-        """Make the object so. Raises :class:`NameTaken`, ``ApiError``."""
-        target, kind = ref(child), CHILDREN[child["kind"]]
-        existing = self._store.children(Key(owner.namespace, owner.name)).get(target)
+    async def apply(self, owner: Owner, manifest: Manifest) -> None:
+        """Make the object match the manifest. Raises :class:`NameTaken`, ``ApiError``."""
+        target, kind = ref(manifest), OWNED_KINDS[manifest["kind"]]
+        existing = self._store.owned(Key(owner.namespace, owner.name)).get(target)
         if existing is not None and existing.owner_uid != owner.uid:
             raise _taken(target)
         if existing is not None and existing.deleting:
             return  # made again once it is gone
         if kind.name in MADE_ONCE:
-            made = await self._create(kind, owner, child)
+            made = await self._create(kind, owner, manifest)
         else:
             if existing is None:
                 await self._refuse_taken(kind, owner, target)
-            made = await self._api.apply(kind, owner.namespace, target.name, child)
+            made = await self._api.apply(kind, owner.namespace, target.name, manifest)
         if kind.name != "Secret":
             self._store.note(kind.name, made)
 
@@ -43,10 +43,10 @@ class Applier:
             if self._workload is not None:
                 await self._api.delete(self._workload, owner.namespace, target.name, None, "Background")
             return
-        existing = self._store.children(Key(owner.namespace, owner.name)).get(target)
+        existing = self._store.owned(Key(owner.namespace, owner.name)).get(target)
         if existing is None or existing.deleting:
             return
-        kind = CHILDREN[target.kind]
+        kind = OWNED_KINDS[target.kind]
         going = await self._api.delete(kind, owner.namespace, target.name, existing.uid, "Foreground")
         if going is not None and going.get("kind", kind.name) == kind.name and "metadata" in going:
             self._store.note(kind.name, going)
@@ -62,13 +62,13 @@ class Applier:
         if found is not None and not _owned(found, owner):
             raise _taken(target)
 
-    async def _create(self, kind: Kind, owner: Owner, child: Manifest) -> Body:
-        name = child["metadata"]["name"]
-        made = await self._api.create(kind, owner.namespace, child)
+    async def _create(self, kind: Kind, owner: Owner, manifest: Manifest) -> Body:
+        name = manifest["metadata"]["name"]
+        made = await self._api.create(kind, owner.namespace, manifest)
         if made is None:  # made before, by us or by somebody else
             made = await self._api.get(kind, owner.namespace, name)
             if made is None or not _owned(made, owner):
-                raise _taken(ref(child))
+                raise _taken(ref(manifest))
         return made
 
 

@@ -15,7 +15,7 @@ STUCK_SECONDS = 300.0
 
 
 class Health:
-    """What the probes are told."""
+    """What the probes answer."""
 
     def __init__(self) -> None:
         self.state = "starting"

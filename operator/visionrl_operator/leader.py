@@ -57,15 +57,15 @@ class Leader:
 
     async def acquire(self) -> None:
         """Wait until this process leads."""
-        told = ""
+        logged = ""
         while True:
             try:
                 if await self.try_once():
                     return
                 holder = self._seen.get("holderIdentity") or ""
-                if holder != told:
+                if holder != logged:
                     logger.info("standing by: %s leads", holder)
-                    told = holder
+                    logged = holder
             except (ApiError, TimeoutError) as error:
                 logger.warning("the lease cannot be read or written: %s", error or "timeout")
             await asyncio.sleep(self._timing.retry)

@@ -2,7 +2,7 @@
 watches and reconnects. Its handlers put what they see into the store, which puts keys into our own work queue.
 
 kopf's own indexes are not used: it wakes every object's task for every object that is indexed, which is quadratic
-when it starts among thousands, and it does not tell of what was deleted while a watch was down.
+when it starts among thousands, and it does not report what was deleted while a watch was down.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import kopf
 
 from visionrl_core import container_images as part_images
 from visionrl_core.clock import stamp
-from visionrl_core.kinds import CHILD_SELECTOR, JOB, KUEUE_GROUP, WATCHED_CHILDREN, Kind
+from visionrl_core.kinds import JOB, KUEUE_GROUP, OWNED_SELECTOR, WATCHED_KINDS, Kind
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
 from visionrl_operator.apply import NameTaken
 from visionrl_operator.health import Health, serve
@@ -37,7 +37,7 @@ from visionrl_operator.store import Entry, Key, Store, StoredJob
 from visionrl_operator.watchdog import KINDS, Watchdog
 from visionrl_operator.workqueue import ShutDown, WorkQueue
 
-# News of children come in bursts; those of a job itself are acted on at once.
+# Changes of owned objects come in bursts; a change of the job itself is acted on at once.
 SETTLE_SECONDS = 0.2
 PASS_SECONDS = 120.0
 WATCHDOG_GRACE_SECONDS = 30.0
@@ -106,7 +106,7 @@ async def _controller(
     )
     images = part_images.named(options.image_prefix, options.image_tag)
     reconciler = Reconciler(api, store, probes, metrics, images, workload=await _kueue_workload(api))
-    missed: Callable[[str, int], None] = lambda kind, count: metrics.missed_news.labels(kind).inc(count)  # noqa: E731
+    missed: Callable[[str, int], None] = lambda kind, count: metrics.missed_changes.labels(kind).inc(count)  # noqa: E731
     watchdog = Watchdog(api, store, options.namespaces, missed)
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
     metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))
@@ -167,7 +167,7 @@ async def _work(
             if outcome.again_after is not None:
                 queue.add_after(key, outcome.again_after)
         except Outdated:
-            result = "outdated"  # the news are on their way
+            result = "outdated"  # the newer object is on its way
             queue.add_after(key, CONFIRM_SECONDS)
         except (ApiError, NameTaken, TimeoutError) as error:
             result = "error"
@@ -186,16 +186,16 @@ async def _work(
 
 async def _wait_for_crd(api: Api, options: Options) -> None:
     """Without the CRD, kopf would wait for ever without a word."""
-    told = False
+    logged = False
     while True:
         try:
             await api.list(JOB, options.namespaces[0] if options.namespaces else None, limit=1)
             return
         except ApiError as error:
-            if not told:
+            if not logged:
                 hint = "; apply crds/ first" if error.status == 404 else ""
                 logger.warning("waiting for %s.%s: %s%s", JOB.plural, JOB.group, error, hint)
-            told = True
+            logged = True
         await asyncio.sleep(CRD_CHECK_SECONDS)
 
 
@@ -267,8 +267,8 @@ def _settings(options: Options) -> kopf.OperatorSettings:
     settings.networking.request_timeout = 2 * options.request_timeout
     settings.queueing.idle_timeout = 1.0
     settings.persistence.diffbase_storage = _NoDiffs()
-    for kind in WATCHED_CHILDREN:
-        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = CHILD_SELECTOR
+    for kind in WATCHED_KINDS:
+        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OWNED_SELECTOR
     return settings
 
 

@@ -21,12 +21,12 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of one pass over a job.", ["result"])
         self.children_seconds = self._histogram(
-            "job_children_seconds", "From the creation of a job to that of its first children.", []
+            "job_children_seconds", "From the creation of a job to that of its first objects.", []
         )
         self.api_requests = self._counter("api_requests", "Requests to the API server.", ["verb", "kind", "code"])
         self.api_writes = self._counter("api_writes", "Writing requests to the API server.", ["kind"])
         self.probe_requests = self._counter("probe_requests", "Requests for trainers' reports.", ["result"])
-        self.missed_news = self._counter("watch_missed", "Objects whose news the watch did not bring.", ["kind"])
+        self.missed_changes = self._counter("watch_missed", "Changed objects that the watch missed.", ["kind"])
         self.leader = Gauge("visionrl_operator_leader", "1 while this process leads.", registry=self.registry)
 
     def watch_queue(self, waiting: Callable[[], int], active: Callable[[], int]) -> None:

@@ -15,7 +15,7 @@ from visionrl_core.kinds import POD
 from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
 from visionrl_core.manifests.config import config_name, key_name
 from visionrl_core.observed import Observed, TrainerRun
-from visionrl_core.pods import ENDED, PodView, RunView, part_of, run_of
+from visionrl_core.pods import ENDED, PodView, RunView, component_of, run_of
 from visionrl_operator.store import OwnedObject, StoredJob
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class TrainerPod:
 
 @dataclass(frozen=True)
 class Asked:
-    """What no watch tells of a job and the API server was asked for."""
+    """What no watch reports of a job and the API server was asked for."""
 
     has_secret: bool
     workload: bool = False
@@ -41,28 +41,28 @@ class Asked:
     """Why an attempt has no pod, by attempt."""
 
 
-def own_children(job: StoredJob, children: Mapping[Ref, OwnedObject]) -> dict[Ref, OwnedObject]:
+def own_objects(job: StoredJob, objects: Mapping[Ref, OwnedObject]) -> dict[Ref, OwnedObject]:
     """Those that this very object owns: not those of another object that had its name before, and no pods."""
-    return {ref: child for ref, child in children.items() if ref.kind != POD.name and child.owner_uid == job.owner.uid}
+    return {ref: found for ref, found in objects.items() if ref.kind != POD.name and found.owner_uid == job.owner.uid}
 
 
 def observe(
     job: StoredJob,
-    children: Mapping[Ref, OwnedObject],
+    objects: Mapping[Ref, OwnedObject],
     asked: Asked,
     report: TrainerReport | None,
     spare_key: str,
     images: Images,
 ) -> Observed:
-    own, name = own_children(job, children), job.owner.name
-    hashes = {ref: child.hash for ref, child in own.items()}
+    own, name = own_objects(job, objects), job.owner.name
+    hashes = {ref: found.hash for ref, found in own.items()}
     if asked.has_secret:
         hashes[Ref("Secret", key_name(name))] = ""
     if asked.workload:
         hashes[Ref("Workload", name)] = ""
     config = own.get(Ref("ConfigMap", config_name(name)))
-    pods = pods_of(children)
-    runs = {child.uid: _run(child, pods, asked) for child in own.values() if isinstance(child.detail, RunView)}
+    pods = pods_of(objects)
+    runs = {found.uid: _run(found, pods, asked) for found in own.values() if isinstance(found.detail, RunView)}
     orphans = [
         pod
         for pod in pods.values()
@@ -73,50 +73,50 @@ def observe(
         images=images,
         accepted=accepted_job(config) if config else None,
         hashes=hashes,
-        task_app=part_of(_of(pods, "taskapp"), _failure(own, component_name(name, "taskApp"))),
-        inference=part_of(_of(pods, "inference"), _failure(own, component_name(name, "inference"))),
+        task_app=component_of(_of(pods, "taskapp"), _failure(own, component_name(name, "taskApp"))),
+        inference=component_of(_of(pods, "inference"), _failure(own, component_name(name, "inference"))),
         trainers=tuple(sorted(runs.values(), key=lambda run: run.attempt)),
         orphaned_trainer_pods=len(orphans),
         report=report,
     )
 
 
-def trainer_pod(job: StoredJob, children: Mapping[Ref, OwnedObject], attempt: int) -> TrainerPod | None:
+def trainer_pod(job: StoredJob, objects: Mapping[Ref, OwnedObject], attempt: int) -> TrainerPod | None:
     """The newest pod of an attempt."""
     runs = {
-        child.uid
-        for child in own_children(job, children).values()
-        if isinstance(child.detail, RunView) and child.detail.attempt == attempt
+        found.uid
+        for found in own_objects(job, objects).values()
+        if isinstance(found.detail, RunView) and found.detail.attempt == attempt
     }
     newest: tuple[str, TrainerPod] | None = None
-    for child in children.values():
-        pod = child.detail
+    for found in objects.values():
+        pod = found.detail
         if isinstance(pod, PodView) and pod.owner_uid in runs and (newest is None or newest[0] < pod.created):
-            answers = not pod.deleting and pod.phase not in ENDED and pod.part.started is not None
-            newest = pod.created, TrainerPod(child.uid, pod.address if answers else None)
+            answers = not pod.deleting and pod.phase not in ENDED and pod.state.started is not None
+            newest = pod.created, TrainerPod(found.uid, pod.address if answers else None)
     return newest[1] if newest else None
 
 
-def podless_attempts(job: StoredJob, children: Mapping[Ref, OwnedObject]) -> dict[int, OwnedObject]:
+def podless_attempts(job: StoredJob, objects: Mapping[Ref, OwnedObject]) -> dict[int, OwnedObject]:
     """Jobs that have no pod yet."""
-    owners = {pod.owner_uid for pod in pods_of(children).values()}
+    owners = {pod.owner_uid for pod in pods_of(objects).values()}
     return {
-        child.detail.attempt: child
-        for child in own_children(job, children).values()
-        if isinstance(child.detail, RunView)
-        and child.detail.outcome == "Active"
-        and not child.deleting
-        and child.uid not in owners
+        found.detail.attempt: found
+        for found in own_objects(job, objects).values()
+        if isinstance(found.detail, RunView)
+        and found.detail.outcome == "Active"
+        and not found.deleting
+        and found.uid not in owners
     }
 
 
-def pods_of(children: Mapping[Ref, OwnedObject]) -> dict[str, PodView]:
+def pods_of(objects: Mapping[Ref, OwnedObject]) -> dict[str, PodView]:
     """Pods by uid."""
-    return {child.uid: child.detail for child in children.values() if isinstance(child.detail, PodView)}
+    return {found.uid: found.detail for found in objects.values() if isinstance(found.detail, PodView)}
 
 
 def accepted_job(config: OwnedObject) -> Job | None:
-    """The specification that the parts run with, without what only a newer operator knew."""
+    """The specification that the components run with, without what only a newer operator knew."""
     try:
         return validate_known(Job, json.loads(str(config.detail)))[0]
     except ValueError as error:
@@ -124,10 +124,10 @@ def accepted_job(config: OwnedObject) -> Job | None:
         return None
 
 
-def _run(child: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> TrainerRun:
-    assert isinstance(child.detail, RunView)
-    own = [pod for pod in pods.values() if pod.owner_uid == child.uid]
-    return run_of(child.detail, child.deleting, own, asked.creation_failures.get(child.detail.attempt, ""))
+def _run(found: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> TrainerRun:
+    assert isinstance(found.detail, RunView)
+    own = [pod for pod in pods.values() if pod.owner_uid == found.uid]
+    return run_of(found.detail, found.deleting, own, asked.creation_failures.get(found.detail.attempt, ""))
 
 
 def _of(pods: Mapping[str, PodView], component: str) -> list[PodView]:
@@ -135,5 +135,5 @@ def _of(pods: Mapping[str, PodView], component: str) -> list[PodView]:
 
 
 def _failure(own: Mapping[Ref, OwnedObject], deployment: str) -> str:
-    child = own.get(Ref("Deployment", deployment))
-    return str(child.detail) if child else ""
+    found = own.get(Ref("Deployment", deployment))
+    return str(found.detail) if found else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 PREFIX = "VISIONRL_OPERATOR_"
-# Kubernetes tells pods of a Service called visionrl-operator by variables that look like ours.
+# For a Service called visionrl-operator, Kubernetes sets variables in pods that look like ours.
 SERVICE_LINK = re.compile(r"service_(host|port)|port(_\d+_|$)")
 
 DESCRIPTION = """\
@@ -49,9 +49,9 @@ class Options:
     request_timeout: float = 15.0
     """Seconds that one request to the API server may take."""
     watchdog_interval: float = 300.0
-    """Seconds between comparisons of what the watches told with lists."""
+    """Seconds between comparisons of the store with lists."""
     image_prefix: str = "visionrl/"
-    """Of the images of a job's parts, where the job names none."""
+    """Of the images of a job's components, where the job names none."""
     image_tag: str = version("visionrl")
     lease_namespace: str = "default"
     identity: str = "operator"
@@ -102,10 +102,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     run.add_argument(
         "--image-prefix",
         metavar="PREFIX",
-        help="of the parts' images (PREFIXtaskapp:TAG and so on), where a job names none "
+        help="of the components' images (PREFIXtaskapp:TAG and so on), where a job names none "
         f"(default: {default.image_prefix})",
     )
-    run.add_argument("--image-tag", metavar="TAG", help=f"of the parts' images (default: {default.image_tag})")
+    run.add_argument("--image-tag", metavar="TAG", help=f"of the components' images (default: {default.image_tag})")
     run.set_defaults(**_from_environment(run, environment))
     chosen = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     del chosen["command"]

@@ -1,8 +1,7 @@
-"""Asking running trainers for their report, away from reconciling: one small task a running trainer.
+"""Asks running trainers for their reports, apart from reconciling: one small task per running trainer.
 
-What a task finds goes into a cache that reconciling reads. News (another phase, the base model being ready) show at
-once; mere progress shows every ten seconds, because showing it is a
-write of the job's status.
+What a task finds goes into a cache that reconciling reads. A new phase, or the base model
+becoming ready, shows at once; mere progress shows every ten seconds, because showing it writes the job's status.
 """
 
 from __future__ import annotations
@@ -123,7 +122,7 @@ class Probes:
         shown, now = followed.shown, time.monotonic()
         if report == shown:
             return
-        if shown is None or _is_news(shown, report) or now - followed.shown_at >= PROGRESS_SECONDS:
+        if shown is None or _is_urgent(shown, report) or now - followed.shown_at >= PROGRESS_SECONDS:
             followed.shown, followed.shown_at = report, now
             self._changed(key)
 
@@ -134,5 +133,5 @@ class Probes:
         return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, len(self._followed) / RATE))
 
 
-def _is_news(shown: TrainerReport, report: TrainerReport) -> bool:
+def _is_urgent(shown: TrainerReport, report: TrainerReport) -> bool:
     return shown.phase != report.phase or shown.base_ready != report.base_ready

@@ -1,4 +1,4 @@
-"""One pass over one job: observe, decide, status, deletions, children, events."""
+"""One pass over one job: observe, decide, then write status, deletions, manifests and events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visionrl.status import JobStatus
 from visionrl_core.clock import moment
 from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.decide import DesiredState, decide
-from visionrl_core.events import News, event, news
+from visionrl_core.events import JobEvent, event_manifest, events_between
 from visionrl_core.kinds import EVENT, SECRET, Kind
 from visionrl_core.manifests.common import Manifest, Owner, Ref, component_name, ref
 from visionrl_core.manifests.config import KEY_FILE, key_name
@@ -55,7 +55,7 @@ class _Memory:
     secret_seen: float | None = None
     """When its Secret was last seen (``time.monotonic``)."""
     refusal: str = ""
-    """Why its children could not be made the last time, in the API server's words."""
+    """Why its objects could not be made the last time, in the API server's words."""
 
 
 class Reconciler:
@@ -83,24 +83,25 @@ class Reconciler:
             self._memories.pop(key, None)
             return ReconcileResult(wrote=False)
         now = datetime.now(UTC)
-        previous, children = read_status(job.status), self._store.children(key)
-        asked, look_again = await self._ask(job, previous, children, now)
-        self._probes.follow(key, trainer_pod(job, children, previous.attempt))
+        previous, objects = read_status(job.status), self._store.owned(key)
+        asked, look_again = await self._ask(job, previous, objects, now)
+        self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
         report = self._probes.report(key)
-        observed = observe(job, children, asked, report, secrets.token_urlsafe(32), self._images)
+        observed = observe(job, objects, asked, report, secrets.token_urlsafe(32), self._images)
         decision = decide(job.object, previous, observed, now)
         status = self._with_refusal(job, decision.status)
 
         wrote = await write_status(self._api, self._store, job, status)
-        told = list(news(previous, status))
+        events = list(events_between(previous, status))
         await self._carry_out(job, decision)
-        if any(ref(child) == Ref("Deployment", component_name(key.name, "taskApp")) for child in decision.children):
-            told += self._created(job, observed.has(Ref("Deployment", component_name(key.name, "taskApp"))))
-        await self._tell(job.owner, told, now)
+        first = Ref("Deployment", component_name(key.name, "taskApp"))
+        if any(ref(manifest) == first for manifest in decision.manifests):
+            events += self._created(job, existed=observed.has(first))
+        await self._post(job.owner, events, now)
 
         timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
         timers += [look_again] if look_again is not None else []
-        wrote = wrote or bool(decision.children or decision.deletions)
+        wrote = wrote or bool(decision.manifests or decision.deletions)
         return ReconcileResult(wrote, min(timers, default=None))
 
     def _memory(self, job: StoredJob) -> _Memory:
@@ -109,19 +110,19 @@ class Reconciler:
             self._memories[key] = _Memory(job.uid)
         return self._memories[key]
 
-    # --- what no watch tells
+    # --- what no watch reports
 
     async def _ask(
-        self, job: StoredJob, previous: JobStatus, children: Mapping[Ref, OwnedObject], now: datetime
+        self, job: StoredJob, previous: JobStatus, objects: Mapping[Ref, OwnedObject], now: datetime
     ) -> tuple[Asked, float | None]:
         """Answers, and when to ask again."""
-        asked = Asked(has_secret=await self._has_secret(job, untouched=not children and not job.status))
+        asked = Asked(has_secret=await self._has_secret(job, untouched=not objects and not job.status))
         if self._workload is not None and job.object.document["spec"].get("queueName"):
             owner = job.owner
             workload = await self._api.get(self._workload, owner.namespace, owner.name)
             asked = replace(asked, workload=workload is not None)
-        podless = {} if previous.finished else podless_attempts(job, children)
-        ages = {attempt: (now - moment(child.created)).total_seconds() for attempt, child in podless.items()}
+        podless = {} if previous.finished else podless_attempts(job, objects)
+        ages = {attempt: (now - moment(found.created)).total_seconds() for attempt, found in podless.items()}
         overdue = [attempt for attempt, age in ages.items() if age >= PODLESS_SECONDS]
         if overdue:
             reasons = {attempt: await self._creation_failure(job, podless[attempt]) for attempt in overdue}
@@ -133,7 +134,7 @@ class Reconciler:
         if seen is not None and time.monotonic() - seen < SECRET_CHECK_SECONDS:
             return True
         if untouched:
-            return False  # making it tells whether it was there
+            return False  # creating it shows whether it was there
         owner = job.owner
         secret = await self._api.get(SECRET, owner.namespace, key_name(owner.name))
         owners = [found["uid"] for found in secret["metadata"].get("ownerReferences", ())] if secret else []
@@ -142,13 +143,13 @@ class Reconciler:
         self._memory(job).secret_seen = time.monotonic()
         return True
 
-    async def _creation_failure(self, job: StoredJob, child: OwnedObject) -> str:
+    async def _creation_failure(self, job: StoredJob, run: OwnedObject) -> str:
         """The newest message of the Job controller about a pod that it could not make."""
-        selector = f"involvedObject.uid={child.uid},reason=FailedCreate"
+        selector = f"involvedObject.uid={run.uid},reason=FailedCreate"
         try:
             found = await self._api.list(EVENT, job.owner.namespace, fieldSelector=selector, limit=10)
         except ApiError as error:
-            logger.warning("why %s has no pod cannot be read: %s", child.ref, error)
+            logger.warning("why %s has no pod cannot be read: %s", run.ref, error)
             return ""
         events = sorted(found["items"], key=lambda item: item.get("lastTimestamp") or "")
         return str(events[-1].get("message", "")) if events else ""
@@ -162,59 +163,59 @@ class Reconciler:
             return
         for target in decision.deletions:
             await self._applier.delete(owner, target)
-        for stage in _stages(decision.children):
-            done = await asyncio.gather(*(self._apply(job, child) for child in stage), return_exceptions=True)
+        for stage in _stages(decision.manifests):
+            done = await asyncio.gather(*(self._apply(job, manifest) for manifest in stage), return_exceptions=True)
             for problem in done:
                 if problem is not None:
                     raise problem
-        if decision.children:
+        if decision.manifests:
             self._memory(job).refusal = ""
 
-    async def _apply(self, job: StoredJob, child: Manifest) -> None:
+    async def _apply(self, job: StoredJob, manifest: Manifest) -> None:
         try:
-            await self._applier.apply(job.owner, child)
+            await self._applier.apply(job.owner, manifest)
         except (ApiError, NameTaken) as error:
             why = error.message if isinstance(error, ApiError) else str(error)
-            self._memory(job).refusal = f"cannot make {ref(child)}: {why}"
+            self._memory(job).refusal = f"cannot make {ref(manifest)}: {why}"
             raise
-        if child["kind"] == "Secret":
+        if manifest["kind"] == "Secret":
             self._memory(job).secret_seen = time.monotonic()
 
     def _with_refusal(self, job: StoredJob, status: JobStatus) -> JobStatus:
-        """The status with what kept the last pass from making a child, as the reason."""
+        """The status with what kept the last pass from making an object, as the reason."""
         refusal = self._memory(job).refusal
         if not refusal or status.finished:
             return status
         return status.model_copy(update={"reason": refusal})
 
-    # --- telling
+    # --- events
 
-    def _created(self, job: StoredJob, existed: bool) -> list[News]:
+    def _created(self, job: StoredJob, existed: bool) -> list[JobEvent]:
         if existed:
             return []
         if not job.status:
             age = (datetime.now(UTC) - moment(job.created)).total_seconds()
             self._metrics.children_seconds.observe(max(0.0, age))
-        return [News("Normal", "Created", "made configuration, services and task app; the rest follows in order")]
+        return [JobEvent("Normal", "Created", "made configuration, services and task app; the rest follows in order")]
 
-    async def _tell(self, owner: Owner, told: list[News], now: datetime) -> None:
-        for item in told:
+    async def _post(self, owner: Owner, events: list[JobEvent], now: datetime) -> None:
+        for item in events:
             logger.info("%s/%s: %s: %s", owner.namespace, owner.name, item.reason, item.message)
             try:
-                await self._api.create(EVENT, owner.namespace, event(owner, item, now))
+                await self._api.create(EVENT, owner.namespace, event_manifest(owner, item, now))
             except ApiError as error:
                 logger.warning("%s/%s: event %s is lost: %s", owner.namespace, owner.name, item.reason, error)
 
 
-def _stages(children: Sequence[Manifest]) -> Iterator[list[Manifest]]:
+def _stages(manifests: Sequence[Manifest]) -> Iterator[list[Manifest]]:
     """In the given order, but together what does not need each other: what pods mount comes first, then addresses
     and policies, then pods."""
     stage: list[Manifest] = []
-    for child in children:
-        if stage and STAGE.get(child["kind"], 1) != STAGE.get(stage[-1]["kind"], 1):
+    for manifest in manifests:
+        if stage and STAGE.get(manifest["kind"], 1) != STAGE.get(stage[-1]["kind"], 1):
             yield stage
             stage = []
-        stage.append(child)
+        stage.append(manifest)
     if stage:
         yield stage
 

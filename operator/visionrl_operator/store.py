@@ -1,7 +1,7 @@
-"""What the operator knows of the cluster: jobs and their children, by job, fed by watches and by its own writes.
+"""What the operator knows of the cluster: jobs and the objects they own, fed by watches and by its own writes.
 
-An object is kept as what decisions depend on. Feeding it tells whether that changed: news that the operator made
-itself, or that changes nothing for it, wake nobody up.
+Of an object, only what decisions depend on is kept. A change that the operator made itself, or that no decision depends
+on, starts no pass.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StoredJob:
     created: str
     deleting: bool
     phase: str
-    """As the status tells it; a job that nobody has looked at is pending."""
+    """As the status says; a job that nobody has looked at is pending."""
     document_text: str
     status_text: str
 
@@ -90,13 +90,13 @@ Entry = OwnedObject | StoredJob
 
 
 class Store:
-    """``changed`` is called with the job of everything that news came of."""
+    """``changed`` is called with the job of every object that changed."""
 
     def __init__(self, changed: Callable[[Key, Entry | None], None] = lambda key, entry: None) -> None:
         self._changed = changed
         self._jobs: dict[Key, StoredJob] = {}
-        self._children: dict[Key, dict[Ref, OwnedObject]] = {}
-        # Late news of an object that is gone would bring it back.
+        self._owned: dict[Key, dict[Ref, OwnedObject]] = {}
+        # A late event of a deleted object would bring it back.
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     # --- reading
@@ -107,27 +107,27 @@ class Store:
     def jobs(self) -> Iterator[tuple[Key, StoredJob]]:
         yield from list(self._jobs.items())
 
-    def children(self, key: Key) -> Mapping[Ref, OwnedObject]:
-        return self._children.get(key, {})
+    def owned(self, key: Key) -> Mapping[Ref, OwnedObject]:
+        return self._owned.get(key, {})
 
     def entries(self, kind: str) -> Iterator[tuple[Key, Entry]]:
         """Everything of one kind."""
         if kind == JOB.name:
             yield from list(self._jobs.items())
             return
-        for key, children in list(self._children.items()):
-            yield from ((key, child) for ref, child in list(children.items()) if ref.kind == kind)
+        for key, objects in list(self._owned.items()):
+            yield from ((key, found) for ref, found in list(objects.items()) if ref.kind == kind)
 
     def knows(self, uid: str, entry: Entry | None, version: int) -> bool:
-        """Whether news of this version, or newer ones, have come."""
+        """Whether this version, or a newer one, is known."""
         return uid in self._gone or (entry is not None and entry.uid == uid and entry.version >= version)
 
     def find(self, kind: str, body: Body) -> Entry | None:
         """What is stored under the name of an object."""
         key = key_of(kind, body)
-        return self._jobs.get(key) if kind == JOB.name else self.children(key).get(_ref(kind, body))
+        return self._jobs.get(key) if kind == JOB.name else self.owned(key).get(_ref(kind, body))
 
-    # --- news
+    # --- feeding
 
     def feed(self, kind: str, body: Body) -> None:
         """An object as a watch or a list shows it."""
@@ -149,13 +149,13 @@ class Store:
         if kind == JOB.name:
             del self._jobs[key]
         else:
-            del self._children[key][_ref(kind, body)]
-            if not self._children[key]:
-                del self._children[key]
+            del self._owned[key][_ref(kind, body)]
+            if not self._owned[key]:
+                del self._owned[key]
         self._changed(key, None)
 
     def forget(self, kind: str, entry: Entry, key: Key) -> None:
-        """An object whose end no watch told of."""
+        """An object whose deletion no watch reported."""
         name = entry.ref.name if isinstance(entry, OwnedObject) else key.name
         labels = {JOB_LABEL: key.name}
         metadata = {"uid": entry.uid, "namespace": key.namespace, "name": name, "labels": labels}
@@ -171,8 +171,8 @@ class Store:
         if kind == JOB.name:
             entry = self._jobs[key] = _stored_job(body, version)
         else:
-            entry = _child(kind, body, version)
-            self._children.setdefault(key, {})[entry.ref] = entry
+            entry = _owned_object(kind, body, version)
+            self._owned.setdefault(key, {})[entry.ref] = entry
         if wake and not entry.same(old):
             self._changed(key, entry)
 
@@ -197,7 +197,7 @@ def _stored_job(body: Body, version: int) -> StoredJob:
         "name": metadata["name"],
         "namespace": metadata["namespace"],
         "labels": metadata.get("labels", {}),
-        # The parts get these with the job file; kubectl's copy of the object would be most of it.
+        # The components get these with the job file; kubectl's copy of the object would be most of it.
         "annotations": {k: v for k, v in metadata.get("annotations", {}).items() if "kubernetes.io/" not in k},
     }
     document = {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": shown, "spec": body["spec"]}
@@ -218,7 +218,7 @@ def _text(document: Body) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _child(kind: str, body: Body, version: int) -> OwnedObject:
+def _owned_object(kind: str, body: Body, version: int) -> OwnedObject:
     metadata = body["metadata"]
     detail: PodView | RunView | str = ""
     if kind == POD.name:

@@ -1,6 +1,6 @@
-"""Watches that fall silent: lists now and then, and compares.
+"""Finds watches that have stalled: lists all objects periodically and compares.
 
-A watch can stall without an error, and one that starts over does not tell what was deleted meanwhile. What a list
+A watch can stall without an error, and one that restarts does not report what was deleted meanwhile. What a list
 shows and the store does not know is given a while to arrive; what is still missing then is put right from the list.
 When that happens twice in a row for a kind, its watch is dead, and the process ends to be restarted.
 """
@@ -12,11 +12,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from visionrl_core.kinds import CHILD_SELECTOR, JOB, WATCHED_CHILDREN, Kind
+from visionrl_core.kinds import JOB, OWNED_SELECTOR, WATCHED_KINDS, Kind
 from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.store import Key, OwnedObject, Store, StoredJob, version_of
 
-KINDS = (JOB, *WATCHED_CHILDREN)
+KINDS = (JOB, *WATCHED_KINDS)
 PAGE = 500
 STRIKES = 2
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stalled(Exception):
-    """A watch brings no news."""
+    """A watch delivers no events."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Listing:
 
 
 class Watchdog:
-    """``namespaces`` empty means all. ``missed`` counts the objects of a kind that a watch did not tell of."""
+    """``namespaces`` empty means all. ``missed`` counts the objects of a kind that a watch did not report."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Watchdog:
         self._strikes: dict[Kind, int] = {}
 
     async def list_everything(self) -> None:
-        """Fill the store, jobs first: of a job that is known, all children are. Raises ``ApiError``."""
+        """Fill the store, jobs first: of a known job, all objects are known. Raises ``ApiError``."""
         for kind in KINDS:
             async for items, _ in self._pages(kind, cached=False):
                 for body in items:
@@ -85,9 +85,9 @@ class Watchdog:
         self._strikes[kind] = self._strikes.get(kind, 0) + 1 if missed else 0
         if missed:
             self._missed(kind.name, missed)
-            logger.warning("the watch did not tell of %d %s; put right from a list", missed, kind.plural)
+            logger.warning("the watch missed %d %s; corrected from a list", missed, kind.plural)
         if self._strikes[kind] >= STRIKES:
-            raise Stalled(f"the watch of {kind.plural} brings no news")
+            raise Stalled(f"the watch of {kind.plural} delivers no events")
 
     async def _list(self, kind: Kind) -> Listing:
         listing = Listing()
@@ -102,7 +102,7 @@ class Watchdog:
         a little late perhaps."""
         parameters: dict[str, str | int] = {"limit": PAGE}
         if kind != JOB:
-            parameters["labelSelector"] = CHILD_SELECTOR
+            parameters["labelSelector"] = OWNED_SELECTOR
         for namespace in self._namespaces:
             more: dict[str, str] = {"resourceVersion": "0"} if cached else {}
             while True:

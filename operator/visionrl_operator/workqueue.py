@@ -19,7 +19,7 @@ class ShutDown(Exception):
 
 
 class WorkQueue(Generic[Key]):
-    """``clock`` tells seconds that never go back. Not thread-safe: all calls come from one event loop."""
+    """``clock`` returns seconds that never go back. Not thread-safe: all calls come from one event loop."""
 
     def __init__(self, clock: Callable[[], float], first_delay: float = 0.5, longest_delay: float = 60.0) -> None:
         self._clock, self._first_delay, self._longest_delay = clock, first_delay, longest_delay

@@ -32,7 +32,7 @@ from tests.support.jobs import document
 from tests.support.operator_process import Operator
 from tests.support.ports import free_port
 from visionrl_core.crd import crd
-from visionrl_core.kinds import CHILD_SELECTOR, CHILDREN, JOB
+from visionrl_core.kinds import JOB, OWNED_KINDS, OWNED_SELECTOR
 from visionrl_operator.api import Api, KubernetesTransport
 
 NAMESPACE = "bench"
@@ -111,8 +111,8 @@ async def watching(transport: KubernetesTransport) -> AsyncIterator[Arrivals]:
 
 async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) -> None:
     configuration: Any = transport._configuration
-    url = f"{configuration.host}{CHILDREN[kind].path(NAMESPACE)}"
-    parameters = {"watch": "true", "labelSelector": CHILD_SELECTOR}
+    url = f"{configuration.host}{OWNED_KINDS[kind].path(NAMESPACE)}"
+    parameters = {"watch": "true", "labelSelector": OWNED_SELECTOR}
     session = transport._rest.pool_manager
     assert session is not None
     response = await session.get(url, params=parameters, timeout=aiohttp.ClientTimeout(total=None))

@@ -1,4 +1,4 @@
-"""What the operator's cluster tests look at and pretend: jobs, their children, and pods that no node runs."""
+"""What the operator's cluster tests look at and pretend: jobs, their objects, and pods that no node runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from visionrl.status import TrainerReport
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError, wait_until
 
-FIRST_CHILDREN = {
+FIRST_OBJECTS = {
     "secret/demo-key",
     "configmap/demo-config",
     "networkpolicy.networking.k8s.io/demo-parts",
@@ -70,14 +70,14 @@ class World:
         mine = [event for event in events if event["involvedObject"]["kind"] == "VisionRLJob"]
         return [event["reason"] for event in sorted(mine, key=lambda event: int(event["metadata"]["resourceVersion"]))]
 
-    # --- children
+    # --- objects
 
-    def children(self, name: str = "demo") -> set[str]:
+    def objects(self, name: str = "demo") -> set[str]:
         selector = f"{OURS},visionrl.dev/job={name}"
         return set(self.kubectl("get", KINDS, "-l", selector, "-o", "name").split())
 
-    def wait_for_children(self, expected: set[str] = FIRST_CHILDREN) -> None:
-        self.wait(lambda: self.children() == expected, f"the children {sorted(expected)}")
+    def wait_for_children(self, expected: set[str] = FIRST_OBJECTS) -> None:
+        self.wait(lambda: self.objects() == expected, f"the objects {sorted(expected)}")
 
     def wait(self, holds: Any, what: str, limit_s: float = 60) -> None:
         try:

@@ -17,7 +17,7 @@ from visionrl_core.crd import crd
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError, wait_until
 from .kube.layout import Cluster
-from .operator_world import FIRST_CHILDREN, KINDS, OURS, FakeTrainer, World
+from .operator_world import FIRST_OBJECTS, KINDS, OURS, FakeTrainer, World
 
 pytestmark = pytest.mark.cluster
 
@@ -81,7 +81,7 @@ def test_every_mistake_is_told_by_its_field(world: World) -> None:
             if name not in refused:
                 world.wait(lambda name=name: world.condition("Accepted", name)["status"] == "False", f"{name} refused")
                 assert world.status(name)["phase"] == "Pending"
-                assert world.children(name) == set()
+                assert world.objects(name) == set()
                 refused[name] = world.condition("Accepted", name)["message"]
             if path.rpartition(".")[2] not in refused[name]:
                 silent.append((name, refused[name]))
@@ -117,7 +117,7 @@ def test_a_whole_life(world: World) -> None:
         world.wait_for_children()
         for component in ("taskapp", "inference"):
             world.pod_runs(component)
-        world.wait_for_children(FIRST_CHILDREN | {"job.batch/demo-trainer-0"})
+        world.wait_for_children(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
 
         with FakeTrainer(world, "127.0.7.1") as trainer:
             world.pod_runs("trainer", "127.0.7.1")
@@ -131,7 +131,7 @@ def test_a_whole_life(world: World) -> None:
             assert trainer.refused == 0
 
         world.pod_ends("trainer", 137, "OOMKilled")
-        world.wait_for_children(FIRST_CHILDREN | {"job.batch/demo-trainer-1"})
+        world.wait_for_children(FIRST_OBJECTS | {"job.batch/demo-trainer-1"})
         status = world.status()
         assert (status["attempt"], status["restarts"]) == (1, 1)
         assert status["attempts"][0]["cause"] == "trainer: exit code 137 (OOMKilled)"
@@ -140,9 +140,9 @@ def test_a_whole_life(world: World) -> None:
         world.wait(lambda: world.status()["phase"] == "Running", "the second attempt to run")
         world.pod_ends("trainer", 0, "Completed")
         world.wait(lambda: world.status()["phase"] == "Complete", "the end")
-        world.wait(lambda: not any("deployment" in child for child in world.children()), "the servers' end")
+        world.wait(lambda: not any("deployment" in object for object in world.objects()), "the servers' end")
         assert world.events() == ["Created", "Ready", "Restarted", "Ready", "Completed"]
-        assert "job.batch/demo-trainer-1" in world.children(), "the trainer's log stays"
+        assert "job.batch/demo-trainer-1" in world.objects(), "the trainer's log stays"
 
 
 def test_changes_are_applied_or_refused(world: World) -> None:
@@ -207,7 +207,7 @@ def test_suspending_and_resuming(world: World) -> None:
         world.wait_for_children()
         world.patch({"suspend": True})
         servers = {"deployment.apps/demo-taskapp", "deployment.apps/demo-inference"}
-        world.wait_for_children(FIRST_CHILDREN - servers)
+        world.wait_for_children(FIRST_OBJECTS - servers)
         world.wait(lambda: world.status()["phase"] == "Suspended", "the phase")
         world.wait(lambda: not world.pod_of("taskapp") and not world.pod_of("inference"), "the pods' end")
         world.patch({"suspend": False})
@@ -222,7 +222,7 @@ def test_deleting_the_job_deletes_everything(world: World) -> None:
         world.wait_for_children()
         assert "finalizers" not in world.job()["metadata"]
         world.kubectl("delete", "vrl", "demo")
-        wait_until(lambda: world.children() == set(), "the garbage collector", 120)
+        wait_until(lambda: world.objects() == set(), "the garbage collector", 120)
         world.apply()
         world.wait_for_children()
         owners = world.kube.kubectl.get("secret", "demo-key", "-n", world.namespace)["metadata"]["ownerReferences"]
@@ -275,7 +275,7 @@ def test_pods_of_a_queued_job_form_a_group(world: World) -> None:
     world.apply({"queueName": "gpus"})
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children(FIRST_CHILDREN | {"job.batch/demo-trainer-0"})
+        world.wait_for_children(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
         for component in ("taskapp", "inference", "trainer"):
             world.wait(lambda component=component: world.pod_of(component), f"the {component}'s pod")
             metadata = world.kube.kubectl.get("pod", world.pod_of(component), "-n", world.namespace)["metadata"]
@@ -292,25 +292,25 @@ def names(count: int) -> list[str]:
 
 
 def expect_all(world: World, jobs: list[str]) -> None:
-    """Every job has exactly its children, and one Secret that is its own."""
+    """Every job has exactly its objects, and one Secret that is its own."""
 
     def counts() -> dict[str, int]:
         listed = world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()
-        return {job: sum(1 for child in listed if f"/{job}-" in child) for job in jobs}
+        return {job: sum(1 for object in listed if f"/{job}-" in object) for job in jobs}
 
-    expected = dict.fromkeys(jobs, len(FIRST_CHILDREN))
-    wait_until(lambda: counts() == expected, f"{len(FIRST_CHILDREN)} children of each job", 180)
+    expected = dict.fromkeys(jobs, len(FIRST_OBJECTS))
+    wait_until(lambda: counts() == expected, f"{len(FIRST_OBJECTS)} objects of each job", 180)
     pods = world.kubectl("get", "pods", "-o", "name").split()
     wait_until(lambda: len(world.kubectl("get", "pods", "-o", "name").split()) == 2 * len(jobs), f"not {pods}", 60)
 
 
-def kill_an_operator_at(children: int, world: World) -> None:
-    """Run an operator until the world has so many children."""
+def kill_an_operator_at(objects: int, world: World) -> None:
+    """Run an operator until the world has so many objects."""
     with world.operator() as operator:
         operator.wait_ready()
         wait_until(
-            lambda: len(world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()) >= children,
-            f"{children} children",
+            lambda: len(world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()) >= objects,
+            f"{objects} objects",
             120,
         )
         operator.kill()
@@ -351,7 +351,7 @@ def test_of_two_replicas_one_leads_and_the_other_takes_over(world: World) -> Non
             first.kill()
             second.wait_ready(60)
             world.apply(name="after-death")
-            wait_until(lambda: len(world.children("after-death")) == len(FIRST_CHILDREN), "the successor's work", 60)
+            wait_until(lambda: len(world.objects("after-death")) == len(FIRST_OBJECTS), "the successor's work", 60)
 
             with world.operator(election=True) as third:
                 third.wait_for_state("standing by")

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from visionrl_core.kinds import CHILDREN, EVENT, JOB, LEASE, Kind
+from visionrl_core.kinds import EVENT, JOB, LEASE, OWNED_KINDS, Kind
 from visionrl_operator.api import APPLY_PATCH, MERGE_PATCH, Answer, Api
 from visionrl_operator.store import Store
 
 Body = dict[str, Any]
-KINDS = {kind.plural: kind for kind in (JOB, EVENT, LEASE, *CHILDREN.values(), Kind("Workload", "k/v1", "workloads"))}
+KINDS = {
+    kind.plural: kind for kind in (JOB, EVENT, LEASE, *OWNED_KINDS.values(), Kind("Workload", "k/v1", "workloads"))
+}
 CREATED = "2026-01-01T00:00:00Z"
 
 
@@ -132,7 +134,7 @@ class FakeApi:
         return self.objects[plural, namespace, name]
 
     def finish_deletions(self, store: Store | None = None) -> None:
-        """The garbage collector's work, and the watch that tells of it."""
+        """The garbage collector's work, and the watch that reports it."""
         for key, body in list(self.objects.items()):
             if "deletionTimestamp" in body["metadata"] and key[0] != "pods":
                 del self.objects[key]
@@ -145,12 +147,12 @@ class FakeApi:
                 if store is not None:
                     store.remove(KINDS[key[0]].name, body)
 
-    def tell(self, store: Store) -> None:
-        """What watches that work tell."""
+    def deliver(self, store: Store) -> None:
+        """What working watches deliver."""
         for (plural, _, _), body in list(self.objects.items()):
             if plural != JOB.plural and "visionrl.dev/job" not in body["metadata"].get("labels", {}):
                 continue  # watches are label-selected
-            if KINDS[plural] not in (EVENT, LEASE) and KINDS[plural].name in {JOB.name, *CHILDREN} - {"Secret"}:
+            if KINDS[plural] not in (EVENT, LEASE) and KINDS[plural].name in {JOB.name, *OWNED_KINDS} - {"Secret"}:
                 store.feed(KINDS[plural].name, copy.deepcopy(body))
 
 

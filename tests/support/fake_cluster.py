@@ -43,7 +43,7 @@ class FakeCluster:
         return Observed(
             spare_key="a-random-key",
             accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
-            hashes={name: sealed_hash(child) for name, child in self.objects.items()},
+            hashes={name: sealed_hash(manifest) for name, manifest in self.objects.items()},
             task_app=self.task_app,
             inference=self.inference,
             trainers=tuple(self.trainers[number] for number in sorted(self.trainers)),
@@ -65,18 +65,18 @@ class FakeCluster:
             if writes > 0:
                 self._delete(name)
                 writes -= 1
-        for child in decision.children:
+        for manifest in decision.manifests:
             if writes > 0:
-                self._apply(child)
+                self._apply(manifest)
                 writes -= 1
         self.job_deleted = self.job_deleted or (decision.delete_job and writes > 0)
         return decision
 
-    def _apply(self, child: Manifest) -> None:
-        name = ref(child)
-        self.objects[name] = child
+    def _apply(self, manifest: Manifest) -> None:
+        name = ref(manifest)
+        self.objects[name] = manifest
         if name.kind == "Job":
-            number = int(child["metadata"]["labels"][ATTEMPT_LABEL])
+            number = int(manifest["metadata"]["labels"][ATTEMPT_LABEL])
             assert number not in self.trainers, "a Job's template is immutable: it must not be applied again"
             self.trainers[number] = TrainerRun(number)
         elif name == Ref("Deployment", "demo-taskapp"):
@@ -107,35 +107,35 @@ class FakeCluster:
     def current(self) -> TrainerRun | None:
         return self.trainers.get(self.status.attempt)
 
-    def parts_ready(self) -> None:
+    def servers_ready(self) -> None:
         if self.task_app.pods:
             self.task_app = replace(self.task_app, ready=True, reason="", started=self.now)
         if self.inference.pods:
             self.inference = replace(self.inference, ready=True, reason="", started=self.now)
 
-    def crash(self, part: Literal["task_app", "inference"], exit_code: int, reason: str = "Error") -> None:
+    def crash(self, server: Literal["task_app", "inference"], exit_code: int, reason: str = "Error") -> None:
         """The container ended and the kubelet waits before it starts it again."""
-        old: ObservedComponent = getattr(self, part)
+        old: ObservedComponent = getattr(self, server)
         if old.pods:
             crashed = replace(
                 old, ready=False, restarts=old.restarts + 1, exit_code=exit_code, exit_reason=reason,
                 reason="CrashLoopBackOff",
             )  # fmt: skip
-            setattr(self, part, crashed)
+            setattr(self, server, crashed)
 
     def trainer_starts(self) -> None:
         for number, run in self.trainers.items():
-            if run.outcome == "Active" and not run.deleting and run.part.started is None:
+            if run.outcome == "Active" and not run.deleting and run.state.started is None:
                 self.trainers[number] = replace(
-                    run, part=ObservedComponent(ready=True, pods=1, node="n1", started=self.now)
+                    run, state=ObservedComponent(ready=True, pods=1, node="n1", started=self.now)
                 )
                 self.report = None
 
     def trainer_ends(self, exit_code: int, reason: str = "Error", message: str = "") -> None:
         for number, run in self.trainers.items():
-            if run.outcome == "Active" and run.part.started is not None:
-                part = replace(run.part, ready=False, exit_code=exit_code, exit_reason=reason, message=message)
-                self.trainers[number] = replace(run, outcome="Failed" if exit_code else "Succeeded", part=part)
+            if run.outcome == "Active" and run.state.started is not None:
+                state = replace(run.state, ready=False, exit_code=exit_code, exit_reason=reason, message=message)
+                self.trainers[number] = replace(run, outcome="Failed" if exit_code else "Succeeded", state=state)
 
     def deletions_complete(self) -> None:
         """The pods of deleted Jobs are gone."""
@@ -148,13 +148,13 @@ class FakeCluster:
         """By hand, in the background: the Job is gone at once, its pod a little later."""
         for number, run in list(self.trainers.items()):
             if not run.deleting:
-                self.orphans += run.part.pods
+                self.orphans += run.state.pods
                 del self.trainers[number]
                 self.objects.pop(Ref("Job", f"demo-trainer-{number}"), None)
 
     def live_trainers(self) -> int:
         """Trainer processes that may be writing to the run folder."""
-        running = [run for run in self.trainers.values() if run.outcome == "Active" and run.part.pods]
+        running = [run for run in self.trainers.values() if run.outcome == "Active" and run.state.pods]
         return len(running) + self.orphans
 
     def settle(self, rounds: int = 8) -> None:
@@ -164,10 +164,10 @@ class FakeCluster:
             self.deletions_complete()
             self.reconcile()
             self.trainer_starts()
-            if (run := self.current()) and run.part.ready:
+            if (run := self.current()) and run.state.ready:
                 self.report = TrainerReport(phase="Training", base_ready=True)
             self.reconcile()
-            self.parts_ready()
+            self.servers_ready()
             self.reconcile()
             if self.task_app.ready and self.inference.ready:
                 self.trainer_ends(0)

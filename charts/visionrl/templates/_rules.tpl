@@ -6,7 +6,7 @@
 - apiGroups: [visionrl.dev]
   resources: [visionrljobs/status]
   verbs: [patch]
-# Where the cluster checks it, only who may update an owner's finalizers makes children that block its deletion.
+# Where the cluster checks it, only who may update an owner's finalizers makes objects that block its deletion.
 - apiGroups: [visionrl.dev]
   resources: [visionrljobs/finalizers]
   verbs: [update]

@@ -1,4 +1,4 @@
-"""The children of a job: pure builders from (job, attempt, owner) to Kubernetes manifests."""
+"""The objects that should exist for a job: pure builders from (job, attempt, owner) to Kubernetes manifests."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from visionrl_core.manifests.workloads import service
 
 
 def base_manifests(job: Job, owner: Owner, key: str) -> list[Manifest]:
-    """What a job has for as long as it exists, in the order in which it is made: configuration, claim, addresses."""
+    """What a job needs for as long as it exists, in the order of creation: configuration, claim, addresses."""
     claim = run_claim(job, owner)
-    children = [
+    manifests = [
         secret(owner, key),
         config_map(job, owner),
         *([claim] if claim else []),
         *network_policies(job, owner),
         *(service(owner, component) for component in COMPONENTS),
     ]
-    return [seal(child) for child in children]
+    return [seal(manifest) for manifest in manifests]
 
 
 def all_manifests(job: Job, attempt: int, owner: Owner, key: str) -> list[Manifest]:
     """Every object of a job that runs."""
     workloads = [task_app_deployment(job, owner), inference_deployment(job, owner), trainer_job(job, attempt, owner)]
-    return [*base_manifests(job, owner, key), *(seal(child) for child in workloads)]
+    return [*base_manifests(job, owner, key), *(seal(manifest) for manifest in workloads)]

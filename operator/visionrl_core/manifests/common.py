@@ -1,4 +1,4 @@
-"""Names, labels and metadata that all children of a job share."""
+"""Names, labels and metadata that all owned objects of a job share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORT = 8000
 
 @dataclass(frozen=True)
 class Owner:
-    """The VisionRLJob object that owns the children: deleting it deletes them."""
+    """The VisionRLJob object that owns all others: deleting it deletes them."""
 
     name: str
     namespace: str
@@ -34,7 +34,7 @@ class Owner:
 
 @dataclass(frozen=True, order=True)
 class Ref:
-    """A child by kind and name; the namespace is the job's."""
+    """An owned object by kind and name; its namespace is the job's."""
 
     kind: str
     name: str
@@ -48,7 +48,7 @@ def ref(manifest: Manifest) -> Ref:
 
 
 def component_name(job_name: str, component: Component) -> str:
-    """Name of a part's Deployment and Service."""
+    """Name of a component's Deployment and Service."""
     return f"{job_name}-{SUFFIXES[component]}"
 
 
@@ -61,26 +61,26 @@ def service_url(job_name: str, component: Component) -> str:
 
 
 def selector(job_name: str, component: Component | None = None) -> dict[str, str]:
-    """Labels that find a job's pods, or one part's."""
+    """Labels that select a job's pods, or those of one component."""
     labels = {JOB_LABEL: job_name}
     return labels if component is None else labels | {COMPONENT_LABEL: SUFFIXES[component]}
 
 
 def labels(job_name: str, component: Component | None = None) -> dict[str, str]:
-    part = {} if component is None else {"app.kubernetes.io/component": SUFFIXES[component]}
+    own = {} if component is None else {"app.kubernetes.io/component": SUFFIXES[component]}
     return {
         "app.kubernetes.io/name": "visionrl",
         "app.kubernetes.io/instance": job_name,
         "app.kubernetes.io/managed-by": "visionrl-operator",
-        **part,
+        **own,
         **selector(job_name, component),
     }
 
 
-def manifest(
+def owned_manifest(
     api_version: str, kind: str, name: str, owner: Owner, component: Component | None = None, **content: Any
 ) -> Manifest:
-    """A child with labels and owner; ``content`` is its ``spec``, ``data`` and the like."""
+    """A manifest with labels and owner; ``content`` holds ``spec``, ``data`` and the like."""
     return {
         "apiVersion": api_version,
         "kind": kind,
@@ -103,19 +103,19 @@ def manifest(
     }
 
 
-def seal(child: Manifest) -> Manifest:
-    """The child with the hash of its whole content as an annotation: applying is needed when that differs."""
-    metadata = child["metadata"]
-    annotations = {**metadata.get("annotations", {}), HASH_ANNOTATION: digest(child)}
-    return {**child, "metadata": {**metadata, "annotations": annotations}}
+def seal(manifest: Manifest) -> Manifest:
+    """The manifest with the hash of its whole content as an annotation: an object with another hash is out of date."""
+    metadata = manifest["metadata"]
+    annotations = {**metadata.get("annotations", {}), HASH_ANNOTATION: digest(manifest)}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
-def sealed_hash(child: Manifest) -> str:
-    return child["metadata"]["annotations"][HASH_ANNOTATION]
+def sealed_hash(manifest: Manifest) -> str:
+    return manifest["metadata"]["annotations"][HASH_ANNOTATION]
 
 
 def config_digest(job: Job) -> str:
-    """Changes exactly with the fields that parts read only when they start."""
+    """Changes exactly with the fields that components read only when they start."""
     return digest(immutable_part(job.spec))
 
 

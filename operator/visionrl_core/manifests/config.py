@@ -1,11 +1,11 @@
-"""What the parts read: the job as JSON, its key, and the claim for the run folder."""
+"""What the components read: the job as JSON, its key, and the claim for the run folder."""
 
 from __future__ import annotations
 
 import base64
 
 from visionrl.job import Job
-from visionrl_core.manifests.common import Manifest, Owner, manifest
+from visionrl_core.manifests.common import Manifest, Owner, owned_manifest
 
 JOB_FILE = "job.json"
 KEY_FILE = "api-key"
@@ -32,12 +32,12 @@ def job_json(job: Job) -> str:
 
 
 def config_map(job: Job, owner: Owner) -> Manifest:
-    return manifest("v1", "ConfigMap", config_name(job.name), owner, data={JOB_FILE: job_json(job)})
+    return owned_manifest("v1", "ConfigMap", config_name(job.name), owner, data={JOB_FILE: job_json(job)})
 
 
 def secret(owner: Owner, key: str) -> Manifest:
-    """The Secret with the job's key. It is made once and never changed: the parts that run hold its key."""
-    return manifest(
+    """The Secret with the job's key. It is created once and never changed: running components hold its key."""
+    return owned_manifest(
         "v1",
         "Secret",
         key_name(owner.name),
@@ -49,12 +49,12 @@ def secret(owner: Owner, key: str) -> Manifest:
 
 
 def run_claim(job: Job, owner: Owner) -> Manifest | None:
-    """The claim for the run folder, where the operator makes it. Like every child it goes with the job object."""
+    """The claim for the run folder, where the operator makes it. It is deleted with the job object."""
     storage = job.spec.storage
     if not storage.run_size:
         return None
     storage_class = {"storageClassName": storage.storage_class_name} if storage.storage_class_name else {}
-    return manifest(
+    return owned_manifest(
         "v1",
         "PersistentVolumeClaim",
         f"{job.name}-run",

@@ -14,7 +14,7 @@ SHARED_MEMORY = Volume("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "siz
 
 def inference_deployment(job: Job, owner: Owner) -> Manifest:
     settings = job.spec.inference
-    part = ComponentTemplate(
+    template = ComponentTemplate(
         component="inference",
         module="visionrl_inference",
         resources=settings.resources,
@@ -30,4 +30,4 @@ def inference_deployment(job: Job, owner: Owner) -> Manifest:
             "livenessProbe": probe(10, 6, timeout=10),
         },
     )
-    return deployment(owner, "inference", pod_template(job, part, "Always"), settings.startup_timeout_seconds + 300)
+    return deployment(owner, "inference", pod_template(job, template, "Always"), settings.startup_timeout_seconds + 300)

@@ -1,7 +1,7 @@
 """Who may talk to whom. Only enforced where the cluster's network plugin enforces NetworkPolicies.
 
-There is no PodDisruptionBudget: with one replica a part it could only forbid every drain, and a job goes on from its
-checkpoint wherever its pods are put.
+There is no PodDisruptionBudget: with one replica per component it could only block every drain, and a job resumes
+from its checkpoint on any node.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from visionrl_core.manifests.common import (
     SUFFIXES,
     Manifest,
     Owner,
-    manifest,
+    owned_manifest,
     selector,
 )
 
@@ -23,7 +23,7 @@ _DNS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
 
 
 def network_policies(job: Job, owner: Owner) -> list[Manifest]:
-    policies = [_between_parts(owner), _operator_reads_report(owner)]
+    policies = [_between_components(owner), _operator_reads_report(owner)]
     return [*policies, _hub(owner)] if model_comes_from_hub(job) else policies
 
 
@@ -32,10 +32,10 @@ def model_comes_from_hub(job: Job) -> bool:
     return base != "tiny" and not base.startswith(("/", "."))
 
 
-def _between_parts(owner: Owner) -> Manifest:
-    """The job's parts reach each other and the cluster's DNS; everything else is closed."""
-    parts = [{"podSelector": {"matchLabels": selector(owner.name)}}]
-    return manifest(
+def _between_components(owner: Owner) -> Manifest:
+    """The job's components reach each other and the cluster's DNS; everything else is closed."""
+    components = [{"podSelector": {"matchLabels": selector(owner.name)}}]
+    return owned_manifest(
         "networking.k8s.io/v1",
         "NetworkPolicy",
         f"{owner.name}-parts",
@@ -43,8 +43,8 @@ def _between_parts(owner: Owner) -> Manifest:
         spec={
             "podSelector": {"matchLabels": selector(owner.name)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": parts, "ports": _HTTP}],
-            "egress": [{"to": parts, "ports": _HTTP}, {"ports": _DNS}],
+            "ingress": [{"from": components, "ports": _HTTP}],
+            "egress": [{"to": components, "ports": _HTTP}, {"ports": _DNS}],
         },
     )
 
@@ -52,7 +52,7 @@ def _between_parts(owner: Owner) -> Manifest:
 def _operator_reads_report(owner: Owner) -> Manifest:
     """The operator, in whichever namespace it runs, reads the trainer's ``/status``."""
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR_LABELS}}
-    return manifest(
+    return owned_manifest(
         "networking.k8s.io/v1",
         "NetworkPolicy",
         f"{owner.name}-report",
@@ -68,7 +68,7 @@ def _operator_reads_report(owner: Owner) -> Manifest:
 def _hub(owner: Owner) -> Manifest:
     """Server and trainer download the base model."""
     downloads = {"key": COMPONENT_LABEL, "operator": "In", "values": [SUFFIXES["inference"], SUFFIXES["trainer"]]}
-    return manifest(
+    return owned_manifest(
         "networking.k8s.io/v1",
         "NetworkPolicy",
         f"{owner.name}-hub",

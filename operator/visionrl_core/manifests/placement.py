@@ -19,7 +19,7 @@ def trainer_affinity(job: Job) -> Manifest:
 
 
 def _affinity(job: Job, other: Component, follows: bool) -> Manifest:
-    """Affinity to the other part. ``SameNode`` binds the one that starts second: two pods that require each other
+    """Affinity to the other component. ``SameNode`` binds the one that starts second: two pods that require each other
     could never be scheduled. The first one only prefers the other's node, so that it comes back there."""
     term = {"labelSelector": {"matchLabels": selector(job.name, other)}, "topologyKey": HOSTNAME}
     match job.spec.placement.topology:

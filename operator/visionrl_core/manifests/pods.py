@@ -1,7 +1,7 @@
-"""The pod template that the three parts share: what a container gets (docs/architecture.md), nothing more.
+"""The pod template that the three components share: what a container gets (docs/architecture.md), nothing more.
 
 Pods fulfil the *restricted* Pod Security Standard: no root, no capabilities, a read-only root file system. What a
-part writes goes to volumes: ``/tmp``, the cache and, for trainer and task app, the run folder.
+component writes goes to volumes: ``/tmp``, the cache and, for trainer and task app, the run folder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class ComponentTemplate:
-    """What distinguishes one part's pod from another's."""
+    """What distinguishes one component's pod from another's."""
 
     component: Component
     module: str
@@ -62,7 +62,7 @@ class ComponentTemplate:
     volumes: tuple[Volume, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     urls: tuple[Component, ...] = ()
-    """Parts that it calls."""
+    """Components that it calls."""
     pod_affinity: Manifest = field(default_factory=dict)
     """``podAffinity`` and ``podAntiAffinity``."""
 
@@ -84,9 +84,9 @@ def cache_volume(job: Job) -> Volume:
     return Volume("cache", CACHE_DIR, source)
 
 
-def pod_template(job: Job, part: ComponentTemplate, restart_policy: str, attempt: int | None = None) -> Manifest:
-    """The pod template of a part; ``attempt`` labels the trainer's pods."""
-    volumes = _volumes(job, part)
+def pod_template(job: Job, template: ComponentTemplate, restart_policy: str, attempt: int | None = None) -> Manifest:
+    """The pod template of a component; ``attempt`` labels the trainer's pods."""
+    volumes = _volumes(job, template)
     spec: Manifest = {
         "restartPolicy": restart_policy,
         "terminationGracePeriodSeconds": STOP_SECONDS,
@@ -103,41 +103,41 @@ def pod_template(job: Job, part: ComponentTemplate, restart_policy: str, attempt
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, part, volumes)],
+        "containers": [_container(job, template, volumes)],
         "volumes": [{"name": volume.name, **volume.source} for volume in volumes],
-        **_scheduling(job, part),
-        **_patched(part.patch),
+        **_scheduling(job, template),
+        **_patched(template.patch),
     }
-    return {"metadata": _metadata(job, part, attempt), "spec": spec}
+    return {"metadata": _metadata(job, template, attempt), "spec": spec}
 
 
-def _metadata(job: Job, part: ComponentTemplate, attempt: int | None) -> Manifest:
-    own_labels = labels(job.name, part.component)
+def _metadata(job: Job, template: ComponentTemplate, attempt: int | None) -> Manifest:
+    own_labels = labels(job.name, template.component)
     annotations = {CONFIG_ANNOTATION: config_digest(job)}
     if attempt is not None:
         own_labels[ATTEMPT_LABEL] = str(attempt)
-    if part.gpu is not None:
-        # A drain may evict these pods (the job goes on from its checkpoint), a cluster autoscaler's thrift must not.
+    if template.gpu is not None:
+        # A drain may evict these pods (the job resumes from its checkpoint); an autoscaler must not, to save a node.
         annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
     if job.spec.queue_name:
         own_labels |= {QUEUE_LABEL: job.spec.queue_name, GROUP_LABEL: job.name}
         annotations[GROUP_COUNT_ANNOTATION] = str(len(COMPONENTS))
     return {
-        "labels": {**part.patch.labels, **own_labels},
-        "annotations": {**part.patch.annotations, **annotations},
+        "labels": {**template.patch.labels, **own_labels},
+        "annotations": {**template.patch.annotations, **annotations},
     }
 
 
-def _container(job: Job, part: ComponentTemplate, volumes: list[Volume]) -> Manifest:
-    pull_policy = {"imagePullPolicy": part.patch.image_pull_policy} if part.patch.image_pull_policy else {}
+def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> Manifest:
+    pull_policy = {"imagePullPolicy": template.patch.image_pull_policy} if template.patch.image_pull_policy else {}
     return {
-        "name": SUFFIXES[part.component],
-        "image": images_of(job)[part.component],
+        "name": SUFFIXES[template.component],
+        "image": images_of(job)[template.component],
         **pull_policy,
-        "command": ["python", "-m", part.module],
-        "env": [{"name": name, "value": value} for name, value in _env(job, part)],
+        "command": ["python", "-m", template.module],
+        "env": [{"name": name, "value": value} for name, value in _env(job, template)],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        "resources": _resources(part.resources, part.gpu),
+        "resources": _resources(template.resources, template.gpu),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -149,30 +149,30 @@ def _container(job: Job, part: ComponentTemplate, volumes: list[Volume]) -> Mani
         ],
         # The end of the log becomes the cause that the job's status shows.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        **part.probes,
+        **template.probes,
     }
 
 
-def _env(job: Job, part: ComponentTemplate) -> list[tuple[str, str]]:
+def _env(job: Job, template: ComponentTemplate) -> list[tuple[str, str]]:
     return [
         ("VISIONRL_JOB", f"{JOB_DIR}/{JOB_FILE}"),
         ("VISIONRL_KEY_FILE", f"{KEY_DIR}/{KEY_FILE}"),
         ("VISIONRL_HOST", "0.0.0.0"),
         ("VISIONRL_PORT", str(PORT)),
-        *((f"VISIONRL_{SUFFIXES[other].upper()}_URL", service_url(job.name, other)) for other in part.urls),
-        *part.env,
+        *((f"VISIONRL_{SUFFIXES[other].upper()}_URL", service_url(job.name, other)) for other in template.urls),
+        *template.env,
         ("HOME", TEMPORARY_DIR),
         ("PYTHONUNBUFFERED", "1"),
-        *((variable.name, variable.value) for variable in part.patch.env),
+        *((variable.name, variable.value) for variable in template.patch.env),
     ]
 
 
-def _volumes(job: Job, part: ComponentTemplate) -> list[Volume]:
+def _volumes(job: Job, template: ComponentTemplate) -> list[Volume]:
     return [
         Volume("job", JOB_DIR, {"configMap": {"name": config_name(job.name)}}, read_only=True),
         Volume("key", KEY_DIR, {"secret": {"secretName": key_name(job.name), "defaultMode": 0o440}}, read_only=True),
         Volume("tmp", TEMPORARY_DIR),
-        *part.volumes,
+        *template.volumes,
     ]
 
 
@@ -186,9 +186,9 @@ def _resources(resources: Resources, gpu: Gpu | None) -> Manifest:
     return {"requests": requests, "limits": limits}
 
 
-def _scheduling(job: Job, part: ComponentTemplate) -> Manifest:
-    gpu, patch = part.gpu, part.patch
-    affinity = dict(part.pod_affinity)
+def _scheduling(job: Job, template: ComponentTemplate) -> Manifest:
+    gpu, patch = template.gpu, template.patch
+    affinity = dict(template.pod_affinity)
     if gpu is not None and gpu.products:
         products = {"key": gpu.product_label, "operator": "In", "values": list(gpu.products)}
         affinity["nodeAffinity"] = {

@@ -12,7 +12,7 @@ STARTUP_SECONDS = 300
 
 
 def task_app_deployment(job: Job, owner: Owner) -> Manifest:
-    part = ComponentTemplate(
+    template = ComponentTemplate(
         component="taskApp",
         module="visionrl_taskapp",
         resources=job.spec.task_app.resources,
@@ -26,4 +26,4 @@ def task_app_deployment(job: Job, owner: Owner) -> Manifest:
             "livenessProbe": probe(10, 6),
         },
     )
-    return deployment(owner, "taskApp", pod_template(job, part, "Always"), STARTUP_SECONDS + 300)
+    return deployment(owner, "taskApp", pod_template(job, template, "Always"), STARTUP_SECONDS + 300)

@@ -1,4 +1,4 @@
-"""The trainer: one Kubernetes Job an attempt, which resumes from the run folder."""
+"""The trainer: one Kubernetes Job per attempt, which resumes from the run folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     Manifest,
     Owner,
-    manifest,
+    owned_manifest,
     trainer_job_name,
 )
 from visionrl_core.manifests.config import run_claim_name
@@ -31,7 +31,7 @@ def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
     claim = run_claim_name(job)
     run_source: Manifest = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     settings = job.spec.trainer
-    part = ComponentTemplate(
+    template = ComponentTemplate(
         component="trainer",
         module="visionrl_trainer",
         resources=settings.resources,
@@ -53,13 +53,13 @@ def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
             "livenessProbe": probe(30, 10, timeout=10),
         },
     )
-    child = manifest(
+    job_manifest = owned_manifest(
         "batch/v1",
         "Job",
         trainer_job_name(job.name, attempt),
         owner,
         "trainer",
-        spec={"backoffLimit": 0, "template": pod_template(job, part, "Never", attempt)},
+        spec={"backoffLimit": 0, "template": pod_template(job, template, "Never", attempt)},
     )
-    child["metadata"]["labels"][ATTEMPT_LABEL] = str(attempt)
-    return child
+    job_manifest["metadata"]["labels"][ATTEMPT_LABEL] = str(attempt)
+    return job_manifest

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from visionrl.job import Component
-from visionrl_core.manifests.common import PORT, Manifest, Owner, component_name, manifest, selector
+from visionrl_core.manifests.common import PORT, Manifest, Owner, component_name, owned_manifest, selector
 
 
 def deployment(owner: Owner, component: Component, template: Manifest, progress_deadline_seconds: int) -> Manifest:
     """One replica that is replaced, never doubled: beside an old pod that holds the last GPU, a new one would wait
     for ever."""
-    return manifest(
+    return owned_manifest(
         "apps/v1",
         "Deployment",
         component_name(owner.name, component),
@@ -27,7 +27,7 @@ def deployment(owner: Owner, component: Component, template: Manifest, progress_
 
 
 def service(owner: Owner, component: Component) -> Manifest:
-    return manifest(
+    return owned_manifest(
         "v1",
         "Service",
         component_name(owner.name, component),

@@ -38,7 +38,7 @@ DISRUPTIONS = frozenset(
 
 SUSPENDED = "suspended"
 INTERRUPTED = "interrupted"
-# Attempts that ended because someone wanted it: nothing failed, nothing to wait for.
+# Attempts that a person ended: nothing failed, and the next one starts without a delay.
 PLANNED_CAUSES = (SUSPENDED, INTERRUPTED)
 
 Action = Literal["Fail", "Restart", "RestartIgnoreLimit"]
@@ -46,7 +46,7 @@ Action = Literal["Fail", "Restart", "RestartIgnoreLimit"]
 
 @dataclass(frozen=True)
 class Failure:
-    """A part that ended and should not have."""
+    """A component that ended and should not have."""
 
     component: Component
     exit_code: int | None
@@ -63,8 +63,8 @@ class Failure:
         return f"{self.component}: {what}{f': {message}' if message else ''}"
 
 
-def failure_of(component: Component, part: ObservedComponent) -> Failure:
-    return Failure(component, part.exit_code, part.exit_reason or part.reason, part.message)
+def failure_of(component: Component, state: ObservedComponent) -> Failure:
+    return Failure(component, state.exit_code, state.exit_reason or state.reason, state.message)
 
 
 def action(policy: FailurePolicy, failure: Failure) -> Action:

@@ -1,4 +1,4 @@
-"""What may start: each function names the first thing that a part waits for, or nothing."""
+"""What may start: each function names the first thing that a component waits for, or nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visionrl_core.observed import Observed
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a part does not start yet: condition reason and message."""
+    """Why a component does not start yet: condition reason and message."""
 
     reason: str
     message: str
@@ -21,7 +21,7 @@ def inference_waits_for(spec: JobSpec, observed: Observed, exists: bool) -> Wait
     """``exists``: inference was started before; it stays then, whatever the trainer does."""
     if not runs_inference(spec):
         return Waiting("NotNeeded", "no rollouts and no evaluation")
-    if exists or spec.queue_name is not None:  # a queue admits all pods together: parts wait inside
+    if exists or spec.queue_name is not None:  # a queue admits all pods together: the components wait inside them
         return None
     if exports_base(spec) and not (observed.report and observed.report.base_ready):
         return Waiting("WaitingForBase", "waits for the trainer's warm start")

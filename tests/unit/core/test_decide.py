@@ -24,7 +24,7 @@ def running(spec: dict[str, Any] | None = None) -> FakeCluster:
     """A job whose trainer runs."""
     cluster = FakeCluster(spec or {})
     cluster.reconcile()
-    cluster.parts_ready()
+    cluster.servers_ready()
     cluster.reconcile()
     cluster.trainer_starts()
     cluster.reconcile()
@@ -50,7 +50,7 @@ def test_trainer_waits_for_task_app_and_inference() -> None:
     assert reason(cluster.decide().status, "TrainerRunning") == "WaitingForTaskApp"
     cluster.task_app = ObservedComponent(ready=True, pods=1)
     assert reason(cluster.decide().status, "TrainerRunning") == "WaitingForInference"
-    cluster.parts_ready()
+    cluster.servers_ready()
     cluster.reconcile()
     assert trainer(0) in cluster.objects
 
@@ -58,7 +58,7 @@ def test_trainer_waits_for_task_app_and_inference() -> None:
 def test_with_a_warm_start_inference_waits_for_the_base_model() -> None:
     cluster = FakeCluster(WARM_START)
     cluster.reconcile()
-    cluster.parts_ready()
+    cluster.servers_ready()
     cluster.reconcile()
     cluster.trainer_starts()
     cluster.report = TrainerReport(phase="WarmStart", message="step 3/4")
@@ -90,7 +90,7 @@ def test_supervised_training_without_evaluation_needs_no_server() -> None:
     assert INFERENCE not in cluster.objects
     cluster = FakeCluster({**WARM_START, "algorithm.type": "sft"})
     cluster.reconcile()
-    cluster.parts_ready()
+    cluster.servers_ready()
     cluster.reconcile()
     assert trainer(0) in cluster.objects
 
@@ -155,7 +155,7 @@ def test_without_news_nothing_is_written() -> None:
     for _ in range(5):
         cluster.wait(60)
         decision = cluster.reconcile()
-        assert decision.children == ()
+        assert decision.manifests == ()
         assert decision.deletions == ()
     assert len(cluster.written) == writes
 
@@ -174,7 +174,7 @@ def test_a_failed_trainer_restarts_alone_after_its_pod_is_gone() -> None:
     assert "exit code 137 (OOMKilled)" in cluster.status.reason
 
     cluster.wait(100)
-    assert trainer(1) not in [Ref(c["kind"], c["metadata"]["name"]) for c in cluster.reconcile().children]
+    assert trainer(1) not in [Ref(c["kind"], c["metadata"]["name"]) for c in cluster.reconcile().manifests]
     cluster.deletions_complete()
     cluster.reconcile()
     assert trainer(1) in cluster.objects
@@ -241,7 +241,7 @@ def test_a_server_that_dies_heals_by_itself() -> None:
     cluster.reconcile()
     assert cluster.status.phase == "Running"
     assert reason(cluster.status, "InferenceReady") == "CrashLoopBackOff"
-    cluster.parts_ready()
+    cluster.servers_ready()
     cluster.reconcile()
     assert reason(cluster.status, "InferenceReady") == "Ready"
 
@@ -370,7 +370,7 @@ def test_a_suspended_job_has_no_pods_and_goes_on_afterwards() -> None:
 def test_an_invalid_job_makes_nothing_and_names_the_field() -> None:
     cluster = FakeCluster({"training.groupSize": 1})
     decision = cluster.reconcile()
-    assert decision.children == ()
+    assert decision.manifests == ()
     assert cluster.status.phase == "Pending"
     assert cluster.status.reason.startswith("spec.training.groupSize: must be at least 2")
     cluster.change({"training.groupSize": 2})
@@ -391,14 +391,14 @@ def test_a_fixed_field_cannot_change_and_the_job_goes_on() -> None:
     spec: JobSpec = cluster.observe().accepted.spec  # type: ignore[union-attr]
     assert spec.training.iterations == 7
     assert spec.training.learning_rate == 5e-5
-    assert [child["kind"] for child in decision.children] == ["ConfigMap"]
+    assert [manifest["kind"] for manifest in decision.manifests] == ["ConfigMap"]
 
 
 def test_more_iterations_restart_nothing() -> None:
     cluster = running()
     cluster.change({"training.iterations": 9, "evaluation.episodes": 4, "failurePolicy.maxRestarts": 9})
     decision = cluster.reconcile()
-    assert [child["kind"] for child in decision.children] == ["ConfigMap"]
+    assert [manifest["kind"] for manifest in decision.manifests] == ["ConfigMap"]
     assert cluster.status.phase == "Running"
     assert cluster.status.observed_generation == 2
 
@@ -406,4 +406,4 @@ def test_more_iterations_restart_nothing() -> None:
 def test_the_key_is_made_once() -> None:
     cluster = running()
     cluster.change({"training.iterations": 9})
-    assert "Secret" not in [child["kind"] for child in cluster.decide().children]
+    assert "Secret" not in [manifest["kind"] for manifest in cluster.decide().manifests]

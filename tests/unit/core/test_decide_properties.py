@@ -56,18 +56,18 @@ class Life(RuleBasedStateMachine):
         cluster = self.cluster
         cluster.reconcile()
         cluster.deletions_complete()
-        cluster.parts_ready()
+        cluster.servers_ready()
         cluster.trainer_starts()
         cluster.wait(40)
         cluster.reconcile()
 
     @rule()
-    def parts_ready(self) -> None:
-        self.cluster.parts_ready()
+    def servers_ready(self) -> None:
+        self.cluster.servers_ready()
 
-    @rule(part=st.sampled_from(["task_app", "inference"]), code=st.sampled_from([1, 137]))
-    def part_crashes(self, part: str, code: int) -> None:
-        self.cluster.crash(part, code)  # type: ignore[arg-type]
+    @rule(server=st.sampled_from(["task_app", "inference"]), code=st.sampled_from([1, 137]))
+    def server_crashes(self, server: str, code: int) -> None:
+        self.cluster.crash(server, code)  # type: ignore[arg-type]
 
     @rule()
     def trainer_starts(self) -> None:
@@ -109,7 +109,7 @@ class Life(RuleBasedStateMachine):
         for suspend in (True, False):
             self.cluster.change({"suspend": suspend})
             self.cluster.reconcile()
-        self.cluster.parts_ready()
+        self.cluster.servers_ready()
         self.cluster.reconcile()
         self.cluster.trainer_starts()
 
@@ -153,7 +153,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def nothing_is_made_for_a_job_that_has_ended(self) -> None:
         if hasattr(self, "cluster") and self.cluster.status.finished:
-            assert self.cluster.decide().children == ()
+            assert self.cluster.decide().manifests == ()
 
     # --- where it ends
 

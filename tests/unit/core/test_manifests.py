@@ -14,17 +14,17 @@ from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
 
 OWNER = Owner("demo", "team", "uid-1")
-PARTS = ("taskapp", "inference", "trainer")
+COMPONENTS = ("taskapp", "inference", "trainer")
 TWO_GPUS: dict[str, Any] = {"inference.gpu": {}, "trainer.gpu": {}}
 
 
-def children(changes: dict[str, Any] | None = None, attempt: int = 0) -> dict[Ref, Manifest]:
-    return {ref(child): child for child in all_manifests(job(changes), attempt, OWNER, "the-key")}
+def objects(changes: dict[str, Any] | None = None, attempt: int = 0) -> dict[Ref, Manifest]:
+    return {ref(manifest): manifest for manifest in all_manifests(job(changes), attempt, OWNER, "the-key")}
 
 
 def pods(changes: dict[str, Any] | None = None) -> dict[str, Manifest]:
-    """Pod templates by part."""
-    templates = [c["spec"]["template"] for c in children(changes).values() if c["kind"] in ("Deployment", "Job")]
+    """Pod templates by component."""
+    templates = [c["spec"]["template"] for c in objects(changes).values() if c["kind"] in ("Deployment", "Job")]
     return {template["metadata"]["labels"]["visionrl.dev/component"]: template for template in templates}
 
 
@@ -37,8 +37,8 @@ def env(template: Manifest) -> dict[str, str]:
 
 
 def test_every_object_belongs_to_the_job() -> None:
-    for child in children({**TWO_GPUS, "storage.runSize": "5Gi"}).values():
-        metadata = child["metadata"]
+    for manifest in objects({**TWO_GPUS, "storage.runSize": "5Gi"}).values():
+        metadata = manifest["metadata"]
         assert metadata["namespace"] == "team"
         assert metadata["labels"]["visionrl.dev/job"] == "demo"
         assert metadata["ownerReferences"][0]["uid"] == "uid-1"
@@ -48,7 +48,7 @@ def test_every_object_belongs_to_the_job() -> None:
 def test_the_longest_name_fits() -> None:
     long = job().model_copy(update={"metadata": job().metadata.model_copy(update={"name": "a" * 45})})
     owner = Owner("a" * 45, "team", "uid-1")
-    assert all(len(child["metadata"]["name"]) <= 63 for child in all_manifests(long, 1000, owner, "k"))
+    assert all(len(manifest["metadata"]["name"]) <= 63 for manifest in all_manifests(long, 1000, owner, "k"))
 
 
 def test_what_a_container_gets() -> None:
@@ -58,17 +58,19 @@ def test_what_a_container_gets() -> None:
     assert env(found["trainer"])["VISIONRL_INFERENCE_URL"] == "http://demo-inference:8000"
     assert env(found["inference"])["VISIONRL_TRAINER_URL"] == "http://demo-trainer:8000"
     assert env(found["taskapp"])["VISIONRL_INFERENCE_URL"] == "http://demo-inference:8000"
-    for part, extra in {
+    for component, extra in {
         "taskapp": {"VISIONRL_TRACE_DIR", "NUMBA_CACHE_DIR"},
         "inference": {"VISIONRL_CACHE_DIR"},
         "trainer": {"VISIONRL_CACHE_DIR", "VISIONRL_RUN_DIR"},
     }.items():
-        assert {"VISIONRL_JOB", "VISIONRL_KEY_FILE", "VISIONRL_HOST", "VISIONRL_PORT"} | extra <= set(env(found[part]))
+        assert {"VISIONRL_JOB", "VISIONRL_KEY_FILE", "VISIONRL_HOST", "VISIONRL_PORT"} | extra <= set(
+            env(found[component])
+        )
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_paths_in_the_environment_are_mounted(part: str) -> None:
-    template = pods()[part]
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_paths_in_the_environment_are_mounted(component: str) -> None:
+    template = pods()[component]
     mounts = [mount["mountPath"] for mount in container(template)["volumeMounts"]]
     for name, value in env(template).items():
         if value.startswith("/"):
@@ -77,9 +79,9 @@ def test_paths_in_the_environment_are_mounted(part: str) -> None:
     assert {mount["name"] for mount in container(template)["volumeMounts"]} == names
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_pods_fulfil_the_restricted_standard(part: str) -> None:
-    spec = pods(TWO_GPUS)[part]["spec"]
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_pods_fulfil_the_restricted_standard(component: str) -> None:
+    spec = pods(TWO_GPUS)[component]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert spec["automountServiceAccountToken"] is False
@@ -89,13 +91,15 @@ def test_pods_fulfil_the_restricted_standard(part: str) -> None:
     assert context["readOnlyRootFilesystem"] is True
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_has_no_signal_handler_yet_ends_on_sigterm(part: str) -> None:
-    assert pods()[part]["spec"]["shareProcessNamespace"] is True, "its process is not the first one of its namespace"
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_that_has_no_signal_handler_yet_ends_on_sigterm(component: str) -> None:
+    assert pods()[component]["spec"]["shareProcessNamespace"] is True, (
+        "its process is not the first one of its namespace"
+    )
 
 
 def test_the_job_file_holds_every_default_and_the_key_only_the_secret() -> None:
-    found = children()
+    found = objects()
     text = found[Ref("ConfigMap", "demo-config")]["data"]["job.json"]
     assert Job.model_validate_json(text) == job()
     assert json.loads(text)["spec"]["training"]["learningRate"] == 5e-5
@@ -110,11 +114,11 @@ def test_inference_may_start_for_as_long_as_the_job_says() -> None:
 
 
 def test_a_single_gpu_pod_is_replaced_not_doubled() -> None:
-    assert children()[Ref("Deployment", "demo-inference")]["spec"]["strategy"] == {"type": "Recreate"}
+    assert objects()[Ref("Deployment", "demo-inference")]["spec"]["strategy"] == {"type": "Recreate"}
 
 
 def test_the_trainer_is_tried_once_a_kubernetes_job() -> None:
-    trainer = children(attempt=4)[Ref("Job", "demo-trainer-4")]
+    trainer = objects(attempt=4)[Ref("Job", "demo-trainer-4")]
     assert trainer["spec"]["backoffLimit"] == 0
     assert trainer["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert trainer["spec"]["template"]["metadata"]["labels"]["visionrl.dev/attempt"] == "4"
@@ -151,8 +155,8 @@ def test_one_node_binds_only_the_part_that_starts_second() -> None:
 
 
 def test_two_nodes_keep_the_parts_apart() -> None:
-    for part in ("trainer", "inference"):
-        assert "podAntiAffinity" in pods({"placement.topology": "DifferentNodes"})[part]["spec"]["affinity"]
+    for component in ("trainer", "inference"):
+        assert "podAntiAffinity" in pods({"placement.topology": "DifferentNodes"})[component]["spec"]["affinity"]
 
 
 def test_node_selector_reaches_all_parts_and_patches_their_own() -> None:
@@ -201,7 +205,7 @@ def test_the_run_folder_lives_where_storage_says() -> None:
     assert source({}) == {"name": "run", "emptyDir": {}}
     assert source({"storage.runClaim": "mine"})["persistentVolumeClaim"] == {"claimName": "mine"}
     assert source({"storage.runSize": "5Gi"})["persistentVolumeClaim"] == {"claimName": "demo-run"}
-    claim = children({"storage.runSize": "5Gi", "storage.storageClassName": "fast"})[
+    claim = objects({"storage.runSize": "5Gi", "storage.storageClassName": "fast"})[
         Ref("PersistentVolumeClaim", "demo-run")
     ]
     assert claim["spec"]["resources"] == {"requests": {"storage": "5Gi"}}
@@ -217,7 +221,7 @@ def test_the_engine_gets_shared_memory() -> None:
 
 
 def test_the_same_job_renders_the_same() -> None:
-    assert children(TWO_GPUS) == children(TWO_GPUS)
+    assert objects(TWO_GPUS) == objects(TWO_GPUS)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_what_may_change_restarts_nothing(change: dict[str, Any]) -> None:
     assert pods(change) == pods()
 
 
-def test_what_is_fixed_would_restart_the_parts() -> None:
+def test_what_is_fixed_would_restart_the_components() -> None:
     assert pods({"training.learningRate": 1e-3})["trainer"] != pods()["trainer"]
 
 
@@ -247,26 +251,26 @@ def test_task_app_resources_restart_the_task_app_alone() -> None:
 
 def test_the_hash_follows_the_content() -> None:
     config = Ref("ConfigMap", "demo-config")
-    assert sealed_hash(children()[config]) != sealed_hash(children({"training.iterations": 9})[config])
-    assert sealed_hash(children()[config]) == sealed_hash(children()[config])
+    assert sealed_hash(objects()[config]) != sealed_hash(objects({"training.iterations": 9})[config])
+    assert sealed_hash(objects()[config]) == sealed_hash(objects()[config])
 
 
 # --- network
 
 
 def policies(changes: dict[str, Any]) -> dict[str, Manifest]:
-    return {name.name: c for name, c in children(changes).items() if name.kind == "NetworkPolicy"}
+    return {name.name: c for name, c in objects(changes).items() if name.kind == "NetworkPolicy"}
 
 
-def test_only_the_parts_talk_to_each_other_and_the_operator_reads_the_report() -> None:
+def test_only_the_components_talk_to_each_other_and_the_operator_reads_the_report() -> None:
     found = policies({})
     assert set(found) == {"demo-parts", "demo-report"}
-    parts = found["demo-parts"]["spec"]
-    assert parts["policyTypes"] == ["Ingress", "Egress"]
+    components = found["demo-parts"]["spec"]
+    assert components["policyTypes"] == ["Ingress", "Egress"]
     only_the_job = [{"podSelector": {"matchLabels": {"visionrl.dev/job": "demo"}}}]
-    assert [rule["from"] for rule in parts["ingress"]] == [only_the_job]
-    assert parts["egress"][0]["to"] == only_the_job
-    assert {port["port"] for port in parts["egress"][1]["ports"]} == {53}
+    assert [rule["from"] for rule in components["ingress"]] == [only_the_job]
+    assert components["egress"][0]["to"] == only_the_job
+    assert {port["port"] for port in components["egress"][1]["ports"]} == {53}
     assert found["demo-report"]["spec"]["podSelector"]["matchLabels"]["visionrl.dev/component"] == "trainer"
 
 
@@ -287,7 +291,7 @@ def test_every_field_is_one_that_kubernetes_knows(changes: dict[str, Any]) -> No
     """The client's models drop what they do not know: nothing may be missing after a round trip."""
     client = pytest.importorskip("kubernetes.client")
     api = client.ApiClient()
-    for child in children(changes).values():
-        version = child["apiVersion"].rpartition("/")[2]
-        typed = api.deserialize(json.dumps(child), f"{version.capitalize()}{child['kind']}", "application/json")
-        assert api.sanitize_for_serialization(typed) == child
+    for manifest in objects(changes).values():
+        version = manifest["apiVersion"].rpartition("/")[2]
+        typed = api.deserialize(json.dumps(manifest), f"{version.capitalize()}{manifest['kind']}", "application/json")
+        assert api.sanitize_for_serialization(typed) == manifest

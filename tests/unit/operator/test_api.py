@@ -1,4 +1,4 @@
-"""Requests to the API server: what is retried, for how long, and what is told when it fails."""
+"""Requests to the API server: what is retried, for how long, and how a failure reads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 
 from tests.support.fake_api import answer, failure
-from visionrl_core.kinds import CHILDREN, JOB
+from visionrl_core.kinds import JOB, OWNED_KINDS
 from visionrl_operator.api import ATTEMPTS, Answer, Api, ApiError
 
-SERVICE = CHILDREN["Service"]
+SERVICE = OWNED_KINDS["Service"]
 MADE = answer(200, {"metadata": {"name": "web"}})
 
 
@@ -119,5 +119,5 @@ async def test_every_answered_request_is_counted() -> None:
 
 def test_paths() -> None:
     assert SERVICE.path("a", "b") == "/api/v1/namespaces/a/services/b"
-    assert CHILDREN["Job"].path(None) == "/apis/batch/v1/jobs"
+    assert OWNED_KINDS["Job"].path(None) == "/apis/batch/v1/jobs"
     assert JOB.path("a", "b", "status") == "/apis/visionrl.dev/v1alpha1/namespaces/a/visionrljobs/b/status"

@@ -14,7 +14,7 @@ from tests.support.jobs import document
 from visionrl_core.container_images import RELEASED
 from visionrl_core.manifests.common import Ref
 from visionrl_core.observed import Observed
-from visionrl_core.pods import part_of, pod_view, run_of, run_view
+from visionrl_core.pods import component_of, pod_view, run_of, run_view
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
 from visionrl_operator.store import Entry, Key, OwnedObject, Store
 
@@ -87,14 +87,14 @@ def test_news_wake_the_job_and_echoes_do_not() -> None:
     assert listener.take() == [], "its echo"
     store.feed("ConfigMap", {"metadata": metadata("demo-config", 4), "data": {"job.json": "old"}})
     assert listener.take() == []
-    assert store.children(DEMO)[Ref("ConfigMap", "demo-config")].version == 5
+    assert store.owned(DEMO)[Ref("ConfigMap", "demo-config")].version == 5
     store.feed("ConfigMap", {"metadata": metadata("demo-config", 6), "data": {}})
     assert listener.take() == [], "nothing that matters changed"
     store.feed("ConfigMap", {"metadata": metadata("demo-config", 7), "data": {"job.json": "{}"}})
     assert listener.take() == [DEMO]
     store.remove("ConfigMap", {"metadata": metadata("demo-config", 8)})
     assert listener.take() == [DEMO]
-    assert not store.children(DEMO)
+    assert not store.owned(DEMO)
 
 
 def test_late_news_do_not_bring_back_what_is_gone() -> None:
@@ -102,14 +102,14 @@ def test_late_news_do_not_bring_back_what_is_gone() -> None:
     store.feed("Pod", pod("a", version=3))
     store.remove("Pod", pod("a", version=5))
     store.feed("Pod", pod("a", version=4))
-    assert not store.children(DEMO)
+    assert not store.owned(DEMO)
 
 
 def test_the_end_of_a_former_object_is_not_the_end_of_its_successor() -> None:
     store = Store()
     store.feed("Pod", pod("a", version=9, uid="new"))
     store.remove("Pod", pod("a", version=8, uid="old"))
-    assert store.children(DEMO)
+    assert store.owned(DEMO)
 
 
 def test_annotations_of_kubectl_stay_out_of_the_job_file() -> None:
@@ -161,8 +161,8 @@ UNSCHEDULABLE = {
     ],
 )
 def test_why_a_pod_is_not_ready(status: dict[str, Any], reason: str, message: str) -> None:
-    part = pod_view(pod("a", status=status)).part
-    assert (part.ready, part.reason, part.message) == (False, reason, message)
+    state = pod_view(pod("a", status=status)).state
+    assert (state.ready, state.reason, state.message) == (False, reason, message)
 
 
 def test_how_a_container_ended() -> None:
@@ -177,29 +177,34 @@ def test_how_a_container_ended() -> None:
             }
         ],
     }
-    part = pod_view(pod("a", status=crashing)).part
-    assert (part.restarts, part.exit_code, part.exit_reason, part.reason) == (4, 137, "OOMKilled", "CrashLoopBackOff")
+    state = pod_view(pod("a", status=crashing)).state
+    assert (state.restarts, state.exit_code, state.exit_reason, state.reason) == (
+        4,
+        137,
+        "OOMKilled",
+        "CrashLoopBackOff",
+    )
     disrupted = {
         "phase": "Failed",
         "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
         "containerStatuses": [{"restartCount": 0, "state": ended}],
     }
-    assert pod_view(pod("a", status=disrupted)).part.exit_reason == "PreemptionByScheduler"
+    assert pod_view(pod("a", status=disrupted)).state.exit_reason == "PreemptionByScheduler"
 
 
 def test_a_part_is_its_newest_pod_that_stays() -> None:
     ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
     old = pod("old", status=ready, deletionTimestamp="now")
     new = pod("new", creationTimestamp="2026-01-01T00:01:00Z", status=waiting("ErrImagePull"))
-    part = part_of([pod_view(old), pod_view(new)])
-    assert (part.pods, part.ready, part.reason) == (2, False, "ErrImagePull")
-    assert part_of([pod_view(old)]).reason == "Terminating"
-    assert not part_of([pod_view(old)]).ready, "a pod that is ending serves nobody"
+    state = component_of([pod_view(old), pod_view(new)])
+    assert (state.pods, state.ready, state.reason) == (2, False, "ErrImagePull")
+    assert component_of([pod_view(old)]).reason == "Terminating"
+    assert not component_of([pod_view(old)]).ready, "a pod that is ending serves nobody"
 
 
 def test_a_quota_is_the_reason_of_a_part_without_pods() -> None:
-    part = part_of([], "exceeded quota: gpus")
-    assert (part.reason, part.message, part.pods) == ("FailedCreate", "exceeded quota: gpus", 0)
+    state = component_of([], "exceeded quota: gpus")
+    assert (state.reason, state.message, state.pods) == ("FailedCreate", "exceeded quota: gpus", 0)
 
 
 FAILED = {
@@ -218,14 +223,14 @@ def test_a_trainers_end_is_known_when_job_and_pod_have_told() -> None:
         )
     )
     assert run_of(run, False, [going]).outcome == "Active"
-    assert (run_of(run, False, [ended]).outcome, run_of(run, False, [ended]).part.exit_code) == ("Failed", 2)
-    assert run_of(run, False, []).outcome == "Failed", "a pod that is gone tells nothing any more"
-    assert "backoff limit" in run_of(run, False, []).part.message
+    assert (run_of(run, False, [ended]).outcome, run_of(run, False, [ended]).state.exit_code) == ("Failed", 2)
+    assert run_of(run, False, []).outcome == "Failed", "a pod that is gone has no exit code to show"
+    assert "backoff limit" in run_of(run, False, []).state.message
 
 
 def test_a_trainer_whose_pod_is_taken_away_has_failed_unless_we_took_it() -> None:
     run, taken = run_view(trainer_job(0)), pod_view(pod("a", "trainer", deletionTimestamp="now"))
-    assert (run_of(run, False, [taken]).outcome, run_of(run, False, [taken]).part.exit_reason) == (
+    assert (run_of(run, False, [taken]).outcome, run_of(run, False, [taken]).state.exit_reason) == (
         "Failed",
         "Terminated",
     )
@@ -238,7 +243,7 @@ def test_a_trainer_whose_pod_is_taken_away_has_failed_unless_we_took_it() -> Non
 def look(store: Store, asked: Asked | None = None) -> Observed:
     stored = store.job(DEMO)
     assert stored is not None
-    return observe(stored, store.children(DEMO), asked or Asked(has_secret=False), None, "spare", RELEASED)
+    return observe(stored, store.owned(DEMO), asked or Asked(has_secret=False), None, "spare", RELEASED)
 
 
 def test_only_what_the_job_owns_exists() -> None:
@@ -275,19 +280,19 @@ def test_the_pod_that_is_asked_for_a_report() -> None:
     store.feed("Job", trainer_job(1))
     stored = store.job(DEMO)
     assert stored is not None
-    assert trainer_pod(stored, store.children(DEMO), 1) is None
-    assert set(podless_attempts(stored, store.children(DEMO))) == {1}
+    assert trainer_pod(stored, store.owned(DEMO), 1) is None
+    assert set(podless_attempts(stored, store.owned(DEMO))) == {1}
     running = {
         "phase": "Running", "podIP": "10.0.0.7",
         "containerStatuses": [{"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}],
     }  # fmt: skip
     store.feed("Pod", pod("a", "trainer", "uid-demo-trainer-1", status=running))
-    found = trainer_pod(stored, store.children(DEMO), 1)
+    found = trainer_pod(stored, store.owned(DEMO), 1)
     assert found is not None
     assert found.address == "10.0.0.7"
-    assert podless_attempts(stored, store.children(DEMO)) == {}
+    assert podless_attempts(stored, store.owned(DEMO)) == {}
     store.feed("Pod", pod("a", "trainer", "uid-demo-trainer-1", version=2, status={"phase": "Succeeded"}))
-    found = trainer_pod(stored, store.children(DEMO), 1)
+    found = trainer_pod(stored, store.owned(DEMO), 1)
     assert found is not None
     assert found.address is None
 
@@ -313,7 +318,7 @@ def test_news_may_come_in_any_order_and_twice(order: list[Any], repeated: list[A
 
 
 def test_children_compare_by_what_matters() -> None:
-    child = OwnedObject(Ref("Service", "a"), "uid", 1, "owner", False, "2026")
-    assert child.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", False, "2026"))
-    assert not child.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", True, "2026"))
-    assert not child.same(None)
+    found = OwnedObject(Ref("Service", "a"), "uid", 1, "owner", False, "2026")
+    assert found.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", False, "2026"))
+    assert not found.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", True, "2026"))
+    assert not found.same(None)

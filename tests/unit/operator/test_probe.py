@@ -1,4 +1,4 @@
-"""Trainers' reports: news at once, progress in measure, and never another trainer's."""
+"""Trainers' reports: a new phase at once, progress at intervals, and never another trainer's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_progress_alone_shows_in_measure(trainer: Trainer, monkeypatch: py
     monkeypatch.setattr(probe, "PROGRESS_SECONDS", 0.0)
     assert (await trainer.next_change()).progress.iteration == 1
     await trainer.asked_more()
-    assert trainer.changed.empty(), "the same report again is no news"
+    assert trainer.changed.empty(), "the same report again changes nothing"
     await trainer.probes.close()
 
 

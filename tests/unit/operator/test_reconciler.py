@@ -1,5 +1,5 @@
-"""Passes over a job against an API server in memory: what gets written, what a death in between leaves, what people
-are told."""
+"""Passes over a job against an API server in memory: what is written, what a death in between leaves, which events
+are posted."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class World:
         self.store = Store()
         self.server.lives = None
         self.reconciler = Reconciler(client(self.server), self.store, self.probes, Metrics(), workload=self.workload)  # type: ignore[arg-type]
-        self.server.tell(self.store)
+        self.server.deliver(self.store)
 
     async def reconcile(self) -> int:
         """One pass; how many writes it took."""
         before = len(self.server.writes)
-        self.server.tell(self.store)
+        self.server.deliver(self.store)
         await self.reconciler.reconcile(DEMO)
         return len(self.server.writes) - before
 
@@ -283,8 +283,8 @@ async def test_two_operators_at_once_make_everything_once() -> None:
     world = World()
     other = Store()
     second = Reconciler(client(world.server), other, world.probes, Metrics())  # type: ignore[arg-type]
-    world.server.tell(other)
-    world.server.tell(world.store)
+    world.server.deliver(other)
+    world.server.deliver(world.store)
     results = await asyncio.gather(world.reconciler.reconcile(DEMO), second.reconcile(DEMO), return_exceptions=True)
     assert any(isinstance(result, Outdated) for result in results), "one of them had an old view"
     await world.settle()
@@ -295,7 +295,7 @@ async def test_two_operators_at_once_make_everything_once() -> None:
 
 async def test_an_old_view_of_the_job_writes_nothing() -> None:
     world = World()
-    world.change(suspend=True)  # the watch has not told yet
+    world.change(suspend=True)  # the watch has not reported it yet
     with pytest.raises(Outdated):
         await world.reconciler.reconcile(DEMO)
     assert world.server.of("deployments") == []

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.support.fake_api import merged
 from visionrl.status import Attempt, Condition, JobStatus, Progress
-from visionrl_core.events import event, news
+from visionrl_core.events import event_manifest, events_between
 from visionrl_core.manifests.common import Owner
 from visionrl_operator.metrics import Metrics
 from visionrl_operator.options import parse
@@ -74,7 +74,7 @@ def test_a_status_that_cannot_be_read_is_not_guessed() -> None:
 
 
 def reasons(previous: JobStatus, now: JobStatus) -> list[str]:
-    return [told.reason for told in news(previous, now)]
+    return [event.reason for event in events_between(previous, now)]
 
 
 def test_what_people_are_told() -> None:
@@ -86,22 +86,25 @@ def test_what_people_are_told() -> None:
     assert reasons(status(Suspended="True"), status(Suspended="False")) == ["Resumed"]
     assert reasons(first, status(Complete="True")) == ["Completed"]
     assert reasons(first, status(Failed="True")) == ["Failed"]
-    refused, ignored = condition("Accepted", "False", "told"), condition("Accepted", "True", "fields are ignored")
+    refused, ignored = condition("Accepted", "False", "refused"), condition("Accepted", "True", "fields are ignored")
     assert reasons(first, JobStatus(conditions=[refused])) == ["R"]
     assert reasons(first, JobStatus(conditions=[ignored])) == ["R"]
     assert reasons(JobStatus(conditions=[ignored]), JobStatus(conditions=[ignored])) == []
     restarted = JobStatus(attempt=1, attempts=[Attempt(number=0, started="t", ended="u", cause="trainer: OOMKilled")])
-    assert [told.message for told in news(first, restarted)] == ["attempt 1 follows trainer: OOMKilled"]
+    assert [event.message for event in events_between(first, restarted)] == ["attempt 1 follows trainer: OOMKilled"]
     suspended = JobStatus(attempt=1, attempts=[Attempt(number=0, started="t", ended="u", cause="suspended")])
     assert reasons(first, suspended) == []
 
 
-def test_telling_twice_is_one_event() -> None:
-    [told] = news(JobStatus(), status(Failed="True"))
-    first, later = event(OWNER, told, NOW), event(OWNER, told, datetime(2027, 1, 1, tzinfo=UTC))
+def test_the_same_event_posted_twice_is_one_object() -> None:
+    [event] = events_between(JobStatus(), status(Failed="True"))
+    first, later = (
+        event_manifest(OWNER, event, NOW),
+        event_manifest(OWNER, event, datetime(2027, 1, 1, tzinfo=UTC)),
+    )
     assert first["metadata"]["name"] == later["metadata"]["name"]
-    [other] = news(status(Suspended="True"), status(Suspended="False"))
-    assert event(OWNER, other, NOW)["metadata"]["name"] != first["metadata"]["name"]
+    [other] = events_between(status(Suspended="True"), status(Suspended="False"))
+    assert event_manifest(OWNER, other, NOW)["metadata"]["name"] != first["metadata"]["name"]
 
 
 # --- command line
@@ -130,7 +133,7 @@ def test_options_from_the_environment_and_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "told"),
+    ("arguments", "environment", "expected"),
     [
         ([], {}, "COMMAND"),
         (["run", "--workers", "0"], {}, "'0' is not a whole number above 0"),
@@ -142,12 +145,12 @@ def test_options_from_the_environment_and_the_command_line() -> None:
     ],
 )
 def test_mistakes_on_the_command_line(
-    arguments: list[str], environment: dict[str, str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], environment: dict[str, str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(arguments, environment)
     assert caught.value.code == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from tests.support.fake_api import FakeApi, answer, client, failure
 from tests.support.jobs import document
-from visionrl_core.kinds import CHILDREN, JOB
+from visionrl_core.kinds import JOB, OWNED_KINDS
 from visionrl_core.manifests.common import Ref
 from visionrl_operator.api import ApiError
 from visionrl_operator.store import Key, Store
 from visionrl_operator.watchdog import Stalled, Watchdog
 
-SERVICE = CHILDREN["Service"]
+SERVICE = OWNED_KINDS["Service"]
 DEMO = Key("default", "demo")
 
 
@@ -38,13 +38,13 @@ class World:
         return self.server.put("services", {"kind": "Service", "metadata": metadata})
 
     def has(self, name: str) -> bool:
-        return Ref("Service", name) in self.store.children(DEMO)
+        return Ref("Service", name) in self.store.owned(DEMO)
 
 
 async def test_all_is_well() -> None:
     world = World()
     world.service("a")
-    world.server.tell(world.store)
+    world.server.deliver(world.store)
     for _ in range(3):
         await world.dog.check(SERVICE, grace=10)
     assert not world.missed
@@ -54,7 +54,7 @@ async def test_all_is_well() -> None:
 async def test_news_that_are_on_their_way_are_waited_for() -> None:
     world = World()
     world.service("a")
-    world.while_asleep = [lambda: world.server.tell(world.store)]
+    world.while_asleep = [lambda: world.server.deliver(world.store)]
     await world.dog.check(SERVICE, grace=10)
     assert world.slept == [10]
     assert not world.missed
@@ -63,7 +63,7 @@ async def test_news_that_are_on_their_way_are_waited_for() -> None:
 async def test_what_a_watch_did_not_tell_is_put_right() -> None:
     world = World()
     gone = world.service("gone")
-    world.server.tell(world.store)
+    world.server.deliver(world.store)
     world.service("new")
     del world.server.objects["services", "default", "gone"]
     await world.dog.check(SERVICE, grace=10)
@@ -71,7 +71,7 @@ async def test_what_a_watch_did_not_tell_is_put_right() -> None:
     assert not world.has("gone")
     assert world.missed == {"Service": 2}
     world.store.feed("Service", gone)
-    assert not world.has("gone"), "late news do not bring it back"
+    assert not world.has("gone"), "a late event does not bring it back"
 
 
 async def test_a_watch_that_stays_silent_ends_the_process() -> None:
@@ -96,7 +96,7 @@ async def test_an_object_that_is_newer_than_the_list_is_not_gone() -> None:
     listed = world.server._list("services", None)
     world.server.revision += 5
     world.service("just-made")
-    world.server.tell(world.store)
+    world.server.deliver(world.store)
     world.server.fault = lambda method, path: answer(200, listed) if "/services" in path else None
     await world.dog.check(SERVICE, grace=10)
     assert world.has("just-made")
@@ -105,7 +105,7 @@ async def test_an_object_that_is_newer_than_the_list_is_not_gone() -> None:
 async def test_an_object_that_ended_after_the_list_is_not_brought_back() -> None:
     world = World()
     body = world.service("a")
-    world.server.tell(world.store)
+    world.server.deliver(world.store)
     world.store.remove("Service", body)
     await world.dog.check(SERVICE, grace=10)
     assert not world.has("a")
