@@ -139,6 +139,28 @@ class Attempt(Model):
     """Whether its failure counts against `maxRestarts`."""
 
 
+class ComponentFailure(Model):
+    """An end of a component that nobody asked for."""
+
+    component: Component
+    """Which component."""
+    type: Literal["Rejected", "Disrupted", "Crashed", "Hung"]
+    """`Rejected`: the kubelet did not take the pod; `Disrupted`: the cluster took it away; `Hung`: it ran without doing
+    its work; `Crashed`: every other end."""
+    at: str
+    """RFC 3339; of the last one, where `count` is more than 1."""
+    cause: str
+    """One line, e.g. "inference: exit code 137 (OOMKilled)"."""
+    counted: bool
+    """Whether it counts against `maxRestarts`."""
+    count: NonNegativeInt = 1
+    """Failures that this entry stands for."""
+    instance: str = ""
+    """Pod (its uid), process or attempt that ended."""
+    ends: NonNegativeInt = 0
+    """Ends of this instance so far."""
+
+
 class ComponentStatus(Model):
     """The state of one component."""
 
@@ -168,9 +190,12 @@ class JobStatus(Model):
     attempt: NonNegativeInt = 0
     """Current attempt; children of older ones are deleted before it starts."""
     restarts: NonNegativeInt = 0
-    """Failures that counted against `maxRestarts`."""
+    """Failures of the trainer that counted, over the whole life of the job."""
     attempts: list[Attempt] = Field(default_factory=list)
     """The last ten."""
+    failures: list[ComponentFailure] = Field(default_factory=list)
+    """Failures of all components within `failurePolicy.windowSeconds`, oldest first; of more than 16 of one component,
+    the oldest are merged."""
     start_time: str | None = None
     """RFC 3339."""
     completion_time: str | None = None

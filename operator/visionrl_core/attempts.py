@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from visionrl.job import Component, Job
-from visionrl.status import Attempt, JobStatus
+from visionrl.job import Component, FailurePolicy, Job
+from visionrl.status import Attempt, ComponentFailure, JobStatus
 from visionrl_core.clock import moment, stamp
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
-from visionrl_core.policies import failure
+from visionrl_core.policies import failure, ledger
 from visionrl_core.policies.failure import CONFIGURATION_ERROR, SUSPENDED, Failure
 
 KEPT_ATTEMPTS = 10
@@ -49,17 +49,16 @@ def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tu
     status = _begin(status, run, now)
     if run is not None and run.outcome == "Succeeded":
         return status, AttemptEnd("Complete", "TrainerSucceeded", "training is complete")
-    if outcome := _components_end(job, observed):
+    policy = job.spec.failure_policy
+    status, outcome = _record_servers(status, policy, observed, now)
+    if outcome is not None:
         return status, outcome
     if failed := _trainer_failure(status, run):
-        match failure.action(job.spec.failure_policy, failed):
-            case "Fail":
-                return status, AttemptEnd("Failed", _failed_reason(failed), failed.cause)
-            case "Restart" if status.restarts >= job.spec.failure_policy.max_restarts:
-                message = f"{failed.cause}; {status.restarts} restarts were allowed and used"
-                return status, AttemptEnd("Failed", "MaxRestartsExceeded", message)
-            case action:
-                return next_attempt(status, failed.cause, action == "Restart", now), None
+        entry = ledger.entry_of(failed, policy, now, instance=f"attempt {status.attempt}", ends=1)
+        status, outcome = _record(status, failed, entry, policy, now)
+        if outcome is not None:
+            return status, outcome
+        return next_attempt(status, failed.cause, entry.counted, now), None
     if job.spec.suspend and live(status):
         return next_attempt(status, SUSPENDED, False, now), None
     return status, None
@@ -98,24 +97,38 @@ def _trainer_failure(status: JobStatus, run: TrainerRun | None) -> Failure | Non
     return failure.failure_of("trainer", run.state) if run.outcome == "Failed" else None
 
 
-def _components_end(job: Job, observed: Observed) -> AttemptEnd | None:
-    """Task app and inference heal by themselves, unless they cannot."""
+def _record_servers(
+    status: JobStatus, policy: FailurePolicy, observed: Observed, now: datetime
+) -> tuple[JobStatus, AttemptEnd | None]:
+    """Task app and inference are restarted where they run, unless they fail too often or for good."""
     servers: tuple[tuple[Component, ObservedComponent], ...] = (
         ("taskApp", observed.task_app),
         ("inference", observed.inference),
     )
-    policy = job.spec.failure_policy
     for component, state in servers:
-        if state.ready or state.exit_code is None:
-            continue
-        failed = failure.failure_of(component, state)
-        match failure.action(policy, failed):
-            case "Fail":
-                return AttemptEnd("Failed", _failed_reason(failed), failed.cause)
-            case "Restart" if state.reason == "CrashLoopBackOff" and state.restarts > policy.max_restarts:
-                message = f"{failed.cause}; restarted {state.restarts} times without recovering"
-                return AttemptEnd("Failed", "MaxRestartsExceeded", message)
-    return None
+        entry = ledger.new_end(status.failures, component, state, policy, now)
+        if entry is not None:
+            status, outcome = _record(status, failure.failure_of(component, state), entry, policy, now)
+            if outcome is not None:
+                return status, outcome
+    return status, None
+
+
+def _record(
+    status: JobStatus, failed: Failure, entry: ComponentFailure, policy: FailurePolicy, now: datetime
+) -> tuple[JobStatus, AttemptEnd | None]:
+    """Enter a failure into the ledger; the job's end where it decides that."""
+    failures = ledger.with_entry(status.failures, entry, policy, now)
+    status = status.model_copy(update={"failures": failures})
+    if failure.action(policy, failed) == "Fail":
+        return status, AttemptEnd("Failed", _failed_reason(failed), failed.cause)
+    if entry.counted and ledger.too_many(failures, failed.component, policy, now):
+        number = ledger.counted(failures, failed.component, policy, now)
+        message = (
+            f"{failed.cause}; failure {number} within {policy.window_seconds} s, {policy.max_restarts} are allowed"
+        )
+        return status, AttemptEnd("Failed", "MaxRestartsExceeded", message)
+    return status, None
 
 
 def _failed_reason(failed: Failure) -> str:

@@ -143,11 +143,11 @@ def _deletions(job: Job, status: JobStatus, observed: Observed) -> tuple[Ref, ..
 
 
 def _deletions_at_the_end(job: Job, observed: Observed) -> tuple[Ref, ...]:
-    """A trainer that has ended stays for its log: it holds no node. One that still runs does not stay."""
+    """A trainer that has ended stays for its log, unless a sidecar of it still holds the node."""
     trainers = [
         Ref("Job", trainer_job_name(job.name, run.attempt))
         for run in observed.trainers
-        if run.outcome == "Active" and not run.deleting
+        if (run.outcome == "Active" or run.holds_node) and not run.deleting
     ]
     keep = job.spec.lifecycle.cleanup_policy == "KeepAll"
     return (*trainers, *(() if keep else _servers(job, observed)))

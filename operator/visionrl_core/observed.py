@@ -47,6 +47,14 @@ class ObservedComponent:
     """One line for people, the scheduler's or the container's."""
     node: str | None = None
     started: datetime | None = None
+    instance: str = ""
+    """What distinguishes this pod (or process) from former ones."""
+    created: datetime | None = None
+    """Of the instance."""
+    ends: int = 0
+    """How often the container of this instance has ended so far without having been told to."""
+    ended: datetime | None = None
+    """When it ended last."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class TrainerRun:
     outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
     deleting: bool = False
     state: ObservedComponent = ObservedComponent()
+    holds_node: bool = False
+    """A pod of it has not ended yet, and holds what it asked its node for."""
 
 
 @dataclass(frozen=True)

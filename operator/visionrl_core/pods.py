@@ -32,6 +32,8 @@ class PodView:
     owner_uid: str
     """Of the ReplicaSet or Job that made it."""
     phase: str
+    ended: bool
+    """The component's container has ended for good, whatever other containers of the pod do."""
     state: ObservedComponent
     address: str | None
     """IP, while the pod has one."""
@@ -57,9 +59,14 @@ def pod_view(body: Body) -> PodView:
         deleting=deleting,
         owner_uid=owners[0].get("uid", ""),
         phase=status.get("phase", "Pending"),
+        ended=status.get("phase") in ENDED or _ended_for_good(body),
         state=_state(body, status, deleting),
         address=status.get("podIP"),
     )
+
+
+def _ended_for_good(body: Body) -> bool:
+    return body["spec"].get("restartPolicy") == "Never" and "terminated" in _own_container(body).get("state", {})
 
 
 def run_view(body: Body) -> RunView:
@@ -99,25 +106,32 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
     outcome = run.outcome
     if not found and outcome == "Active" and creation_failure:
         state = ObservedComponent(reason="FailedCreate", message=creation_failure)
-    if outcome == "Failed" and found and not any(pod.deleting or pod.phase in ENDED for pod in found):
+    ended = next((pod for pod in found if pod.ended), None)
+    if outcome == "Failed" and found and ended is None and not any(pod.deleting for pod in found):
         outcome = "Active"  # the Job's failure came before the pod's: its exit code decides what follows
-    taken = next((pod for pod in found if pod.deleting and pod.phase not in ENDED), None)
+    if outcome == "Active" and not deleting and ended is not None:
+        # Beside a sidecar that keeps running, the Job would stay active for ever.
+        outcome = "Succeeded" if ended.state.exit_code == 0 and ended.phase != "Failed" else "Failed"
+        state = _counted(ended.state, len(found))
+    taken = next((pod for pod in found if pod.deleting and not pod.ended), None)
     if outcome == "Active" and not deleting and taken is not None:
         # Evicted, drained or deleted by hand. The Job would start another pod beside the one that is ending.
         outcome = "Failed"
         state = replace(taken.state, exit_reason=taken.state.exit_reason or TERMINATED, pods=len(found))
-    return TrainerRun(run.attempt, outcome, deleting, state)
+    holds_node = any(pod.phase not in ENDED for pod in found)
+    return TrainerRun(run.attempt, outcome, deleting, state, holds_node)
 
 
 def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
-    """The state of one pod's component."""
+    """The state of one pod's component. Its container is found by name: admission webhooks put sidecars anywhere."""
+    metadata = body["metadata"]
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
-    container: Body = next(iter(status.get("containerStatuses") or ()), {})
+    container = _own_container(body)
     state, last = container.get("state", {}), container.get("lastState", {})
-    ended = state.get("terminated") or last.get("terminated")
-    reason, message = _why_not_ready(status, conditions, state)
-    if ended and not message:
-        message = ended.get("message", "")
+    end = state.get("terminated") or last.get("terminated")
+    reason, message = _why_not_ready(body, conditions)
+    if end and not message:
+        message = end.get("message", "")
     started = (state.get("running") or state.get("terminated") or {}).get("startedAt")
     disrupted = conditions.get("DisruptionTarget", {})
     pod_reason = status.get("reason") or (disrupted.get("reason") if disrupted.get("status") == "True" else None)
@@ -125,26 +139,65 @@ def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
         ready=conditions.get("Ready", {}).get("status") == "True" and not deleting,
         pods=1,
         restarts=container.get("restartCount", 0),
-        exit_code=ended.get("exitCode") if ended else None,
-        exit_reason=pod_reason or (ended.get("reason", "") if ended else ""),
+        exit_code=end.get("exitCode") if end else None,
+        exit_reason=pod_reason or (end.get("reason", "") if end else ""),
         reason="Terminating" if deleting else reason,
         message=message,
         node=body["spec"].get("nodeName"),
         started=_moment(started),
+        instance=metadata.get("uid", ""),
+        created=_moment(metadata["creationTimestamp"]),
+        # A container that is being deleted was told to end.
+        ends=0 if deleting else _ends(status, container),
+        ended=_moment(end.get("finishedAt")) if end else None,
     )
 
 
-def _why_not_ready(status: Body, conditions: Mapping[str, Body], state: Body) -> tuple[str, str]:
+def _own_container(body: Body) -> Body:
+    """The status of the component's container, which has the component's name."""
+    name = body["metadata"].get("labels", {}).get(COMPONENT_LABEL)
+    containers = body.get("status", {}).get("containerStatuses") or ()
+    return next((container for container in containers if container.get("name") == name), {})
+
+
+def _ends(status: Body, container: Body) -> int:
+    """The kubelet's count belongs to the newest container; until the next one runs, that one has ended, too."""
+    restarts: int = container.get("restartCount", 0)
+    ended = container.get("state", {}).get("terminated") or (
+        container.get("state", {}).get("waiting") and container.get("lastState", {}).get("terminated")
+    )
+    return max(restarts + bool(ended), int(status.get("phase") == "Failed"))
+
+
+def _why_not_ready(body: Body, conditions: Mapping[str, Body]) -> tuple[str, str]:
     """Reason and message of a pod that is not ready; empty where it is merely starting."""
+    status, own = body.get("status", {}), _own_container(body)
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return scheduled.get("reason") or "Unschedulable", scheduled.get("message", "")
-    waiting = state.get("waiting")
-    if waiting and waiting.get("reason") not in STARTING:
-        return waiting.get("reason", ""), waiting.get("message", "")
     if status.get("phase") == "Failed" and status.get("reason"):
         return status["reason"], status.get("message", "")
+    for container in status.get("initContainerStatuses") or ():
+        if problem := _problem(container):
+            return problem[0], f"init container {container['name']}: {problem[1]}".rstrip(": ")
+    waiting = own.get("state", {}).get("waiting")
+    if waiting and waiting.get("reason") not in STARTING:
+        return waiting.get("reason", ""), waiting.get("message", "")
+    for container in status.get("containerStatuses") or ():
+        if container is not own and (problem := _problem(container)):
+            return problem[0], f"container {container.get('name', '')}: {problem[1]}".rstrip(": ")
     return "", ""
+
+
+def _problem(container: Body) -> tuple[str, str] | None:
+    """Reason and message of another container than the component's own, where it is in the way."""
+    state = container.get("state", {})
+    waiting, terminated = state.get("waiting"), state.get("terminated")
+    if waiting and waiting.get("reason") not in STARTING:
+        return waiting.get("reason", ""), waiting.get("message", "")
+    if terminated and terminated.get("exitCode"):
+        return terminated.get("reason", "Error"), f"exit code {terminated['exitCode']}"
+    return None
 
 
 def _counted(state: ObservedComponent, pods: int) -> ObservedComponent:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +52,7 @@ class LocalPod:
         exited: Callable[[Exit], None],
     ) -> None:
         self.launch = launch
-        self.state = ObservedComponent(pods=1)
+        self.state = ObservedComponent(pods=1, instance=uuid.uuid4().hex, created=datetime.now(UTC))
         self.ended = False
         """The container has ended and will not be started again."""
         self._log, self._title, self._restarts = log, title, restarts
@@ -79,12 +80,13 @@ class LocalPod:
                 return
             self._exited(Exit(self.launch, code, reason, tail(self._log, TAIL_LINES)))
             message = "".join(tail(self._log, 1))
+            self._set(ready=False, exit_code=code, exit_reason=reason, message=message, ended=datetime.now(UTC))
             if not self._restarts:
                 self.ended = True
-                self._set(ready=False, exit_code=code, exit_reason=reason, message=message)
+                self._set(ends=self.part.ends + 1)
                 return
             backoff = FIRST_BACKOFF if seconds >= HEALTHY_SECONDS else backoff
-            self._set(ready=False, exit_code=code, exit_reason=reason, reason="CrashLoopBackOff", message=message)
+            self._set(reason="CrashLoopBackOff", ends=self.part.ends + 1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), backoff)
             backoff = min(MAX_BACKOFF, 2 * backoff)

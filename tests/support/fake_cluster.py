@@ -33,6 +33,8 @@ class FakeCluster:
     orphans: int = 0
     report: TrainerReport | None = None
     job_deleted: bool = False
+    instances: int = 0
+    """Server pods that were made so far."""
     written: list[JobStatus] = field(default_factory=list)
     """Every status that was written, oldest first."""
 
@@ -80,9 +82,13 @@ class FakeCluster:
             assert number not in self.trainers, "a Job's template is immutable: it must not be applied again"
             self.trainers[number] = TrainerRun(number)
         elif name == Ref("Deployment", "demo-taskapp"):
-            self.task_app = ObservedComponent(pods=1)
+            self.task_app = ObservedComponent(pods=1, instance=self._instance(), created=self.now)
         elif name == Ref("Deployment", "demo-inference"):
-            self.inference = ObservedComponent(pods=1)
+            self.inference = ObservedComponent(pods=1, instance=self._instance(), created=self.now)
+
+    def _instance(self) -> str:
+        self.instances += 1
+        return f"pod-{self.instances}"
 
     def _delete(self, name: Ref) -> None:
         if name.kind == "Job":
@@ -119,7 +125,7 @@ class FakeCluster:
         if old.pods:
             crashed = replace(
                 old, ready=False, restarts=old.restarts + 1, exit_code=exit_code, exit_reason=reason,
-                reason="CrashLoopBackOff",
+                reason="CrashLoopBackOff", ends=old.ends + 1, ended=self.now,
             )  # fmt: skip
             setattr(self, server, crashed)
 

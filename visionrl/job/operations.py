@@ -53,7 +53,9 @@ class FailurePolicy(Model):
     """What happens when a component fails."""
 
     max_restarts: NonNegativeInt = 3
-    """Further attempts after the first one."""
+    """Failures of one component within `windowSeconds` that the job survives; one more fails it."""
+    window_seconds: PositiveInt = 21_600
+    """Failures older than this are forgotten."""
     backoff_seconds: NonNegativeFloat = 10.0
     """Delay before an attempt; doubles with every attempt, up to 300 s."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)

@@ -36,11 +36,30 @@ DISRUPTIONS = frozenset(
     }
 )
 
+# The kubelet refused the pod, before any of its containers ran; the scheduler finds another node.
+REJECTIONS = frozenset(
+    {
+        "NodeAffinity",
+        "NodePorts",
+        "PodOSNotSupported",
+        "PodOSSelectorNodeLabelDoesNotMatch",
+        "TopologyAffinityError",
+        "UnexpectedAdmissionError",
+    }
+)
+OUT_OF_RESOURCE = "OutOf"
+"""Begins the reason of a pod for which the node has no more of a resource: OutOfcpu, OutOfnvidia.com/gpu."""
+
+# It ran, and did not do its work: an executor's liveness probe ended it, or the deadline for progress passed.
+NO_PROGRESS = "NoProgress"
+HANGS = frozenset({NO_PROGRESS, "Unhealthy"})
+
 SUSPENDED = "suspended"
 INTERRUPTED = "interrupted"
 # Attempts that a person ended: nothing failed, and the next one starts without a delay.
 PLANNED_CAUSES = (SUSPENDED, INTERRUPTED)
 
+FailureType = Literal["Rejected", "Disrupted", "Crashed", "Hung"]
 Action = Literal["Fail", "Restart", "RestartIgnoreLimit"]
 
 
@@ -67,15 +86,23 @@ def failure_of(component: Component, state: ObservedComponent) -> Failure:
     return Failure(component, state.exit_code, state.exit_reason or state.reason, state.message)
 
 
+def type_of(failure: Failure) -> FailureType:
+    if failure.reason in REJECTIONS or failure.reason.startswith(OUT_OF_RESOURCE):
+        return "Rejected"
+    if failure.reason in DISRUPTIONS:
+        return "Disrupted"
+    return "Hung" if failure.reason in HANGS else "Crashed"
+
+
 def action(policy: FailurePolicy, failure: Failure) -> Action:
     """What the first matching rule says. A configuration error fails whatever the rules say: it would fail again.
-    Without a matching rule, disruptions restart uncounted and everything else restarts."""
+    Without a matching rule, what the cluster caused restarts uncounted and everything else restarts."""
     if failure.exit_code == CONFIGURATION_ERROR:
         return "Fail"
     for rule in policy.rules:
         if _matches(rule, failure):
             return rule.action
-    return "RestartIgnoreLimit" if failure.reason in DISRUPTIONS else "Restart"
+    return "RestartIgnoreLimit" if type_of(failure) in ("Rejected", "Disrupted") else "Restart"
 
 
 def backoff(policy: FailurePolicy, attempts: Sequence[Attempt]) -> timedelta:

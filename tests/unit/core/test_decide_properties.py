@@ -10,7 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support.fake_cluster import FakeCluster
 from tests.support.jobs import WARM_START
+from visionrl.job import FailurePolicy
 from visionrl.status import Condition, TrainerReport
+from visionrl_core.manifests.common import COMPONENTS
+from visionrl_core.policies import ledger
 
 PHASES = ("Starting", "WarmStart", "WaitingForInference", "Evaluating", "Training")
 
@@ -142,13 +145,23 @@ class Life(RuleBasedStateMachine):
         history = self.cluster.written
         for before, after in pairwise(history):
             assert after.attempt >= before.attempt
-            assert before.restarts <= after.restarts <= self.cluster.spec["failurePolicy.maxRestarts"]
+            assert before.restarts <= after.restarts
             assert not before.finished or after.completion_time == before.completion_time
             for old in before.conditions:
                 new = after.condition(old.type)
                 if new is not None:
                     assert_times(old, new)
         del history[:-1]
+
+    @invariant()
+    def a_job_survives_as_many_failures_as_it_may(self) -> None:
+        if hasattr(self, "cluster") and not self.cluster.status.finished:
+            status, policy = (
+                self.cluster.status,
+                FailurePolicy(max_restarts=self.cluster.spec["failurePolicy.maxRestarts"]),
+            )
+            for component in COMPONENTS:
+                assert ledger.counted(status.failures, component, policy, self.cluster.now) <= policy.max_restarts
 
     @invariant()
     def nothing_is_made_for_a_job_that_has_ended(self) -> None:

@@ -126,7 +126,10 @@ def test_annotations_of_kubectl_stay_out_of_the_job_file() -> None:
 
 
 def waiting(reason: str) -> dict[str, Any]:
-    return {"phase": "Pending", "containerStatuses": [{"restartCount": 2, "state": {"waiting": {"reason": reason}}}]}
+    return {
+        "phase": "Pending",
+        "containerStatuses": [{"name": "taskapp", "restartCount": 2, "state": {"waiting": {"reason": reason}}}],
+    }
 
 
 UNSCHEDULABLE = {
@@ -171,6 +174,7 @@ def test_how_a_container_ended() -> None:
         "phase": "Running",
         "containerStatuses": [
             {
+                "name": "taskapp",
                 "restartCount": 4,
                 "lastState": ended,
                 "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "x"}},
@@ -187,7 +191,7 @@ def test_how_a_container_ended() -> None:
     disrupted = {
         "phase": "Failed",
         "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
-        "containerStatuses": [{"restartCount": 0, "state": ended}],
+        "containerStatuses": [{"name": "taskapp", "restartCount": 0, "state": ended}],
     }
     assert pod_view(pod("a", status=disrupted)).state.exit_reason == "PreemptionByScheduler"
 
@@ -219,7 +223,10 @@ def test_a_trainers_end_is_known_when_job_and_pod_have_told() -> None:
         pod(
             "a",
             "trainer",
-            status={"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 2}}}]},
+            status={
+                "phase": "Failed",
+                "containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 2}}}],
+            },
         )
     )
     assert run_of(run, False, [going]).outcome == "Active"
@@ -284,7 +291,7 @@ def test_the_pod_that_is_asked_for_a_report() -> None:
     assert set(podless_attempts(stored, store.owned(DEMO))) == {1}
     running = {
         "phase": "Running", "podIP": "10.0.0.7",
-        "containerStatuses": [{"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}],
+        "containerStatuses": [{"name": "trainer", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}],
     }  # fmt: skip
     store.feed("Pod", pod("a", "trainer", "uid-demo-trainer-1", status=running))
     found = trainer_pod(stored, store.owned(DEMO), 1)
@@ -322,3 +329,71 @@ def test_children_compare_by_what_matters() -> None:
     assert found.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", False, "2026"))
     assert not found.same(OwnedObject(Ref("Service", "a"), "uid", 2, "owner", True, "2026"))
     assert not found.same(None)
+
+
+# --- pods with more containers than ours
+
+
+def sidecar(**state: Any) -> dict[str, Any]:
+    return {
+        "name": "istio-proxy",
+        "restartCount": 0,
+        "state": state or {"running": {"startedAt": "2026-01-01T00:00:01Z"}},
+    }
+
+
+def with_containers(*statuses: dict[str, Any], component: str = "trainer", phase: str = "Running") -> dict[str, Any]:
+    status = {"phase": phase, "conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": list(statuses)}
+    found = pod("a", component, status=status)
+    found["spec"]["restartPolicy"] = "Never" if component == "trainer" else "Always"
+    return found
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(2, "Failed"), (0, "Succeeded")])
+def test_a_trainer_beside_a_sidecar_ends_when_its_own_container_does(code: int, outcome: str) -> None:
+    ended = {"name": "trainer", "restartCount": 0, "state": {"terminated": {"exitCode": code, "message": "bad config"}}}
+    run = run_of(run_view(trainer_job(0)), False, [pod_view(with_containers(sidecar(), ended))])
+    assert (run.outcome, run.state.exit_code) == (outcome, code)
+    assert run.holds_node, "the sidecar keeps the GPU"
+
+
+def test_a_sidecars_end_is_not_the_trainers() -> None:
+    running = {"name": "trainer", "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:01Z"}}}
+    crashed = sidecar(terminated={"exitCode": 1, "reason": "Error"})
+    run = run_of(run_view(trainer_job(0)), False, [pod_view(with_containers(crashed, running))])
+    assert (run.outcome, run.state.ends, run.state.exit_code) == ("Active", 0, None)
+    assert (run.state.reason, run.state.message) == ("Error", "container istio-proxy: exit code 1")
+
+
+def test_an_init_container_that_cannot_start_is_the_reason() -> None:
+    waiting = {"name": "trainer", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
+    body = with_containers(waiting, phase="Pending")
+    body["status"]["initContainerStatuses"] = [
+        {"name": "vault-agent", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    ]
+    state = pod_view(body).state
+    assert (state.reason, state.message) == ("ImagePullBackOff", "init container vault-agent: no such image")
+
+
+@pytest.mark.parametrize(
+    ("container", "ends"),
+    [
+        ({"restartCount": 0, "state": {"running": {}}}, 0),
+        ({"restartCount": 3, "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1}}}, 3),
+        ({"restartCount": 3, "state": {"terminated": {"exitCode": 1}}}, 4),
+        (
+            {
+                "restartCount": 3,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 1}},
+            },
+            4,
+        ),
+        ({"restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}, 0),
+    ],
+)
+def test_how_often_a_container_has_ended(container: dict[str, Any], ends: int) -> None:
+    body = with_containers(sidecar(), {"name": "inference", **container}, component="inference")
+    assert pod_view(body).state.ends == ends
+    body["metadata"]["deletionTimestamp"] = "2026-01-01T00:10:00Z"
+    assert pod_view(body).state.ends == 0, "it was told to end"

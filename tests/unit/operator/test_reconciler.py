@@ -107,10 +107,12 @@ class World:
             "phase": "Running",
             "podIP": "10.0.0.1",
             "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [{"restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:01Z"}}}],
+            "containerStatuses": [
+                {"name": component, "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:01Z"}}}
+            ],
         }
         if not running:
-            status = {"phase": "Failed", "containerStatuses": [{"restartCount": 0, "state": state}]}
+            status = {"phase": "Failed", "containerStatuses": [{"name": component, "restartCount": 0, "state": state}]}
         existing = self.server.objects.get(("pods", "default", name), {"metadata": {}})["metadata"]
         pod = {
             "metadata": {
