@@ -14,14 +14,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import httpx
-from pydantic import ValidationError
 
 from visionrl.status import TrainerReport
 from visionrl_core.manifests.common import PORT
+from visionrl_core.report import MAX_REPORT_BYTES, read_report
 from visionrl_operator.observe import TrainerPod
 from visionrl_operator.store import Key
 
 TIMEOUT_SECONDS = 5.0
+"""For one whole answer: a trainer that sends it drop by drop must not keep a slot."""
 PROGRESS_SECONDS = 10.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 # Requests a second, for all jobs together, at which the pauses begin to grow.
@@ -89,6 +90,7 @@ class Probes:
 
     async def _poll(self, key: Key, followed: _Followed) -> None:
         secret: str | None = None
+        failures = 0
         while True:
             if secret is None:
                 with contextlib.suppress(Exception):  # asked again after the pause
@@ -96,27 +98,32 @@ class Probes:
             if secret is not None:
                 result, report = await self._ask(followed.pod, secret)
                 self._count(result)
+                failures = 0 if report is not None else failures + 1
                 if result == "unauthorized":
                     secret = None
                 if report is not None:
                     self._consider(key, followed, report)
-            await asyncio.sleep(self._pause(followed.shown))
+            await asyncio.sleep(min(LONGEST_PAUSE, self._pause(followed.shown) * 2 ** min(failures, 8)))
 
     async def _ask(self, pod: TrainerPod, secret: str) -> tuple[str, TrainerReport | None]:
         host = f"[{pod.address}]" if pod.address and ":" in pod.address else pod.address
-        headers = {"Authorization": f"Bearer {secret}"}
+        # Compressed answers are not read: a few kilobytes of them can unpack to gigabytes.
+        headers = {"Authorization": f"Bearer {secret}", "Accept-Encoding": "identity"}
         try:
-            async with self._slots:
-                response = await self._client.get(f"http://{host}:{PORT}/status", headers=headers)
-        except httpx.HTTPError:
+            async with (
+                self._slots,
+                asyncio.timeout(TIMEOUT_SECONDS),
+                self._client.stream("GET", f"http://{host}:{PORT}/status", headers=headers) as response,
+            ):
+                if response.status_code != 200:
+                    return ("unauthorized" if response.status_code in (401, 403) else "refused"), None
+                content = await _read(response)
+        except (httpx.HTTPError, TimeoutError):
             return "unreachable", None
-        if response.status_code != 200:
-            return ("unauthorized" if response.status_code in (401, 403) else "refused"), None
-        try:
-            return "ok", TrainerReport.model_validate_json(response.content)
-        except ValidationError as error:
-            logger.warning("the report of %s is not one: %s", pod.address, error)
-            return "invalid", None
+        report = read_report(content) if content is not None else None
+        if report is None:
+            logger.warning("the answer of %s is no report of at most %d bytes", pod.address, MAX_REPORT_BYTES)
+        return ("invalid" if report is None else "ok"), report
 
     def _consider(self, key: Key, followed: _Followed, report: TrainerReport) -> None:
         shown, now = followed.shown, time.monotonic()
@@ -131,6 +138,18 @@ class Probes:
         if shown is None or shown.phase != "Training" or shown.progress.iteration + 2 >= shown.progress.total:
             return SHORTEST_PAUSE
         return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, len(self._followed) / RATE))
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    """The body as it is on the wire; None where it is compressed or too long."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return None
+    content = b""
+    async for piece in response.aiter_raw():
+        content += piece
+        if len(content) > MAX_REPORT_BYTES:
+            return None
+    return content
 
 
 def _is_urgent(shown: TrainerReport, report: TrainerReport) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import json
+import tracemalloc
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
 
 from visionrl.status import Progress, TrainerReport
+from visionrl_core.report import MAX_TEXT
 from visionrl_operator import probe
 from visionrl_operator.observe import TrainerPod
 from visionrl_operator.probe import Probes
@@ -36,7 +42,8 @@ class Trainer:
         assert request.url.port == 8000
         if request.headers["Authorization"] != f"Bearer {self.key}":
             return httpx.Response(401)
-        return httpx.Response(self.status, text=self.report.model_dump_json(by_alias=True))
+        content = self.report.model_dump_json(by_alias=True).encode()
+        return httpx.Response(self.status, stream=httpx.ByteStream(content))
 
     async def read_key(self, key: Key) -> str | None:
         self.keys_read += 1
@@ -124,3 +131,96 @@ async def test_following_again_starts_no_second_task(trainer: Trainer) -> None:
     tasks = [task for task in asyncio.all_tasks() if task.get_name() == "probe default/demo"]
     assert len(tasks) == 1
     await trainer.probes.close()
+
+
+# --- trainers that nobody should trust: a user chose their container image
+
+
+class Stranger:
+    """A real server in the trainer's place that answers with raw bytes, and counts what was taken of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.probes = Probes(self._read_key, lambda key: None)
+
+    async def _read_key(self, key: Key) -> str | None:
+        return "key"
+
+    async def ask(self, answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> tuple[str, TrainerReport | None]:
+        """What asking once comes to, where ``answer`` writes."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                await reader.readuntil(b"\r\n\r\n")
+                await answer(writer)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        self._patch.setattr(probe, "PORT", server.sockets[0].getsockname()[1])
+        try:
+            return await self.probes._ask(TrainerPod("pod", "127.0.0.1"), "key")
+        finally:
+            server.close()
+            await self.probes.close()
+
+
+@pytest.fixture
+def stranger(monkeypatch: pytest.MonkeyPatch) -> Stranger:
+    return Stranger(monkeypatch)
+
+
+def body(content: bytes, *headers: str) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        lines = ("HTTP/1.1 200 OK", f"Content-Length: {len(content)}", *headers)
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+        await writer.drain()
+
+    return write
+
+
+async def test_a_compressed_answer_is_not_unpacked(stranger: Stranger) -> None:
+    """A user's 700 KB must not become gigabytes in the operator that all namespaces share."""
+    packed = gzip.compress(b'{"phase": "Training"}' + b" " * 50_000_000)
+    tracemalloc.start()
+    result = await stranger.ask(body(packed, "Content-Encoding: gzip"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result == ("invalid", None)
+    assert peak < 5_000_000
+
+
+async def test_an_answer_without_end_is_left_at_the_limit(stranger: Stranger) -> None:
+    sent = 0
+
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while sent < 500_000_000:
+            writer.write(b" " * 1_000_000)
+            await writer.drain()
+            sent += 1_000_000
+
+    assert await stranger.ask(endless) == ("invalid", None)
+    assert sent < 50_000_000, "the connection was closed"
+
+
+async def test_an_answer_drop_by_drop_has_a_total_deadline(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.3)
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    assert await asyncio.wait_for(stranger.ask(drip), 30) == ("unreachable", None)
+
+
+async def test_what_a_stranger_says_of_itself_is_short(stranger: Stranger) -> None:
+    long = json.dumps({"phase": "Training", "message": "x\n" * 10_000, "policy": {"serving": "y" * 10_000}}).encode()
+    result, report = await stranger.ask(body(long))
+    assert result == "ok"
+    assert report is not None
+    assert len(report.message) <= MAX_TEXT
+    assert len(report.policy.serving or "") <= MAX_TEXT
