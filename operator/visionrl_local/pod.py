@@ -83,10 +83,10 @@ class LocalPod:
             self._set(ready=False, exit_code=code, exit_reason=reason, message=message, ended=datetime.now(UTC))
             if not self._restarts:
                 self.ended = True
-                self._set(ends=self.part.ends + 1)
+                self._set(ends=self.state.ends + 1)
                 return
             backoff = FIRST_BACKOFF if seconds >= HEALTHY_SECONDS else backoff
-            self._set(reason="CrashLoopBackOff", ends=self.part.ends + 1)
+            self._set(reason="CrashLoopBackOff", ends=self.state.ends + 1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), backoff)
             backoff = min(MAX_BACKOFF, 2 * backoff)
