@@ -369,4 +369,6 @@ def warm_up() -> None:
     env = CrafterEnv(image_size=MIN_SIZE)
     env.reset(0)
     night = Scene(np.zeros(VIEW, np.int64), np.zeros(VIEW, np.int64), {}, 0.0, False, 0)
-    renderer(MIN_SIZE)(night)
+    # A map that fills the frame's width is contiguous, one with a border is not: numba compiles each on its own.
+    for size in (MIN_SIZE, MIN_SIZE + 1):
+        renderer(size)(night)
