@@ -21,15 +21,15 @@ from visionrl_taskapp.server.auth import accepted_keys
 
 log = logging.getLogger("visionrl_taskapp")
 
-# Trainers think for minutes between rollouts and find their connections open.
+# A trainer's update may take minutes; its connections stay open meanwhile.
 KEEP_ALIVE_S = 900
-# Pods are killed 30 s after SIGTERM; episodes in flight are ended at once and answered.
+# Pods are killed 30 s after SIGTERM; episodes in flight are ended at once and returned.
 SHUTDOWN_S = 20
 
 EPILOG = """\
 environment:
   VISIONRL_HOST, VISIONRL_PORT   address to listen on (127.0.0.1, 8000)
-  VISIONRL_KEY_FILE              file with the job's key, wanted by every path but /health
+  VISIONRL_KEY_FILE              file with the job's key, required by every path but /health
   ENVIRONMENT_API_KEY            the key, where there is no such file
   ENVIRONMENT_API_KEY_ALIASES    more accepted keys, comma-separated
   VISIONRL_INFERENCE_URL         the job's inference server, the only one that is sent the job's key
@@ -37,7 +37,7 @@ environment:
   VISIONRL_TRACE_DIR             folder of traces.db; without it no traces are kept
   VISIONRL_TRACE_MAX_EPISODES    episodes kept in traces.db (2000)
 
-example: one episode of the scripted player
+example: one episode of the scripted policy
   ENVIRONMENT_API_KEY=secret python -m visionrl_taskapp &
   curl -s localhost:8000/rollout -H 'X-API-Key: secret' -d '
     {"run_id": "try-1", "mode": "eval", "env": {"seed": 7}, "policy": {"policy_name": "crafter-scripted"}}'
@@ -47,12 +47,12 @@ example: one episode of the scripted player
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m visionrl_taskapp",
-        description="Serves Crafter episodes over HTTP: POST /rollout plays one and answers with its trajectory.",
+        description="Serves Crafter episodes over HTTP: POST /rollout plays one and returns its trajectory.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", help="address to listen on; before VISIONRL_HOST")
-    parser.add_argument("--port", type=int, help="port to listen on; before VISIONRL_PORT")
+    parser.add_argument("--host", help="address to listen on; takes precedence over VISIONRL_HOST")
+    parser.add_argument("--port", type=int, help="port to listen on; takes precedence over VISIONRL_PORT")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     arguments = parser.parse_args()
     logging.config.dictConfig(log_config(arguments.log_level))
@@ -64,7 +64,7 @@ def main() -> int:
         log.error("%s", error)
         return EXIT_CONFIGURATION
     if not settings.keys:
-        log.warning("no key: set VISIONRL_KEY_FILE or ENVIRONMENT_API_KEY; until then every request is answered 503")
+        log.warning("no key: set VISIONRL_KEY_FILE or ENVIRONMENT_API_KEY; until then every request gets 503")
     taskapp = TaskApp(settings)
     server = Server(
         uvicorn.Config(
@@ -116,7 +116,7 @@ def _positive(variables: Mapping[str, str], name: str, default: int) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, ending the episodes in flight at the first signal so that their clients get what there is."""
+    """uvicorn that ends the episodes in flight at the first signal, so that their clients get what was played."""
 
     def __init__(self, config: uvicorn.Config, taskapp: TaskApp) -> None:
         super().__init__(config)
@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
 
 
 def log_config(level: str) -> dict[str, Any]:
-    """One line an event on stdout; requests are not logged one by one, episodes are."""
+    """One line per event on stdout: episodes are logged, single requests are not."""
     return {
         "version": 1,
         "disable_existing_loggers": False,

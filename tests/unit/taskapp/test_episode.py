@@ -1,4 +1,4 @@
-"""What an episode does with good, bad, slow and missing answers."""
+"""What an episode does with good, bad, slow and missing responses."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 from visionrl.tools import tool_call_text
 from visionrl_taskapp.envs.crafter.env import CrafterEnv
-from visionrl_taskapp.policies.inference_client import Answer, InferenceClient, InferenceError, UnreachableError
+from visionrl_taskapp.policies.inference_client import Completion, InferenceClient, InferenceError, UnreachableError
 from visionrl_taskapp.rollouts.episode import Services, UnreachableInferenceError, play
 from visionrl_taskapp.rollouts.simulation import GREY, Worlds
 from visionrl_taskapp.rollouts.trajectory import response
@@ -39,7 +39,7 @@ class Model:
 
     async def complete(
         self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
-    ) -> Answer:
+    ) -> Completion:
         self.bodies.append(json.loads(json.dumps(body)))
         reply = next(self.answers)
         if isinstance(reply, Exception):
@@ -47,8 +47,8 @@ class Model:
         content = await reply(deadline) if callable(reply) else reply
         message, usage = {"role": "assistant", "content": content}, {"prompt_tokens": 3}
         if not logprobs:
-            return Answer(message, "job-v000003", "stop", usage)
-        return Answer(message, "job-v000003", "stop", usage, [1, 2, 3], [4, 5], [-0.5, -1.0])
+            return Completion(message, "job-v000003", "stop", usage)
+        return Completion(message, "job-v000003", "stop", usage, [1, 2, 3], [4, 5], [-0.5, -1.0])
 
 
 MakeServices = Callable[[Model | None], Services]
@@ -97,7 +97,7 @@ def scripted(**changes: Any) -> dict[str, Any]:
     return request_data(policy__policy_name="crafter-scripted", policy__config={"max_llm_calls": 12}, **changes)
 
 
-async def test_an_episode_plays_its_turns_and_tells_everything_about_them(roll: Roll) -> None:
+async def test_an_episode_plays_its_turns_and_records_everything_about_them(roll: Roll) -> None:
     answer = await roll(Model(DO), record__logprobs=True, record__images=True, record__messages=True)
     [trajectory] = answer.trajectories
     assert (answer.aborted, trajectory.length, answer.ops_executed) == (False, 3, 3 + 6)
@@ -329,11 +329,11 @@ def _images(answer: RolloutResponse) -> list[str]:
     return [decision.images[0] for decision in answer.trajectories[0].decisions]
 
 
-# --- players without eyes
+# --- policies without an observation
 
 
 @pytest.mark.parametrize("name", ["crafter-random", "crafter-blind"])
-async def test_a_player_that_does_not_look_follows_from_its_seed(services: MakeServices, name: str) -> None:
+async def test_a_policy_without_an_observation_is_reproducible_from_its_seed(services: MakeServices, name: str) -> None:
     async def actions(seed: int, control: str = "none") -> list[list[str]]:
         config = {"max_llm_calls": 6, "max_actions": 4, "image_control": control}
         request = request_data(policy__policy_name=name, policy__config=config, env__seed=seed)

@@ -1,4 +1,4 @@
-"""Where completions are asked for, what is asked, and which answers are refused."""
+"""The URL of completions, the request's body, and which responses are refused."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from visionrl.rollout import PolicyConfig
 from visionrl_taskapp.policies.inference_client import (
-    Answer,
+    Completion,
     InferenceClient,
     InferenceError,
     UnreachableError,
     completion_body,
     completion_url,
     correlation_id,
-    read_answer,
+    read_completion,
 )
 
 CONFIG = PolicyConfig(model="job-v000001", inference_url="http://inference:8000", top_p=0.9)
@@ -110,7 +110,7 @@ def completion(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_whole_answer_is_read() -> None:
-    answer = read_answer(completion(), logprobs=True)
+    answer = read_completion(completion(), logprobs=True)
     assert (answer.prompt_token_ids, answer.token_ids, answer.logprobs) == ([1, 2], [4, 5], [-1.0, -0.25])
     assert (answer.model, answer.finish_reason) == ("m", "stop")
 
@@ -133,12 +133,12 @@ def test_a_whole_answer_is_read() -> None:
 )
 def test_an_answer_that_cannot_be_trained_on_is_refused(data: Any, words: str) -> None:
     with pytest.raises(InferenceError, match=words):
-        read_answer(data, logprobs=True)
+        read_completion(data, logprobs=True)
 
 
 async def complete(
     respond: Callable[[httpx.Request], httpx.Response], key: str = "job-key", seconds: float = 1.0
-) -> Answer:
+) -> Completion:
     client = InferenceClient("http://inference:8000", key, "other-key")
     await client.close()
     client._inside = client._outside = httpx.AsyncClient(transport=httpx.MockTransport(respond))

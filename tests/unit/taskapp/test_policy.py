@@ -1,4 +1,4 @@
-"""What the model is told and shown."""
+"""The prompts: system prompt, frames, state as text and history."""
 
 import base64
 from typing import Any
@@ -27,8 +27,8 @@ from visionrl_taskapp.policies.prompt import (
 FRAME = Frame("ab" * 32, b"\x89PNG")
 
 
-def past(*answers: str, frame: Frame | None = FRAME, text: str | None = None) -> list[PastTurn]:
-    return [PastTurn(frame, text, answer) for answer in answers]
+def past(*responses: str, frame: Frame | None = FRAME, text: str | None = None) -> list[PastTurn]:
+    return [PastTurn(frame, text, response) for response in responses]
 
 
 def config(**settings: Any) -> PolicyConfig:
@@ -109,7 +109,7 @@ def test_pixels_are_added_for_the_server_and_the_record_keeps_hashes() -> None:
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 12))
-def test_within_a_segment_each_prompt_continues_the_one_before_then_the_context_starts_afresh(
+def test_within_a_segment_each_prompt_continues_the_one_before_then_a_new_context_begins(
     turns: int, former: int, length: int
 ) -> None:
     settings = config(segment_turns=turns, history_turns=former)

@@ -29,14 +29,14 @@ class Plays:
 
 async def test_the_same_request_again_gets_the_same_episode() -> None:
     runs, plays = Runs(), Plays()
-    assert await runs.answer(request(), plays) == await runs.answer(request(), plays)
+    assert await runs.response(request(), plays) == await runs.response(request(), plays)
     assert plays.count == 1
 
 
 async def test_a_request_in_flight_is_joined() -> None:
     runs, plays = Runs(), Plays()
     plays.gate.clear()
-    both = [asyncio.create_task(runs.answer(request(), plays)) for _ in range(2)]
+    both = [asyncio.create_task(runs.response(request(), plays)) for _ in range(2)]
     await plays.begun.wait()
     plays.gate.set()
     assert len(set(await asyncio.gather(*both))) == 1
@@ -48,13 +48,13 @@ async def test_another_request_under_a_used_run_id_is_refused(finished: bool) ->
     runs, plays = Runs(), Plays()
     if not finished:
         plays.gate.clear()
-    first = asyncio.create_task(runs.answer(request(), plays))
+    first = asyncio.create_task(runs.response(request(), plays))
     if finished:
         await first
     else:
         await plays.begun.wait()
     with pytest.raises(RunConflictError, match="'a'"):
-        await runs.answer(request(mode="eval"), plays)
+        await runs.response(request(mode="eval"), plays)
     plays.gate.set()
     await first
 
@@ -62,11 +62,11 @@ async def test_another_request_under_a_used_run_id_is_refused(finished: bool) ->
 async def test_a_client_that_goes_does_not_end_the_episode() -> None:
     runs, plays = Runs(), Plays()
     plays.gate.clear()
-    leaving = asyncio.create_task(runs.answer(request(), plays))
+    leaving = asyncio.create_task(runs.response(request(), plays))
     await plays.begun.wait()
     leaving.cancel()
     plays.gate.set()
-    assert (await runs.answer(request(), plays)).strip() == b"1"
+    assert (await runs.response(request(), plays)).strip() == b"1"
 
 
 async def test_a_failed_run_may_be_tried_again() -> None:
@@ -76,27 +76,27 @@ async def test_a_failed_run_may_be_tried_again() -> None:
         raise ValueError("no server")
 
     with pytest.raises(ValueError, match="no server"):
-        await runs.answer(request(), fail)
-    assert (await runs.answer(request(), plays)).strip() == b"1"
+        await runs.response(request(), fail)
+    assert (await runs.response(request(), plays)).strip() == b"1"
 
 
 async def test_finished_answers_are_kept_within_the_bound_the_last_asked_for_longest() -> None:
     runs, plays = Runs(cache_bytes=30), Plays(size=10)
     for name in "abc":
-        await runs.answer(request(name), plays)
-    await runs.answer(request("a"), plays)
-    await runs.answer(request("d"), plays)
+        await runs.response(request(name), plays)
+    await runs.response(request("a"), plays)
+    await runs.response(request("d"), plays)
     assert plays.count == 4
-    await runs.answer(request("a"), plays)
+    await runs.response(request("a"), plays)
     assert plays.count == 4, "a was asked for again and stayed"
-    await runs.answer(request("b"), plays)
+    await runs.response(request("b"), plays)
     assert plays.count == 5, "b was the oldest and went"
 
 
 async def test_a_forgotten_run_is_played_anew() -> None:
     runs, plays = Runs(), Plays()
-    await runs.answer(request(), plays)
+    await runs.response(request(), plays)
     assert runs.forget("a") is True
     assert runs.forget("a") is False
-    await runs.answer(request(), plays)
+    await runs.response(request(), plays)
     assert plays.count == 2

@@ -1,4 +1,4 @@
-"""Which answers of a model are played, and what the others are told to be wrong."""
+"""Which responses of a model are played, and what is reported as wrong with the others."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.tools import ACTIONS, tool_call_text
-from visionrl_taskapp.policies.toolcalls import Actions, InvalidAnswer, message_text, parse
+from visionrl_taskapp.policies.toolcalls import Actions, InvalidResponse, message_text, parse
 
 CALL = '{"name": "interact_many", "arguments": {"actions": ["move_left", "do"]}}'
 PLAN = ("move_left", "do")
@@ -75,7 +75,7 @@ def test_calls_that_the_server_parsed_win_over_text() -> None:
 )
 def test_an_invalid_answer_says_what_is_wrong(message: dict[str, Any], kind: str, word: str) -> None:
     parsed = parse(message, 3)
-    assert isinstance(parsed, InvalidAnswer)
+    assert isinstance(parsed, InvalidResponse)
     assert parsed.kind == kind
     assert word in parsed.message
 
@@ -92,7 +92,7 @@ JSON = st.recursive(
 @given(st.text() | st.text(alphabet='{}[]":,<tool_call/>\\ \n'))
 def test_no_text_whatever_breaks_the_parser(text: str) -> None:
     for message in ({"content": text}, {"content": f"<tool_call>{text}</tool_call>"}, field(text)):
-        assert isinstance(parse(message, 5), Actions | InvalidAnswer)
+        assert isinstance(parse(message, 5), Actions | InvalidResponse)
         assert isinstance(message_text(message), str)
 
 
@@ -103,13 +103,13 @@ def test_no_json_whatever_breaks_the_parser(content: object, tool_calls: object,
         {"tool_calls": [{"function": {"name": content, "arguments": arguments}}]},
         {"content": json.dumps({"name": "interact_many", "arguments": arguments})},
     ):
-        assert isinstance(parse(message, 5), Actions | InvalidAnswer)
+        assert isinstance(parse(message, 5), Actions | InvalidResponse)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 100_000 + "}", "{" * 100_000])
 def test_hostile_text_is_an_invalid_answer(text: str) -> None:
-    assert isinstance(parse({"content": text}, 5), InvalidAnswer)
-    assert isinstance(parse({"content": f"<tool_call>{text}"}, 5), InvalidAnswer)
+    assert isinstance(parse({"content": text}, 5), InvalidResponse)
+    assert isinstance(parse({"content": f"<tool_call>{text}"}, 5), InvalidResponse)
 
 
 @given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=8))

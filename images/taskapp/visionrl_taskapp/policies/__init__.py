@@ -1,1 +1,1 @@
-"""Policies: who plays, what a model is told and shown, and how its answer is read."""
+"""Policies: their prompts, their responses, and the client of the inference server."""

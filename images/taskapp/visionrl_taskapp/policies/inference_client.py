@@ -1,4 +1,4 @@
-"""Chat completions over HTTP: what is asked, what is retried, and what an answer must hold to be trained on."""
+"""Chat completions over HTTP: the request, what is retried, and what a completion must hold to be trained on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from visionrl_taskapp.policies.prompt import Message
 BANNED = -100
 """`logit_bias` of a token that must not be sampled."""
 
-# How long a server that refuses connections is waited for where the episode has not begun: a wrong URL should be
-# told soon, a restart in the middle of an episode should be waited out.
+# How long to wait for a server that refuses connections before an episode's first turn: a wrong URL should be
+# reported soon, while a restart in the middle of an episode should be waited out.
 FIRST_CONTACT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
@@ -27,7 +27,7 @@ _SHOWN = 300
 
 
 class InferenceError(Exception):
-    """The server's answer cannot be used; the message is for the user and holds no key."""
+    """The server's response cannot be used; the message is for the user and holds no key."""
 
 
 class UnreachableError(InferenceError):
@@ -35,7 +35,7 @@ class UnreachableError(InferenceError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """One chat completion. Token ids and logprobs are there when they were asked for."""
 
     message: Mapping[str, Any]
@@ -48,9 +48,9 @@ class Answer:
 
 
 def completion_url(base: str) -> httpx.URL:
-    """Where completions are asked for, from a base URL with or without `/v1`; its query is kept.
+    """The URL of chat completions, from a base URL with or without `/v1`; its query is kept.
 
-    Raises `ValueError` for what is no usable http(s) URL.
+    Raises `ValueError` for anything but a usable http(s) URL.
     """
     try:
         url = httpx.URL(base)
@@ -76,8 +76,8 @@ def completion_body(
 ) -> dict[str, Any]:
     """The request of one decision.
 
-    With `logprobs` the whole distribution is sampled without any grammar, so that the logprobs are those of the
-    policy: nucleus off, tool choice auto. Never a seed: it breaks batched decoding of some servers.
+    With `logprobs` the whole distribution is sampled without a grammar (no nucleus, tool choice auto), so that the
+    logprobs are those of the policy. A seed is never sent: it breaks the batched decoding of some servers.
     """
     body: dict[str, Any] = {
         "model": config.model,
@@ -97,7 +97,7 @@ def completion_body(
     return body
 
 
-def read_answer(data: Any, logprobs: bool) -> Answer:
+def read_completion(data: Any, logprobs: bool) -> Completion:
     """Check a completion. Raises :class:`InferenceError` naming what it lacks."""
     try:
         choice = data["choices"][0]
@@ -105,17 +105,17 @@ def read_answer(data: Any, logprobs: bool) -> Answer:
         if not isinstance(message, dict):
             raise TypeError
     except (TypeError, KeyError, IndexError):
-        raise InferenceError("the server's answer is no chat completion: it has no choices[0].message") from None
+        raise InferenceError("the server's response is no chat completion: it has no choices[0].message") from None
     usage, model = data.get("usage"), data.get("model")
     finish_reason = choice.get("finish_reason")
-    answer = Answer(
+    completion = Completion(
         message=message,
         model=model if isinstance(model, str) else "",
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
         usage=usage if isinstance(usage, dict) else {},
     )
     if not logprobs:
-        return answer
+        return completion
     prompt_ids, token_ids = data.get("prompt_token_ids"), choice.get("token_ids")
     if not (_are_ids(prompt_ids) and _are_ids(token_ids)):
         raise InferenceError(
@@ -124,9 +124,11 @@ def read_answer(data: Any, logprobs: bool) -> Answer:
         )
     values = _logprobs(choice)
     if len(values) != len(token_ids):
-        raise InferenceError(f"the server gave {len(token_ids)} token ids but {len(values)} logprobs for one answer")
-    return Answer(
-        answer.message, answer.model, answer.finish_reason, answer.usage, prompt_ids, token_ids, values
+        raise InferenceError(
+            f"the server gave {len(token_ids)} token ids but {len(values)} logprobs for one completion"
+        )
+    return Completion(
+        completion.message, completion.model, completion.finish_reason, completion.usage, prompt_ids, token_ids, values
     )  # fmt: skip
 
 
@@ -147,15 +149,15 @@ def _logprobs(choice: Mapping[str, Any]) -> list[float]:
 class InferenceClient:
     """Connections to inference servers, shared by all episodes.
 
-    The job's key goes to the job's own server alone; other servers get `policy_key`, if there is one. Errors are
-    scrubbed of both.
+    The job's key is sent to the job's own server only; other servers get `policy_key`, if there is one. Both are
+    removed from error messages.
     """
 
     def __init__(self, job_server: str | None, job_key: str | None, policy_key: str | None) -> None:
         self._job_server = httpx.URL(job_server) if job_server else None
         self._job_key, self._policy_key = job_key, policy_key
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=60)
-        # Deadlines are the caller's. Proxies of the environment are meant for the world outside the cluster.
+        # Deadlines are the caller's. The environment's proxies are for servers outside the cluster.
         self._inside = httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
         self._outside = httpx.AsyncClient(timeout=None, limits=limits)
 
@@ -164,12 +166,12 @@ class InferenceClient:
 
     async def complete(
         self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
-    ) -> Answer:
+    ) -> Completion:
         """One completion before `deadline` (the event loop's clock).
 
         Connection errors, 429 and 5xx are retried with growing pauses. Raises :class:`InferenceError` for what
-        retrying cannot heal or did not heal in time, :class:`UnreachableError` where no connection succeeded until
-        `connect_by`, `TimeoutError` where the server simply does not answer.
+        retrying cannot repair or did not repair in time, :class:`UnreachableError` where no connection succeeded until
+        `connect_by`, `TimeoutError` where the server does not respond.
         """
         clock = asyncio.get_running_loop().time
         content = orjson.dumps(body)
@@ -189,7 +191,7 @@ class InferenceClient:
                     else:
                         connected = True
                         if response.status_code == 200:
-                            return read_answer(_json(response), logprobs)
+                            return read_completion(_json(response), logprobs)
                         problem = f"{_place(url)} answered {response.status_code}: {self._scrubbed(response.text)}"
                         if response.status_code != 429 and response.status_code < 500:
                             raise InferenceError(problem)
@@ -229,7 +231,7 @@ def _json(response: httpx.Response) -> Any:
     try:
         return orjson.loads(response.content)
     except orjson.JSONDecodeError as error:
-        raise InferenceError(f"the server's answer is no JSON: {error}") from None
+        raise InferenceError(f"the server's response is no JSON: {error}") from None
 
 
 def _retry_after(response: httpx.Response) -> float:

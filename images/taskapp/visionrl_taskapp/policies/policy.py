@@ -1,4 +1,4 @@
-"""Who decides: a model behind an inference server, the scripted teacher, or a player that does not look."""
+"""The policies: a model behind an inference server, a script, and draws that ignore the observation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from visionrl_taskapp.envs.crafter import scripted
 from visionrl_taskapp.envs.crafter.blind import blind_plan, random_plan
 from visionrl_taskapp.policies.inference_client import FIRST_CONTACT_S, InferenceClient, completion_body, completion_url
 from visionrl_taskapp.policies.prompt import Message
-from visionrl_taskapp.policies.toolcalls import InvalidAnswer, call, message_text, parse
+from visionrl_taskapp.policies.toolcalls import InvalidResponse, call, message_text, parse
 from visionrl_taskapp.rollouts.simulation import Observation
 
 # Keep these random streams apart from each other and from every other use of an episode's seed.
-_PERTURBATION_STREAM, _SIGHTLESS_STREAM = 1, 2
+_PERTURBATION_STREAM, _BLIND_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A decision before it is executed."""
+class PolicyOutput:
+    """What a policy says in one turn: its response and the actions to execute."""
 
     text: str
     calls: tuple[ToolCall, ...]
@@ -41,18 +41,18 @@ class Choice:
     inference_ms: float = 0.0
 
 
-class Decider(Protocol):
-    async def decide(self, observation: Observation, messages: Sequence[Message], deadline: float) -> Choice:
-        """Decide before `deadline` (the event loop's clock); `TimeoutError` or `InferenceError` if that fails."""
+class Policy(Protocol):
+    async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
+        """Act before `deadline` (the event loop's clock). Raises `TimeoutError` or :class:`InferenceError`."""
         ...
 
 
-def decider(request: RolloutRequest, inference: InferenceClient) -> Decider:
+def make_policy(request: RolloutRequest, inference: InferenceClient) -> Policy:
     """The request's policy, for one episode."""
     name = request.policy.policy_name
     if name == SCRIPTED_POLICY:
-        return Teacher(request)
-    return Sightless(request) if name in (RANDOM_POLICY, BLIND_POLICY) else ModelPolicy(request, inference)
+        return ScriptedPolicy(request)
+    return BlindPolicy(request) if name in (RANDOM_POLICY, BLIND_POLICY) else ModelPolicy(request, inference)
 
 
 class ModelPolicy:
@@ -66,49 +66,49 @@ class ModelPolicy:
         self._tools = [tool_schema(self._config.max_actions)]
         self._met = False
 
-    async def decide(self, observation: Observation, messages: Sequence[Message], deadline: float) -> Choice:
+    async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
         body = completion_body(self._config, list(messages), self._tools, self._logprobs)
         connect_by = deadline if self._met else asyncio.get_running_loop().time() + FIRST_CONTACT_S
         began = time.perf_counter()
-        answer = await self._inference.complete(self._url, body, self._logprobs, deadline, connect_by)
+        completion = await self._inference.complete(self._url, body, self._logprobs, deadline, connect_by)
         inference_ms = 1000 * (time.perf_counter() - began)
         self._met = True
-        parsed = parse(answer.message, self._config.max_actions)
-        if isinstance(parsed, InvalidAnswer):
-            cut_off = "; the answer was cut off at max_tokens" if answer.finish_reason == "length" else ""
+        parsed = parse(completion.message, self._config.max_actions)
+        if isinstance(parsed, InvalidResponse):
+            cut_off = "; the response was cut off at max_tokens" if completion.finish_reason == "length" else ""
             actions: tuple[str, ...] = ("noop",)
             error: str | None = parsed.message + cut_off
         else:
             actions, error = parsed.actions, None
-        return Choice(
-            text=message_text(answer.message),
+        return PolicyOutput(
+            text=message_text(completion.message),
             calls=parsed.calls,
             actions=actions,
-            model=answer.model or self._config.model,
+            model=completion.model or self._config.model,
             error=error,
-            finish_reason=answer.finish_reason,
-            prompt_token_ids=answer.prompt_token_ids,
-            token_ids=answer.token_ids,
-            logprobs=answer.logprobs,
-            usage=answer.usage,
+            finish_reason=completion.finish_reason,
+            prompt_token_ids=completion.prompt_token_ids,
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            usage=completion.usage,
             inference_ms=inference_ms,
         )
 
 
-class Teacher:
-    """crafter-scripted: says what is best, and with `perturbation` sometimes does something else."""
+class ScriptedPolicy:
+    """crafter-scripted: its response is the scripted plan; with `perturbation`, some turns execute other actions."""
 
     def __init__(self, request: RolloutRequest) -> None:
         config = request.policy.config
         self._max_actions = config.max_actions
         self._rng = np.random.default_rng((request.env.seed, _PERTURBATION_STREAM))
-        # The rate differs between episodes, so that some show the teacher alone and some are mostly noise.
+        # The rate differs between episodes: some follow the script throughout, some are mostly noise.
         self._rate = config.perturbation * self._rng.uniform(0, 2)
 
-    async def decide(self, observation: Observation, messages: Sequence[Message], deadline: float) -> Choice:
+    async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
         plan = scripted.plan(observation.view, self._max_actions)
         text = tool_call_text(plan)
-        return Choice(
+        return PolicyOutput(
             text=text,
             calls=(call(plan),),
             actions=tuple(scripted.perturbed(plan, self._rate, self._max_actions, self._rng)),
@@ -118,17 +118,17 @@ class Teacher:
         )
 
 
-class Sightless:
-    """crafter-random and crafter-blind: draw actions without looking; an episode's draws follow from its seed."""
+class BlindPolicy:
+    """crafter-random and crafter-blind: draw actions without the observation, reproducibly from the episode's seed."""
 
     def __init__(self, request: RolloutRequest) -> None:
         self._name = request.policy.policy_name
         self._plan = blind_plan if self._name == BLIND_POLICY else random_plan
         self._max_actions = request.policy.config.max_actions
-        self._rng = np.random.default_rng((request.env.seed, _SIGHTLESS_STREAM))
+        self._rng = np.random.default_rng((request.env.seed, _BLIND_STREAM))
 
-    async def decide(self, observation: Observation, messages: Sequence[Message], deadline: float) -> Choice:
+    async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
         plan = self._plan(self._max_actions, self._rng)
-        return Choice(
+        return PolicyOutput(
             text=tool_call_text(plan), calls=(call(plan),), actions=tuple(plan), model=self._name, finish_reason="stop"
         )  # fmt: skip

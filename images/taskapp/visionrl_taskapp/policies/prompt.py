@@ -1,9 +1,9 @@
-"""crafter-react: what the model is told, shown and offered.
+"""crafter-react: the prompt of each turn.
 
-The built-in prompt states the rules of the installed Crafter (`rules()`), a strategy and the tool. The context
-is one frame, or a segment of turns that grows and then starts afresh. Answers from before it stay as the model's own
-turns, their frames replaced by a short text: the roles alternate as chat templates want them to, and a prompt's
-length is bounded.
+The built-in system prompt states the rules of the installed Crafter (`rules()`), a strategy and the tool. The context
+is one frame, or a segment of turns that grows until the next segment begins. Responses from before the segment stay as
+the model's own turns, with a short text in place of their frames: the roles alternate as chat templates require, and a
+prompt's length is bounded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Frame:
 def sends_frames(config: PolicyConfig) -> bool:
     """Whether prompts carry frames: `use_vision`, else `supports_vision`, else by the model's name.
 
-    Without a model (the scripted player), prompts are those of a vision model.
+    Without a model (the scripted policy), prompts are those of a vision model.
     """
     for explicit in (config.use_vision, config.supports_vision):
         if explicit is not None:
@@ -46,11 +46,11 @@ def sends_frames(config: PolicyConfig) -> bool:
 
 @dataclass(frozen=True)
 class PastTurn:
-    """What a former prompt showed last, and the answer to it."""
+    """What an earlier prompt showed last, and the response to it."""
 
     frame: Frame | None
     text: str | None
-    answer: str
+    response: str
 
 
 def build_messages(
@@ -58,19 +58,20 @@ def build_messages(
 ) -> list[Message]:
     """The prompt of one decision, images by hash: ``{"type": "image", "sha256": …}``.
 
-    `history` holds the episode's former turns, oldest first. Those of the current segment are shown whole, so the
-    prompt continues the segment's last one; of those before it, the last `history_turns` answers are shown without
-    their frames. A text policy passes no frame and gets string contents; in image-only mode `state_text` is None.
+    `history` holds the episode's earlier turns, oldest first. Those of the current segment are shown in full, so the
+    prompt continues the segment's previous one; of those before it, the last `history_turns` responses are shown
+    without their frames. A text policy passes no frame and gets string contents; in image-only mode `state_text` is
+    None.
     """
     prompt = system_prompt(config) if config.system_prompt is None else config.system_prompt
     messages: list[Message] = [{"role": "system", "content": prompt}] if prompt else []
     start = segment_start(config, len(history))
     for past in history[start - min(config.history_turns, start) : start]:
         messages.append({"role": "user", "content": EARLIER_STATE if past.frame is None else EARLIER_FRAME})
-        messages.append({"role": "assistant", "content": past.answer})
+        messages.append({"role": "assistant", "content": past.response})
     for past in history[start:]:
         messages.append({"role": "user", "content": _observation(past.frame, past.text)})
-        messages.append({"role": "assistant", "content": past.answer})
+        messages.append({"role": "assistant", "content": past.response})
     messages.append({"role": "user", "content": _observation(frame, state_text)})
     return messages
 

@@ -1,8 +1,8 @@
-"""Reading a model's answer: strict parsing that never raises.
+"""Reading the tool call of a model's response: strict parsing that never raises.
 
 A server with a tool parser puts calls into the message's `tool_calls`; others leave them in the text, as
-`<tool_call>{json}</tool_call>` (Qwen's and Hermes's format), as fenced or as bare JSON. All are understood, and
-either way the call must name the tool and known actions, and not too many of them.
+`<tool_call>{json}</tool_call>` (Qwen's and Hermes's format), as fenced or as bare JSON. All are read. The call must
+name the tool and from 1 to `max_actions` known actions.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from visionrl.tools import ACTIONS, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, TOOL_NAME
 ErrorKind = Literal["no_call", "many_calls", "bad_json", "unknown_tool", "bad_arguments"]
 
 _BLOCK = re.compile(rf"{TOOL_CALL_OPEN}(.*?)(?:{TOOL_CALL_CLOSE}|\Z)", re.DOTALL)
-# Objects that are tried in a text without tags: enough for any sane answer, and bounds the work on others.
+# Most objects that are tried in a text without tags: it bounds the work on a hostile one.
 _MAX_CANDIDATES = 32
 _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
 class Actions:
-    """A usable answer."""
+    """A usable response."""
 
     actions: tuple[str, ...]
     calls: tuple[ToolCall, ...]
 
 
 @dataclass(frozen=True)
-class InvalidAnswer:
-    """An answer that cannot be executed: what is wrong with it, and the calls as far as they could be read."""
+class InvalidResponse:
+    """A response that cannot be executed: what is wrong with it, and the calls that could be read."""
 
     kind: ErrorKind
     message: str
     calls: tuple[ToolCall, ...] = ()
 
 
-class _AnswerError(Exception):
+class _InvalidResponseError(Exception):
     def __init__(self, kind: ErrorKind, message: str) -> None:
         super().__init__(message)
         self.kind: ErrorKind = kind
@@ -52,9 +52,9 @@ def call(actions: Sequence[str]) -> ToolCall:
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """An assistant message as one text: its content, and calls that the server's parser has taken out of it.
+    """An assistant message as one text: its content, and the calls that the server's parser took out of it.
 
-    The parser re-serialises arguments, so the text may differ in white space from what was sampled; training
+    The parser re-serialises arguments, so the text may differ from what was sampled in white space; training
     reads token ids, never this text.
     """
     content = message.get("content")
@@ -67,14 +67,14 @@ def message_text(message: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidAnswer:
-    """Read an assistant message of a chat completion. Whatever it holds, this returns."""
+def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidResponse:
+    """Read the assistant message of a chat completion; never raises."""
     found: list[ToolCall] = []
     try:
         found.extend(_read_field(_tool_calls(message)) or _read_text(message.get("content")))
         return Actions(_check(found, max_actions), tuple(found))
-    except _AnswerError as wrong:
-        return InvalidAnswer(wrong.kind, str(wrong), tuple(found))
+    except _InvalidResponseError as wrong:
+        return InvalidResponse(wrong.kind, str(wrong), tuple(found))
 
 
 def _tool_calls(message: Mapping[str, Any]) -> Sequence[Any]:
@@ -84,22 +84,22 @@ def _tool_calls(message: Mapping[str, Any]) -> Sequence[Any]:
 
 def _check(calls: Sequence[ToolCall], max_actions: int) -> tuple[str, ...]:
     if not calls:
-        raise _AnswerError("no_call", f"no tool call in the answer; call {TOOL_NAME} once")
+        raise _InvalidResponseError("no_call", f"no tool call in the response; call {TOOL_NAME} once")
     if len(calls) > 1:
-        raise _AnswerError("many_calls", f"{len(calls)} tool calls in one answer; call {TOOL_NAME} once")
+        raise _InvalidResponseError("many_calls", f"{len(calls)} tool calls in one response; call {TOOL_NAME} once")
     name, arguments = calls[0].tool_name, calls[0].arguments
     if name != TOOL_NAME:
-        raise _AnswerError("unknown_tool", f"unknown tool {_shown(name)}; the tool is {TOOL_NAME}")
+        raise _InvalidResponseError("unknown_tool", f"unknown tool {_shown(name)}; the tool is {TOOL_NAME}")
     if unknown := sorted(arguments.keys() - {"actions"}):
-        raise _AnswerError("bad_arguments", f"unknown argument {_shown(unknown[0])}; the argument is actions")
+        raise _InvalidResponseError("bad_arguments", f"unknown argument {_shown(unknown[0])}; the argument is actions")
     actions = arguments.get("actions")
     if not isinstance(actions, list):
-        raise _AnswerError("bad_arguments", f"actions must be a list, not {type(actions).__name__}")
+        raise _InvalidResponseError("bad_arguments", f"actions must be a list, not {type(actions).__name__}")
     if not 1 <= len(actions) <= max_actions:
-        raise _AnswerError("bad_arguments", f"{len(actions)} actions; give 1 to {max_actions}")
+        raise _InvalidResponseError("bad_arguments", f"{len(actions)} actions; give 1 to {max_actions}")
     for index, action in enumerate(actions):
         if not isinstance(action, str) or action not in ACTIONS:
-            raise _AnswerError("bad_arguments", f"actions[{index}] is {_shown(action)}, which is no action")
+            raise _InvalidResponseError("bad_arguments", f"actions[{index}] is {_shown(action)}, which is no action")
     return tuple(actions)
 
 
@@ -109,7 +109,7 @@ def _read_field(items: Sequence[Any]) -> list[ToolCall]:
     for item in items:
         function = item.get("function") if isinstance(item, Mapping) else None
         if not isinstance(function, Mapping):
-            raise _AnswerError("bad_json", "a tool call without a function")
+            raise _InvalidResponseError("bad_json", "a tool call without a function")
         calls.append(_tool_call(function))
     return calls
 
@@ -143,14 +143,14 @@ def _objects(text: str) -> list[dict[str, Any]]:
 
 def _tool_call(value: Any) -> ToolCall:
     if not isinstance(value, Mapping):
-        raise _AnswerError("bad_json", f"the tool call is a {type(value).__name__}, not an object")
+        raise _InvalidResponseError("bad_json", f"the tool call is a {type(value).__name__}, not an object")
     name, arguments = value.get("name"), value.get("arguments")
     if not isinstance(name, str):
-        raise _AnswerError("unknown_tool", f"the tool call has no name; the tool is {TOOL_NAME}")
+        raise _InvalidResponseError("unknown_tool", f"the tool call has no name; the tool is {TOOL_NAME}")
     if isinstance(arguments, str):
         arguments = _decode(arguments, "the arguments")
     if not isinstance(arguments, dict):
-        raise _AnswerError("bad_arguments", f"arguments must be an object, not {type(arguments).__name__}")
+        raise _InvalidResponseError("bad_arguments", f"arguments must be an object, not {type(arguments).__name__}")
     return ToolCall(tool_name=name, arguments=arguments)
 
 
@@ -158,7 +158,7 @@ def _decode(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _AnswerError("bad_json", f"{what} cannot be read as JSON: {error}") from None
+        raise _InvalidResponseError("bad_json", f"{what} cannot be read as JSON: {error}") from None
 
 
 def _shown(value: Any) -> str:

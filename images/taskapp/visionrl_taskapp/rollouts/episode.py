@@ -1,6 +1,6 @@
-"""One episode: observe, decide, act, until it is over or a bound is reached.
+"""One episode: observe, act, step, until it is done or a bound is reached.
 
-An episode that cannot go on is aborted: its answer says why and keeps the decisions that were made. Only a first
+An episode that cannot continue is aborted: its response says why and keeps the decisions that were made. Only a first
 turn that cannot reach the inference server at all is an error of the request.
 """
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 from visionrl.checks import Problem
 from visionrl.rollout import AbortReason, Decision, RolloutRequest, Timings
 from visionrl_taskapp.policies.inference_client import InferenceClient, InferenceError, UnreachableError
-from visionrl_taskapp.policies.policy import Choice, decider
+from visionrl_taskapp.policies.policy import PolicyOutput, make_policy
 from visionrl_taskapp.policies.prompt import Frame, Message, PastTurn, build_messages, frames_of, with_pixels
 from visionrl_taskapp.rollouts.rewards import decision_reward
 from visionrl_taskapp.rollouts.simulation import Observation, Simulation, TurnOutcome, Worlds
@@ -43,7 +43,7 @@ class Services:
     workers: Executor
     """Threads for simulation and rendering."""
     keep_images: bool = False
-    """Keep every frame's PNG for the traces, also where the answer does not carry it."""
+    """Keep every frame's PNG for the traces, also where the response does not carry it."""
 
 
 async def play(request: RolloutRequest, services: Services) -> Episode:
@@ -52,14 +52,14 @@ async def play(request: RolloutRequest, services: Services) -> Episode:
     Cancelling the task ends the episode as `cancelled`: the call still returns what was played. Raises
     :class:`UnreachableInferenceError`.
     """
-    player = _Player(request, services)
+    loop = _EpisodeLoop(request, services)
     abort: Abort | None = None
     began = time.time()
     try:
-        abort = await player.run()
+        abort = await loop.run()
     except asyncio.CancelledError:
         abort = Abort("cancelled", "the task app is shutting down")
-    return Episode(request, tuple(player.turns), abort, player.ops, began)
+    return Episode(request, tuple(loop.turns), abort, loop.ops, began)
 
 
 def turn_limit(request: RolloutRequest) -> int:
@@ -71,12 +71,12 @@ def turn_limit(request: RolloutRequest) -> int:
     return min(turns, config.max_llm_calls) if "max_llm_calls" in config.model_fields_set else turns
 
 
-class _Player:
+class _EpisodeLoop:
     """The loop's state: what has been played so far."""
 
     def __init__(self, request: RolloutRequest, services: Services) -> None:
         self._request, self._services = request, services
-        self._decider = decider(request, services.inference)
+        self._policy = make_policy(request, services.inference)
         self._simulation = Simulation(request, services.worlds)
         record = request.record
         inline = record.return_trace and record.trace_format == "full"
@@ -88,7 +88,7 @@ class _Player:
         self.ops = 0
 
     async def run(self) -> Abort | None:
-        """Play on to the end; None for an episode that came to it by itself."""
+        """Play to the end; None for an episode that was not aborted."""
         limit = turn_limit(self._request)
         observation: Observation | None = await self._work(self._simulation.begin)
         for index in range(limit):
@@ -101,35 +101,35 @@ class _Player:
             messages = build_messages(config, self._past, observation.frame, observation.text)
             frames = frames_of(config, self._past, observation.frame)
             decision_watch = _Stopwatch()
-            choice = await self._decide(observation, with_pixels(messages, frames))
-            if isinstance(choice, Abort):
-                return choice
+            output = await self._act(observation, with_pixels(messages, frames))
+            if isinstance(output, Abort):
+                return output
             decision_ms = decision_watch.ms()
             self.ops += 1
-            actions = choice.actions[: self._request.safety.max_ops - self.ops]
+            actions = output.actions[: self._request.safety.max_ops - self.ops]
             env_watch = _Stopwatch()
             outcome, following = await self._work(partial(self._simulation.advance, actions, index + 1 < limit))
             env_ms = env_watch.ms()
             self.ops += len(outcome.actions)
             timings = Timings(
-                inference_ms=choice.inference_ms,
-                decision_ms=decision_ms - choice.inference_ms,
+                inference_ms=output.inference_ms,
+                decision_ms=decision_ms - output.inference_ms,
                 env_step_ms=env_ms,
                 overhead_ms=turn_watch.ms() - decision_ms - env_ms,
             )
-            self._record(observation, messages, frames, choice, outcome, timings)
-            if len(actions) < len(choice.actions) and not outcome.done:
+            self._record(observation, messages, frames, output, outcome, timings)
+            if len(actions) < len(output.actions) and not outcome.done:
                 return self._out_of_ops()
             observation = following
         return None
 
-    async def _decide(self, observation: Observation, messages: list[Message]) -> Choice | Abort:
+    async def _act(self, observation: Observation, messages: list[Message]) -> PolicyOutput | Abort:
         config, now = self._request.policy.config, self._loop.time()
         deadline = min(self._end, now + config.turn_timeout_s)
         try:
             if now >= self._end:
                 raise TimeoutError
-            return await self._decider.decide(observation, messages, deadline)
+            return await self._policy.act(observation, messages, deadline)
         except TimeoutError:
             return self._too_late(deadline)
         except UnreachableError as error:
@@ -144,31 +144,31 @@ class _Player:
         observation: Observation,
         messages: list[Message],
         frames: list[Frame],
-        choice: Choice,
+        output: PolicyOutput,
         outcome: TurnOutcome,
         timings: Timings,
     ) -> None:
         request, frame = self._request, observation.frame
-        valid = choice.error is None
+        valid = output.error is None
         decision = Decision(
             index=len(self.turns),
             images=[shown.sha256 for shown in frames],
-            text=choice.text,
-            tool_calls=list(choice.calls),
+            text=output.text,
+            tool_calls=list(output.calls),
             valid=valid,
-            error=choice.error,
+            error=output.error,
             actions=list(outcome.actions),
             unlocked=list(outcome.unlocked),
             reward=decision_reward(outcome.unlocked, valid, outcome.env_reward, request.rewards),
             done=outcome.done,
-            model=choice.model,
-            finish_reason=choice.finish_reason,
-            prompt_token_ids=choice.prompt_token_ids,
-            token_ids=choice.token_ids,
-            logprobs=choice.logprobs,
+            model=output.model,
+            finish_reason=output.finish_reason,
+            prompt_token_ids=output.prompt_token_ids,
+            token_ids=output.token_ids,
+            logprobs=output.logprobs,
             state_hash=observation.state_hash,
             messages=messages if request.record.messages else None,
-            label=choice.label,
+            label=output.label,
             timings=timings,
         )
         self.turns.append(
@@ -181,11 +181,11 @@ class _Player:
                 unlocked_before=observation.unlocked,
                 inventory_after=outcome.inventory,
                 dead=outcome.dead,
-                usage=choice.usage,
+                usage=output.usage,
                 ended=time.time(),
             )
         )
-        self._past.append(PastTurn(frame, observation.text, choice.text))
+        self._past.append(PastTurn(frame, observation.text, output.text))
 
     def _out_of_ops(self) -> Abort:
         return Abort("max_ops", f"safety.max_ops ({self._request.safety.max_ops}) reached after {self.ops} operations")
@@ -195,7 +195,7 @@ class _Player:
             reason: AbortReason = "max_time"
             return Abort(reason, f"safety.max_time_s ({self._request.safety.max_time_s:g} s) is used up")
         limit = self._request.policy.config.turn_timeout_s
-        return Abort("turn_timeout", f"no answer within policy.config.turn_timeout_s ({limit:g} s)")
+        return Abort("turn_timeout", f"no response within policy.config.turn_timeout_s ({limit:g} s)")
 
     async def _work(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._services.workers, call)

@@ -12,7 +12,7 @@ def decision_reward(unlocked: Sequence[str], valid: bool, env_reward: float, rew
     """Split a decision's reward.
 
     `unlocked` are the achievements that the decision reached for the first time in its episode, `valid` says whether
-    the answer was a usable tool call, `env_reward` is Crafter's own reward summed over the actions.
+    the response was a usable tool call, `env_reward` is Crafter's own reward summed over the actions.
     """
     return RewardSplit(
         event=float(len(unlocked)),

@@ -1,7 +1,7 @@
-"""One episode's simulator, one blocking call a turn: do actions, then observe.
+"""One episode's simulator, one blocking call per turn: step through the actions, then observe.
 
-Nothing here awaits. Callers run these methods in a worker thread, one at a time for one simulation, so that world
-generation and rendering do not stall the event loop.
+Nothing here awaits. Callers run these methods in a worker thread, one call at a time per simulation, so that world
+generation and rendering do not block the event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DECOY_SEED = 0x5DEECE66D
 
 @dataclass(frozen=True)
 class Observation:
-    """What there is to see before a decision. `frame` and `text` are what the prompt carries, if anything."""
+    """The state before a decision. `frame` and `text` are what the prompt carries, if anything."""
 
     view: LocalView
     frame: Frame | None
@@ -58,7 +58,7 @@ class Worlds:
     def __init__(self, capacity: int = 256) -> None:
         self._capacity = capacity
         self._snapshots: collections.OrderedDict[tuple[int, str], Snapshot] = collections.OrderedDict()
-        # Held while a world is made: the group's other members wait for it instead of making it too.
+        # Held while a world is generated: the group's other members wait for it instead of generating it too.
         self._lock = threading.Lock()
 
     def start(self, env: CrafterEnv, seed: int) -> None:
@@ -97,7 +97,7 @@ class Simulation:
         return self._observe()
 
     def advance(self, actions: Sequence[str], observe: bool) -> tuple[TurnOutcome, Observation | None]:
-        """Do the actions until the episode is over; then look, where `observe` asks for it and it is not over."""
+        """Step through the actions until the episode is done; then observe, if `observe` is set and it is not done."""
         executed: list[str] = []
         unlocked: list[str] = []
         reward = 0.0
@@ -114,7 +114,7 @@ class Simulation:
         if outcome.done or not observe:
             return outcome, None
         if self._decoy:
-            _play_on(self._decoy, self._max_actions)
+            _scripted_turn(self._decoy, self._max_actions)
         return outcome, self._observe()
 
     def _observe(self) -> Observation:
@@ -140,8 +140,8 @@ def _make_env(settings: EnvSettings) -> CrafterEnv:
     return CrafterEnv(settings.image_size, settings.difficulty, settings.length)
 
 
-def _play_on(env: CrafterEnv, max_actions: int) -> None:
-    """One turn of the teacher; a player whose episode is over stays where it is."""
+def _scripted_turn(env: CrafterEnv, max_actions: int) -> None:
+    """One turn of the scripted policy; nothing where the episode is done."""
     for action in scripted.plan(env.local_view(), max_actions):
         if env.done:
             return

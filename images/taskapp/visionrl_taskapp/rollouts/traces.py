@@ -1,4 +1,4 @@
-"""Session traces: what an episode looked like, as JSON and as rows of a SQLite file.
+"""Session traces: a played episode as JSON and as rows of a SQLite file.
 
 Tables follow the reference system's (sessions, timesteps, events, messages, rewards); images are stored once, by
 the hash of their pixels. An episode is one transaction, written by a thread of its own.
@@ -78,7 +78,7 @@ CREATE INDEX IF NOT EXISTS sessions_by_image ON session_images (sha256);
 def trace(episode: Episode, form: TraceFormat) -> dict[str, Any]:
     """The session trace inline.
 
-    `compact` has one short row a turn; `structured` all timesteps with their events and messages, images by hash;
+    `compact` has one short row per turn; `structured` all timesteps with their events and messages, images by hash;
     `full` is `structured` with the images' PNGs (base64) beside.
     """
     session: dict[str, Any] = {
@@ -135,12 +135,12 @@ def _row(turn: Turn) -> dict[str, Any]:
 
 def _timestep(turn: Turn) -> dict[str, Any]:
     decision = turn.decision
-    answer = {"role": "assistant", "content": decision.text}
+    response = {"role": "assistant", "content": decision.text}
     call = {
         "event_type": "llm_call",
         "model_name": decision.model,
         "input_messages": turn.messages,
-        "output_message": answer,
+        "output_message": response,
         "tool_calls": [tool_call.model_dump() for tool_call in decision.tool_calls],
         "finish_reason": decision.finish_reason,
         "error": decision.error,
@@ -167,7 +167,7 @@ def _timestep(turn: Turn) -> dict[str, Any]:
         "images": decision.images,
         "timings": decision.timings.model_dump(),
         "events": [call, environment],
-        "messages": [turn.messages[-1], answer],
+        "messages": [turn.messages[-1], response],
     }
 
 
@@ -193,7 +193,7 @@ class TraceStore:
     def write(self, episode: Episode) -> None:
         """Store an episode in the background; an earlier one of the same run id is replaced.
 
-        Never waits: where the disk is so slow that episodes pile up, the trace is dropped and counted as failed.
+        Never blocks: where the disk is so slow that episodes queue up, the trace is dropped and counted as failed.
         """
         if self._waiting.acquire(blocking=False):
             self._thread.submit(self._try_to_write, episode)
@@ -201,11 +201,11 @@ class TraceStore:
             self._lost(episode, f"{_MAX_WAITING} episodes wait for the disk already")
 
     def flush(self) -> None:
-        """Return when everything that was handed over is on disk."""
+        """Return when every episode that was submitted is on disk."""
         self._thread.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Write what waits, then close the file."""
+        """Write what is queued, then close the file."""
         self._thread.shutdown(wait=True)
         if self._connection:
             self._connection.close()
@@ -309,7 +309,7 @@ def _insert_timestep(database: sqlite3.Connection, session: str, turn: Turn, ste
 
 
 def _rewards(turn: Turn) -> Iterator[tuple[str, float, str | None]]:
-    """Rows of (type, value, key): one an achievement, one for each other part that is not zero."""
+    """Rows of (type, value, key): one per achievement, and one for each other part that is not zero."""
     reward = turn.decision.reward
     for name in turn.decision.unlocked:
         yield "event", 1.0, name

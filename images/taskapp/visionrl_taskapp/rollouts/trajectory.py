@@ -1,4 +1,4 @@
-"""A played episode as the answer of `POST /rollout`: pure functions from turns to the contract's types."""
+"""A played episode as the response of `POST /rollout`: pure functions from turns to the contract's types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from visionrl_taskapp.policies.prompt import Frame, Message
 
 @dataclass(frozen=True)
 class Turn:
-    """A decision with what the answer or the trace may want to tell about it."""
+    """A decision with everything that the response or the trace may include."""
 
     decision: Decision
     messages: list[Message]
@@ -77,7 +77,7 @@ class Episode:
 
 
 def response(episode: Episode, trace: dict[str, Any] | None = None) -> RolloutResponse:
-    """The answer to the episode's request."""
+    """The response to the episode's request."""
     request, abort = episode.request, episode.abort
     record, config = request.record, request.policy.config
     return RolloutResponse(

@@ -1,1 +1,1 @@
-"""The HTTP side of the task app."""
+"""The task app's HTTP server."""

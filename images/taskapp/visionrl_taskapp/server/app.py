@@ -1,4 +1,4 @@
-"""The HTTP face of the task app."""
+"""The routes of the task app."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES, TraceStore, t
 from visionrl_taskapp.rollouts.trajectory import Episode, response
 from visionrl_taskapp.server.auth import KeyGuard
 from visionrl_taskapp.server.describe import SERVICE, VERSION, seeds_of, task_info
-from visionrl_taskapp.server.responses import BadBodyError, answer, error, parse_json, raw, read_body
+from visionrl_taskapp.server.responses import BadBodyError, error, json_response, parse_json, raw, read_body
 from visionrl_taskapp.server.validation import RequestError, parse_request
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class TaskApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """Answers `/health` with 503 while warming up; at the end waits for the traces."""
+        """`/health` is 503 during the warm-up; the end waits for the traces."""
         inference = InferenceClient(self.settings.job_server, self.settings.job_key, self.settings.policy_key)
         workers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="simulation")
         self._services = Services(Worlds(), inference, workers, keep_images=self._traces is not None)
@@ -101,17 +101,19 @@ class TaskApp:
     # --- routes
 
     async def root(self, _request: Request) -> Response:
-        return answer({"service": SERVICE, "version": VERSION, "routes": sorted(route.path for route in self.routes())})
+        return json_response(
+            {"service": SERVICE, "version": VERSION, "routes": sorted(route.path for route in self.routes())}
+        )
 
     async def health(self, _request: Request) -> Response:
         configured = bool(self.settings.keys)
         healthy = self.ready and configured
         body = {"healthy": healthy, "ready": self.ready, "auth": {"required": True, "configured": configured}}
-        return answer(body, 200 if healthy else 503)
+        return json_response(body, 200 if healthy else 503)
 
     async def info(self, _request: Request) -> Response:
         traces = self._traces
-        return answer(
+        return json_response(
             task_info()
             | {
                 "service": {"name": SERVICE, "version": VERSION},
@@ -135,18 +137,18 @@ class TaskApp:
     async def task_info(self, request: Request) -> Response:
         seeds = seeds_of(request.query_params.multi_items())
         infos = [task_info(seed) for seed in seeds] or [task_info()]
-        return answer(infos[0] if len(infos) == 1 else infos)
+        return json_response(infos[0] if len(infos) == 1 else infos)
 
     async def rollout(self, request: Request) -> Response:
         rollout = parse_request(parse_json(await read_body(request)))
-        return raw(await self.runs.answer(rollout, self._play))
+        return raw(await self.runs.response(rollout, self._play))
 
     async def done(self, request: Request) -> Response:
-        """The client is done with a run, `{"run_id": …}`: its cached answer may go. An empty body is fine, too."""
+        """The client needs a run no more, `{"run_id": …}`: its cached response is dropped. The body may be empty."""
         body = await read_body(request)
         data = parse_json(body) if body else {}
         run_id = data.get("run_id") if isinstance(data, dict) else None
-        return answer({"ok": True, "forgotten": isinstance(run_id, str) and self.runs.forget(run_id)})
+        return json_response({"ok": True, "forgotten": isinstance(run_id, str) and self.runs.forget(run_id)})
 
     def routes(self) -> list[Route]:
         return [
@@ -173,10 +175,10 @@ class TaskApp:
 
 def _summary(episode: Episode) -> str:
     request, abort = episode.request, episode.abort
-    player = request.policy.config.model or request.policy.policy_name
+    policy = request.policy.config.model or request.policy.policy_name
     end = f"aborted: {abort.reason}: {abort.message}" if abort else "ok"
     return (
-        f"episode {request.run_id} seed={request.env.seed} model={player!r} "
+        f"episode {request.run_id} seed={request.env.seed} model={policy!r} "
         f"turns={len(episode.turns)} achievements={len(episode.unlocked)} {end}"
     )
 
@@ -206,7 +208,7 @@ async def _invalid(_request: Request, exception: Exception) -> Response:
 
 async def _bad_body(_request: Request, exception: Exception) -> Response:
     assert isinstance(exception, BadBodyError)
-    # The rest of the body may still be on its way: not a connection to go on with.
+    # The rest of the body may still arrive: this connection cannot be used again.
     return error(exception.status, str(exception), {"connection": "close"} if exception.status != 400 else None)
 
 

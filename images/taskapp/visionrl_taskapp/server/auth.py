@@ -1,4 +1,4 @@
-"""Who may ask: one key or several, compared in constant time, never shown."""
+"""Authentication: one key or several, compared in constant time, never shown."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def accepted_keys(main: str | None, aliases: Iterable[str]) -> tuple[str, ...]:
 
 
 class KeyGuard:
-    """ASGI middleware: every path but `/health` wants a key in `X-API-Key`, `X-API-Keys` (comma-separated) or
-    `Authorization: Bearer`. 401 without a right one, 503 where the server has none."""
+    """ASGI middleware: every path but `/health` requires a key in `X-API-Key`, `X-API-Keys` (comma-separated) or
+    `Authorization: Bearer`. 401 without a valid one, 503 where the server has none."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""HTTP answers as JSON, and bodies as JSON within bounds."""
+"""JSON responses, and request bodies within limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from visionrl.checks import Problem
 BODY_LIMIT = 2**20
 """Bytes of a request's body."""
 BODY_TIMEOUT_S = 30.0
-# A body that is too long is still read this far, so that its client gets the answer and not a broken connection.
+# A body that is too long is still read up to this many limits, so that its client gets the response and not a broken
+# connection.
 _DRAINED = 16
 
 
@@ -27,7 +28,7 @@ class BadBodyError(Exception):
         self.status = status
 
 
-def answer(data: Any, status: int = 200) -> Response:
+def json_response(data: Any, status: int = 200) -> Response:
     return raw(orjson.dumps(data), status)
 
 

@@ -1,4 +1,4 @@
-"""What a request must hold beyond its schema; each rule names the field and the fix."""
+"""What a request must fulfil beyond its schema; each rule names the field and the fix."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Players that do not look: the bars that a policy must clear before anyone may say that it sees.
+"""Policies that ignore the observation: the baselines that a policy which uses its frames must beat.
 
-*crafter-random* draws 1 to `max_actions` actions, all alike. *crafter-blind* draws `max_actions` actions from one fixed
-distribution, the best that the cross-entropy method (Rubinstein 1999) finds: what can be had by knowing the game and
+*crafter-random* draws 1 to `max_actions` actions uniformly. *crafter-blind* draws `max_actions` actions from one fixed
+distribution, the best that the cross-entropy method (Rubinstein 1999) finds: what is reached by knowing the game and
 never looking at it. The distribution was found with:
 
     python -m visionrl_taskapp.envs.crafter.blind --search
@@ -40,9 +40,9 @@ BLIND_PROBABILITIES: Mapping[str, float] = {
     "make_stone_sword": 0.002,
     "make_iron_sword": 0.005,
 }
-"""Of each action; those that are not named are never taken."""
+"""Probability of each action; those that are not named are never drawn."""
 
-_TURNS, _ACTIONS_A_TURN = 30, 4
+_TURNS, _ACTIONS_PER_TURN = 30, 4
 _GENERATIONS, _POPULATION, _ELITE, _EPISODES = 24, 32, 8, 16
 _SMOOTHING, _FLOOR = 0.7, 0.05
 
@@ -84,13 +84,15 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _score(probabilities: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
     """Unique achievements of an episode from each seed."""
-    from visionrl_taskapp.envs.crafter.env import CrafterEnv  # compiles the renderer: not for the players above
+    from visionrl_taskapp.envs.crafter.env import (
+        CrafterEnv,
+    )  # compiles the renderer, which the policies above do not need
 
     env, found = CrafterEnv(), []
     for seed in seeds:
         env.reset(seed)
         rng = np.random.default_rng(seed)
-        for action in rng.choice(ACTIONS, size=_TURNS * _ACTIONS_A_TURN, p=probabilities):
+        for action in rng.choice(ACTIONS, size=_TURNS * _ACTIONS_PER_TURN, p=probabilities):
             if env.step(str(action)).done:
                 break
         found.append(len(env.unlocked))
@@ -101,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m visionrl_taskapp.envs.crafter.blind", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--search", action="store_true", help="find the distribution anew (some minutes)")
+    parser.add_argument("--search", action="store_true", help="search the distribution again (some minutes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
     arguments = parser.parse_args()
     found = search(arguments.seed) if arguments.search else dict(BLIND_PROBABILITIES)

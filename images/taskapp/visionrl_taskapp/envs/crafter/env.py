@@ -204,7 +204,7 @@ class CrafterEnv:
         return self._renderer(scene)
 
     def local_view(self) -> LocalView:
-        """What `render` shows, as names: for a teacher that must not know more than the policy sees."""
+        """What `render` shows, as names: for the scripted policy, which must not know more than the image shows."""
         player = self._current_player()
         materials, sprites = self._world.window(player.pos)
         return LocalView(
@@ -235,7 +235,7 @@ class CrafterEnv:
         """SHA-256 (hex) of what decides the future: step (so daylight), map, player, creatures.
 
         The generator's state is left out on purpose: paths that lead to the same situation have the same
-        hash though chance may go on differently from there, which is what grouping by state needs. Also left
+        hash though the random numbers that follow may differ, which is what grouping by state needs. Also left
         out: how often an achievement was reached beyond the first time, image size, difficulty, length.
         Creatures count in the order in which they act.
         """

@@ -1,7 +1,7 @@
 """The rules of Crafter as data, read from the `data.yaml` that the installed `crafter` package ships.
 
 Recipes that circulate on the web disagree with the released package (what a table costs, for one), so
-prompts and teachers take them from here and nothing in this project states a cost by hand.
+prompts and the scripted policy take them from here and nothing in this project states a cost by hand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The teacher: a scripted player that sees what the image shows and nothing else.
+"""The scripted policy: it sees what the image shows and nothing else.
 
-It has no memory. Every decision is made anew from :class:`~visionrl_taskapp.envs.crafter.env.LocalView`, by the first
-goal of `GOALS` that has a plan, so a model that sees one frame can learn to do the same. Costs come from `data.yaml`.
+It has no memory. Every decision depends only on :class:`~visionrl_taskapp.envs.crafter.env.LocalView`: the first
+goal of `GOALS` that has a plan decides, so a model that sees one frame can learn to do the same. Costs come from
+`data.yaml`.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Sight:
         return None
 
     def approach(self, goal: Callable[[Cell], bool], then: Plan, reach: int = _MANY) -> Plan | None:
-        """Walk up to the nearest obstacle that `goal` accepts, face it, and go on with `then`."""
+        """Walk up to the nearest obstacle that `goal` accepts, face it, then do `then`."""
         path = self.path(goal)
         if path is None or len(path) > reach:
             return None
@@ -126,19 +127,19 @@ class Sight:
 
 
 def plan(view: LocalView, max_actions: int) -> Plan:
-    """The teacher's next 1 to `max_actions` actions."""
+    """The next 1 to `max_actions` actions."""
     sight = Sight(view)
     return next(found for goal in GOALS if (found := goal(sight)))[:max_actions]
 
 
-def perturbed(teacher: Plan, rate: float, max_actions: int, rng: np.random.Generator) -> Plan:
-    """The plan that is executed: with probability `rate` a random one, else the teacher's.
+def perturbed(plan: Plan, rate: float, max_actions: int, rng: np.random.Generator) -> Plan:
+    """The plan that is executed: with probability `rate` a random one, else `plan`.
 
-    Random plans bring the player where the teacher would not go by itself; what the teacher does from there is
-    what a learner that errs needs to know (DAgger's point, Ross et al. 2011).
+    Random plans lead to states that the scripted policy does not reach; what it does there is what a learner that
+    makes mistakes needs to imitate (the idea of DAgger, Ross et al. 2011).
     """
     if rng.random() >= rate:
-        return teacher
+        return plan
     if rng.random() < 0.6:
         return list(rng.choice(ACTIONS, size=rng.integers(1, max_actions + 1), p=_RANDOM_ACTIONS).tolist())
     return [list(_MOVES.values())[rng.integers(len(_MOVES))]] * int(rng.integers(1, max_actions + 1))
