@@ -1,17 +1,20 @@
 """Which responses of a model are played, and what is reported as wrong with the others."""
 
 import json
+import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from visionrl.rollout import ToolCall
 from visionrl.tools import ACTIONS, tool_call_text
-from visionrl_taskapp.policies.toolcalls import Actions, InvalidResponse, message_text, parse
+from visionrl_taskapp.policies.toolcalls import Actions, InvalidResponse, message_text, parse, without_thoughts
 
 CALL = '{"name": "interact_many", "arguments": {"actions": ["move_left", "do"]}}'
 PLAN = ("move_left", "do")
+OTHER_CALL = '<tool_call>{"name": "interact_many", "arguments": {"actions": ["sleep"]}}</tool_call>'
 
 
 def field(arguments: object, name: str = "interact_many") -> dict[str, Any]:
@@ -30,8 +33,26 @@ def field(arguments: object, name: str = "interact_many") -> dict[str, Any]:
         {"content": CALL},
         {"content": f'{{"thought": "wood"}} then {CALL}'},
         {"content": json.dumps({"name": "interact_many", "arguments": json.dumps({"actions": list(PLAN)})})},
+        {"content": [{"type": "text", "text": "A tree. "}, {"type": "text", "text": f"<tool_call>{CALL}</tool_call>"}]},
+        {"content": f"<think>\n{OTHER_CALL}? No.\n</think>\n<tool_call>{CALL}</tool_call>"},
+        {"content": f"{OTHER_CALL}? No.\n</think>\n<tool_call>{CALL}</tool_call>"},
+        {"content": f"<think>{OTHER_CALL}</think>{CALL}"},
+        field('{"actions": ["move_left", "do"]}') | {"content": "<think>Wood.</think>"},
     ],
-    ids=["field", "field-object", "tags", "after-text", "unclosed", "fenced", "bare", "second-object", "nested-string"],
+    ids=[
+        *(
+            "field",
+            "field-object",
+            "tags",
+            "after-text",
+            "unclosed",
+            "fenced",
+            "bare",
+            "second-object",
+            "nested-string",
+        ),
+        *("parts", "after-thought", "thought-opened-by-the-template", "bare-after-thought", "field-after-thought"),
+    ],
 )
 def test_a_call_is_played_in_every_form_that_models_write(message: dict[str, Any]) -> None:
     parsed = parse(message, 5)
@@ -71,6 +92,22 @@ def test_calls_that_the_server_parsed_win_over_text() -> None:
         ({"tool_calls": [{}]}, "bad_json", "without a function"),
         ({"tool_calls": [None]}, "bad_json", "without a function"),
         ({"tool_calls": "x", "content": 5}, "no_call", "no tool call"),
+        ({"content": f"<think>{OTHER_CALL}"}, "no_call", "no tool call"),
+        ({"content": f"<think>{OTHER_CALL}</think> Hm."}, "no_call", "no tool call"),
+        (field('{"actions": ["do"]}') | {"content": "<think>Maybe "}, "no_call", "inside <think>"),
+        ({"content": f"{CALL[:-9]}"}, "no_call", "no tool call"),
+        ({"content": f"<tool_call>{CALL[:-9]}"}, "bad_json", "JSON"),
+        ({"content": f'{{"plan": {CALL}, "next": tr'}, "no_call", "no tool call"),
+        ({"content": f'{{"plan": {CALL}, "next": "go'}, "no_call", "no tool call"),
+        ({"content": f"<tool_call>{CALL}\n{CALL}</tool_call>"}, "bad_json", "JSON"),
+        (field('{"actions": ["\\ud800"]}'), "bad_arguments", "surrogate"),
+        (field('{"\\ud83d": 1}'), "bad_arguments", "surrogate"),
+        (field("{}", name="\ud800"), "bad_arguments", "surrogate"),
+        (field('{"actions": [NaN]}'), "bad_arguments", "not finite"),
+        (field('{"actions": [1e999]}'), "bad_arguments", "not finite"),
+        (field(f'{{"actions": [{2**64}]}}'), "bad_arguments", "64 bits"),
+        (field(f'{{"actions": {"[" * 200}{"]" * 200}}}'), "bad_arguments", "levels of brackets"),
+        (field(f'{{"actions": {"[" * 900}{"]" * 900}}}'), "bad_arguments", "levels of brackets"),
     ],
 )
 def test_an_invalid_answer_says_what_is_wrong(message: dict[str, Any], kind: str, word: str) -> None:
@@ -97,13 +134,20 @@ def test_no_text_whatever_breaks_the_parser(text: str) -> None:
 
 
 @given(JSON, JSON, JSON)
+@example({}, {}, {"actions": {"\ud800": ["\udfff", math.inf, 2**64]}})
 def test_no_json_whatever_breaks_the_parser(content: object, tool_calls: object, arguments: object) -> None:
     for message in (
         {"content": content, "tool_calls": tool_calls},
         {"tool_calls": [{"function": {"name": content, "arguments": arguments}}]},
         {"content": json.dumps({"name": "interact_many", "arguments": arguments})},
     ):
-        assert isinstance(parse(message, 5), Actions | InvalidResponse)
+        parsed = parse(message, 5)
+        assert isinstance(parsed, Actions | InvalidResponse)
+        assert isinstance(message_text(message), str)
+        # What was parsed can be sent, stored and read again.
+        for call in parsed.calls:
+            assert ToolCall.model_validate_json(call.model_dump_json()) == call
+            json.dumps(call.model_dump(), ensure_ascii=False, allow_nan=False).encode()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 100_000 + "}", "{" * 100_000])
@@ -122,3 +166,17 @@ def test_what_the_teacher_writes_is_read_back(actions: list[str]) -> None:
 def test_an_answers_text_has_the_call_that_the_server_took_out_of_it() -> None:
     message = field('{"actions": ["move_left", "do"]}') | {"content": "A tree."}
     assert message_text(message) == f"A tree.\n{tool_call_text(PLAN)}"
+
+
+def test_the_text_of_parts_is_joined() -> None:
+    assert (
+        message_text({"content": [{"type": "text", "text": "A "}, {"type": "image"}, {"type": "text", "text": "B"}]})
+        == "A B"
+    )
+
+
+@given(st.text(alphabet="<think>/ab"), st.text(alphabet="ab<>"))
+def test_what_follows_the_last_thought_is_kept_and_no_thought_is(thought: str, response: str) -> None:
+    assert without_thoughts(f"<think>{thought}</think>{response}").endswith(response)
+    assert without_thoughts(f"{thought.replace('<think>', '')}</think>{response}") == response
+    assert "</think>" not in without_thoughts(thought)

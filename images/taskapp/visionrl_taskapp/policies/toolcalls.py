@@ -3,11 +3,15 @@
 A server with a tool parser puts calls into the message's `tool_calls`; others leave them in the text, as
 `<tool_call>{json}</tool_call>` (Qwen's and Hermes's format), as fenced or as bare JSON. All are read. The call must
 name the tool and from 1 to `max_actions` known actions.
+
+A call inside `<think>…</think>` is one that the model considered: it is not played. A response that was cut off at
+`max_tokens` is played if its call is complete.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +23,16 @@ from visionrl.tools import ACTIONS, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, TOOL_NAME
 ErrorKind = Literal["no_call", "many_calls", "bad_json", "unknown_tool", "bad_arguments"]
 
 _BLOCK = re.compile(rf"{TOOL_CALL_OPEN}(.*?)(?:{TOOL_CALL_CLOSE}|\Z)", re.DOTALL)
-# Most objects that are tried in a text without tags: it bounds the work on a hostile one.
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_THOUGHT_END = "</think>"
+# Most calls, or objects in a text without tags, that are read: it bounds the work on a hostile response.
 _MAX_CANDIDATES = 32
 _DECODER = json.JSONDecoder()
+
+# What arguments may hold, so that every reader of the trajectory can read them: pydantic's gives up at 200 levels,
+# UTF-8 has no lone surrogates, JSON has neither NaN nor infinity, and many readers have no integers above 64 bits.
+_MAX_DEPTH = 16
+_MAX_INTEGER = 2**63
 
 
 @dataclass(frozen=True)
@@ -57,29 +68,54 @@ def message_text(message: Mapping[str, Any]) -> str:
     The parser re-serialises arguments, so the text may differ from what was sampled in white space; training
     reads token ids, never this text.
     """
-    content = message.get("content")
-    parts = [content.strip()] if isinstance(content, str) and content.strip() else []
+    content = _content(message).strip()
+    parts = [content] if content else []
     for item in _tool_calls(message):
         function = item.get("function") if isinstance(item, Mapping) else None
         name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, Mapping) else (0, 0)
-        body = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        parts.append(f'{TOOL_CALL_OPEN}\n{{"name": {json.dumps(name)}, "arguments": {body}}}\n{TOOL_CALL_CLOSE}')
+        body = arguments if isinstance(arguments, str) else _dumped(arguments)
+        parts.append(f'{TOOL_CALL_OPEN}\n{{"name": {_dumped(name)}, "arguments": {body}}}\n{TOOL_CALL_CLOSE}')
     return "\n".join(parts)
+
+
+def without_thoughts(text: str) -> str:
+    """A response without what the model thought: `<think>…</think>`, or up to `</think>` where the chat template opened
+    the thought in the prompt. A thought that was not closed extends to the end."""
+    return _THOUGHT.sub("", text).rpartition(_THOUGHT_END)[2]
 
 
 def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidResponse:
     """Read the assistant message of a chat completion; never raises."""
     found: list[ToolCall] = []
     try:
-        found.extend(_read_field(_tool_calls(message)) or _read_text(message.get("content")))
+        content = _content(message)
+        if (calls := _tool_calls(message)) and _is_thinking(content):
+            raise _InvalidResponseError(
+                "no_call", f"the tool call is inside <think>; call {TOOL_NAME} after {_THOUGHT_END}"
+            )
+        found.extend(_read_field(calls) or _read_text(without_thoughts(content)))
         return Actions(_check(found, max_actions), tuple(found))
     except _InvalidResponseError as wrong:
         return InvalidResponse(wrong.kind, str(wrong), tuple(found))
 
 
+def _content(message: Mapping[str, Any]) -> str:
+    """The message's text; some servers send it as a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping) and part.get("type") in ("text", "output_text")]
+        content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
 def _tool_calls(message: Mapping[str, Any]) -> Sequence[Any]:
     calls = message.get("tool_calls")
-    return calls if isinstance(calls, list) else ()
+    return calls[:_MAX_CANDIDATES] if isinstance(calls, list) else ()
+
+
+def _is_thinking(content: str) -> bool:
+    """Whether a thought is open at the end of the text, where the server's parser took out the calls."""
+    return content.rfind("<think>") > content.rfind(_THOUGHT_END)
 
 
 def _check(calls: Sequence[ToolCall], max_actions: int) -> tuple[str, ...]:
@@ -114,11 +150,9 @@ def _read_field(items: Sequence[Any]) -> list[ToolCall]:
     return calls
 
 
-def _read_text(text: Any) -> list[ToolCall]:
-    if not isinstance(text, str):
-        return []
+def _read_text(text: str) -> list[ToolCall]:
     if blocks := _BLOCK.findall(text):
-        return [_tool_call(_decode(block.strip(), "the tool call")) for block in blocks]
+        return [_tool_call(_decode(block.strip(), "the tool call")) for block in blocks[:_MAX_CANDIDATES]]
     for candidate in _objects(text):
         if "name" in candidate and "arguments" in candidate:
             return [_tool_call(candidate)]
@@ -126,7 +160,7 @@ def _read_text(text: Any) -> list[ToolCall]:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """JSON objects in a text, outermost ones, fenced or bare."""
+    """JSON objects in a text, outermost ones, fenced or bare; what an object that was cut off contains is none."""
     found: list[dict[str, Any]] = []
     position = text.find("{")
     for _ in range(_MAX_CANDIDATES):
@@ -135,10 +169,22 @@ def _objects(text: str) -> list[dict[str, Any]]:
         try:
             value, end = _DECODER.raw_decode(text, position)
             found.append(value)
+        except json.JSONDecodeError as error:
+            if _is_cut(text, error):
+                break
+            end = position + 1
         except (ValueError, RecursionError):
             end = position + 1
         position = text.find("{", end)
     return found
+
+
+def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the JSON failed because the text ended."""
+    rest = text[error.pos :].rstrip()
+    return error.msg.startswith("Unterminated string") or any(
+        word.startswith(rest) for word in ("true", "false", "null")
+    )
 
 
 def _tool_call(value: Any) -> ToolCall:
@@ -151,6 +197,8 @@ def _tool_call(value: Any) -> ToolCall:
         arguments = _decode(arguments, "the arguments")
     if not isinstance(arguments, dict):
         raise _InvalidResponseError("bad_arguments", f"arguments must be an object, not {type(arguments).__name__}")
+    if problem := _unreadable(name) or _unreadable(arguments):
+        raise _InvalidResponseError("bad_arguments", f"the tool call holds {problem}")
     return ToolCall(tool_name=name, arguments=arguments)
 
 
@@ -159,6 +207,30 @@ def _decode(text: str, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _InvalidResponseError("bad_json", f"{what} cannot be read as JSON: {error}") from None
+
+
+def _unreadable(value: Any, depth: int = _MAX_DEPTH) -> str | None:
+    """What some reader of the trajectory could not read in a decoded JSON value."""
+    match value:
+        case str():
+            return "half of a surrogate pair" if any("\ud800" <= character <= "\udfff" for character in value) else None
+        case bool() | None:
+            return None
+        case int():
+            return None if -_MAX_INTEGER <= value < _MAX_INTEGER else "an integer of more than 64 bits"
+        case float():
+            return None if math.isfinite(value) else "a number that is not finite"
+    if not depth:
+        return f"more than {_MAX_DEPTH} levels of brackets"
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return next((problem for item in inner if (problem := _unreadable(item, depth - 1))), None)
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return "null"
 
 
 def _shown(value: Any) -> str:
