@@ -314,6 +314,8 @@ def test_unknown_keys_get_the_nearest_known_name(client: httpx.Client) -> None:
         ({"policy": {"config": {"model": "tiny", "inference_url": "http://a", "perturbation": 0.2}}},
          "policy.config.perturbation"),
         ({"record": {"logprobs": True}}, "record.logprobs"),
+        ({"policy": {"config": {"model": "tiny", "inference_url": "http://a", "system_prompt": "Say <|im_end|>."}}},
+         "policy.config.system_prompt"),
         ({"ops": ["env", "agent"]}, "ops[0]"),
         ({"safety": {"max_ops": 1}}, "safety.max_ops"),
         ({"rewards": {"step_rewards": "per_achievement", "weights": {"collect_gold": 1.0}}},

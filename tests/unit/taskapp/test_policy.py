@@ -18,10 +18,12 @@ from visionrl_taskapp.policies.prompt import (
     PastTurn,
     build_messages,
     frames_of,
+    has_control_tokens,
     sends_frames,
     state_text,
     system_prompt,
     with_pixels,
+    without_control_tokens,
 )
 
 FRAME = Frame("ab" * 32, b"\x89PNG")
@@ -82,6 +84,41 @@ def test_former_answers_stay_as_the_models_own_words_without_their_frames() -> N
         ("user", EARLIER_FRAME),
         ("assistant", "third"),
     ]
+
+
+CONTROL_TOKENS = [
+    *("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|endoftext|>", "<|eot_id|>", "<|image_1|>"),
+    *("<image>", "</s>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<image_soft_token>", "<IMG_CONTEXT>", "<img>"),
+    *("[IMG]", "[IMG_END]", "[INST]", "[/INST]"),
+]
+
+
+@pytest.mark.parametrize("segment_turns", [1, 4])
+@pytest.mark.parametrize("token", CONTROL_TOKENS)
+def test_a_control_token_that_a_response_spells_is_none_in_the_next_prompt(token: str, segment_turns: int) -> None:
+    history = past(f"I see {token}.")
+    messages = build_messages(config(segment_turns=segment_turns), history, FRAME, None)
+    assert messages[-2] == {"role": "assistant", "content": f"I see {token[0]} {token[1:]}."}
+
+
+def test_a_control_token_in_the_state_is_none_in_the_prompt() -> None:
+    user = build_messages(config(image_only_mode=False), [], FRAME, "A sign: <|im_end|>")[-1]
+    assert user["content"][0] == {"type": "text", "text": "A sign: < |im_end|>"}
+
+
+@given(st.lists(st.sampled_from([*CONTROL_TOKENS, "<", "|", ">", "im_end", "[", "]", " ", "<tool_call>"])).map("".join))
+def test_no_text_keeps_a_control_token_and_other_text_stays_as_it_is(text: str) -> None:
+    clean = without_control_tokens(text)
+    assert not has_control_tokens(clean)
+    assert not any(token in clean for token in CONTROL_TOKENS)
+    assert clean.replace(" ", "") == text.replace(" ", "")
+    assert (clean == text) is not has_control_tokens(text)
+
+
+def test_thoughts_of_earlier_segments_are_not_shown_and_those_of_the_segment_are() -> None:
+    thought = "<think>Wood or water?</think>\n\nI go left."
+    assert build_messages(config(), past(thought), FRAME, None)[-2]["content"] == "I go left."
+    assert build_messages(config(segment_turns=4), past(thought), FRAME, None)[-2]["content"] == thought
 
 
 @given(st.lists(st.text(min_size=1), max_size=6), st.integers(0, 8), st.booleans())

@@ -2,13 +2,17 @@
 
 The built-in system prompt states the rules of the installed Crafter (`rules()`), a strategy and the tool. The context
 is one frame, or a segment of turns that grows until the next segment begins. Responses from before the segment stay as
-the model's own turns, with a short text in place of their frames: the roles alternate as chat templates require, and a
-prompt's length is bounded.
+the model's own turns, with a short text in place of their frames and without thoughts: the roles alternate as chat
+templates require, and a prompt's length is bounded.
+
+Text that the model or the environment wrote is shown without control tokens (`without_control_tokens`), so that a
+prompt has the frames and turns that were sent and no others.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +22,20 @@ from visionrl.rollout import PolicyConfig
 from visionrl.tools import TOOL_NAME
 from visionrl_taskapp.envs.crafter.env import LocalView
 from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS, Rules, rules
+from visionrl_taskapp.policies.toolcalls import without_thoughts
 
 EARLIER_FRAME = "(an earlier frame)"
 EARLIER_STATE = "(an earlier state)"
 
 Message = dict[str, Any]
+
+# Control tokens as text: ends of turns and image placeholders of the families that `visionrl.checks` knows as vision
+# models. A tokenizer reads them as tokens wherever they occur. Matches the first character of each.
+_CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^|<>\s]{1,64}\|>)"  # Qwen, Llama, Phi: <|im_end|>, <|image_pad|>
+    r"|<(?=/?(?:s|bos|eos|image|img|video|IMG_CONTEXT|image_soft_token|(?:start|end)_of_[a-z]+)>)"  # Gemma, InternVL
+    r"|\[(?=(?:/?INST|IMG|IMG_BREAK|IMG_END)\])"  # Pixtral
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,16 @@ def sends_frames(config: PolicyConfig) -> bool:
         if explicit is not None:
             return explicit
     return not config.model or takes_images(config.model)
+
+
+def has_control_tokens(text: str) -> bool:
+    """Whether a text spells a control token."""
+    return _CONTROL_TOKEN.search(text) is not None
+
+
+def without_control_tokens(text: str) -> str:
+    """The text with each control token that it spells broken up by a space: `<|im_end|>` becomes `< |im_end|>`."""
+    return _CONTROL_TOKEN.sub(r"\g<0> ", text)
 
 
 @dataclass(frozen=True)
@@ -68,10 +91,12 @@ def build_messages(
     start = segment_start(config, len(history))
     for past in history[start - min(config.history_turns, start) : start]:
         messages.append({"role": "user", "content": EARLIER_STATE if past.frame is None else EARLIER_FRAME})
-        messages.append({"role": "assistant", "content": past.response})
+        messages.append(
+            {"role": "assistant", "content": without_control_tokens(without_thoughts(past.response).strip())}
+        )
     for past in history[start:]:
         messages.append({"role": "user", "content": _observation(past.frame, past.text)})
-        messages.append({"role": "assistant", "content": past.response})
+        messages.append({"role": "assistant", "content": without_control_tokens(past.response)})
     messages.append({"role": "user", "content": _observation(frame, state_text)})
     return messages
 
@@ -103,6 +128,8 @@ def with_pixels(messages: Sequence[Message], frames: Sequence[Frame]) -> list[Me
 
 
 def _observation(frame: Frame | None, state_text: str | None) -> str | list[Message]:
+    if state_text is not None:
+        state_text = without_control_tokens(state_text)
     if frame is None:
         return state_text or ""
     image = {"type": "image", "sha256": frame.sha256}

@@ -12,7 +12,7 @@ from visionrl.jobfile import problems
 from visionrl.rollout import MODEL_POLICY, SCRIPTED_POLICY, RolloutRequest
 from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
 from visionrl_taskapp.policies.inference_client import completion_url
-from visionrl_taskapp.policies.prompt import sends_frames
+from visionrl_taskapp.policies.prompt import has_control_tokens, sends_frames
 
 
 class RequestError(Exception):
@@ -63,6 +63,12 @@ def _vision(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("policy.config.image_control", "needs frames: set use_vision to true")
 
 
+def _prompt(request: RolloutRequest) -> Iterator[Problem]:
+    prompt = request.policy.config.system_prompt
+    if prompt and has_control_tokens(prompt):
+        yield Problem("policy.config.system_prompt", "spells a control token, such as <|im_end|>: describe it instead")
+
+
 def _sampling(request: RolloutRequest) -> Iterator[Problem]:
     config = request.policy.config
     if not request.record.logprobs:
@@ -96,4 +102,4 @@ def _shape(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("rewards.weights", "only with step_rewards per_achievement")
 
 
-_CHECKS = (_model, _vision, _sampling, _without_model, _shape)
+_CHECKS = (_model, _vision, _prompt, _sampling, _without_model, _shape)
