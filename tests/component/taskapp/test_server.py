@@ -316,6 +316,10 @@ def test_unknown_keys_get_the_nearest_known_name(client: httpx.Client) -> None:
         ({"record": {"logprobs": True}}, "record.logprobs"),
         ({"policy": {"config": {"model": "tiny", "inference_url": "http://a", "system_prompt": "Say <|im_end|>."}}},
          "policy.config.system_prompt"),
+        ({"rewards": {"step_rewards": "per_achievement", "weights": {"collect_wood": 1.7e308}}},
+         "rewards.weights.collect_wood"),
+        ({"rewards": {"step_rewards": "consistent", "step_lambda": 1e308}}, "rewards.step_lambda"),
+        ({"rewards": {"invalid_penalty": 1e308}}, "rewards.invalid_penalty"),
         ({"ops": ["env", "agent"]}, "ops[0]"),
         ({"safety": {"max_ops": 1}}, "safety.max_ops"),
         ({"rewards": {"step_rewards": "per_achievement", "weights": {"collect_gold": 1.0}}},
@@ -326,6 +330,50 @@ def test_a_request_that_cannot_be_played_names_the_field(
     client: httpx.Client, change: dict[str, Any], field: str
 ) -> None:
     assert field in fields(client.post("/rollout", json=body("wrong") | change))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.005])
+def test_a_temperature_at_which_the_server_does_not_sample_is_refused_with_logprobs(
+    client: httpx.Client, openai: FakeOpenAI, temperature: float
+) -> None:
+    data = body(f"cold-{temperature}", openai, temperature=temperature)
+    assert set(fields(client.post("/rollout", json=data | {"record": {"logprobs": True}}))) == {
+        "policy.config.temperature"
+    }
+    played(client.post("/rollout", json=data))
+
+
+def test_a_request_of_the_references_client_is_played_and_its_unused_fields_are_named(
+    client: httpx.Client, openai: FakeOpenAI
+) -> None:
+    config = {"provider": "openai", "use_tools": True, "model": "tiny", "inference_url": openai.url, "max_llm_calls": 2}
+    request = {
+        "run_id": "reference-1",
+        "mode": "eval",
+        "env": {
+            "env_id": None,
+            "env_name": "crafter",
+            "config": {"difficulty": "easy", "env_params": {"max_steps_per_episode": 50}},
+            "seed": 0,
+        },
+        "policy": {"policy_id": None, "policy_name": "crafter-react", "config": config | {"use_vision": True}},
+        "ops": ["agent", "env"] * 2,
+        "record": {"trajectories": True, "logprobs": False, "value": False, "trace_format": "structured"},
+        "on_done": "reset",
+        "safety": {"max_ops": 100000, "max_time_s": 3600.0},
+        "training_session_id": None,
+        "synth_base_url": None,
+    }
+    answer = client.post("/rollout", json=request)
+    assert played(answer).trajectories[0].length == 2
+    assert answer.headers["x-visionrl-ignored"].split(", ") == [
+        "env.config.env_params",
+        "policy.config.provider",
+        "policy.config.use_tools",
+        "record.value",
+    ]
+    request["policy"]["provider"] = "openai"  # type: ignore[index]
+    assert set(fields(client.post("/rollout", json=request))) == {"policy.provider"}
 
 
 def test_a_grammar_with_logprobs_is_refused(client: httpx.Client, openai: FakeOpenAI) -> None:

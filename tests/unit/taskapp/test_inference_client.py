@@ -99,6 +99,21 @@ def test_without_logprobs_nothing_is_sent_that_other_servers_refuse() -> None:
     assert not {"top_k", "return_token_ids", "logprobs", "logit_bias"} & set(body)
 
 
+@pytest.mark.parametrize("model", ["gpt-5-nano", "gpt-5", "openai/gpt-5.1", "o3", "o4-mini"])
+def test_hosted_reasoning_models_get_the_parameters_that_they_take(model: str) -> None:
+    config = PolicyConfig(model=model, max_tokens=300)
+    body = completion_body(config, [], [], logprobs=False)
+    assert body["max_completion_tokens"] == 300
+    assert not {"max_tokens", "temperature", "top_p"} & set(body)
+    assert completion_body(config.model_copy(update={"temperature": 0.5}), [], [], False)["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("model", ["job-v000001", "Qwen/Qwen3-VL-4B-Instruct", "gpt-4o-mini", "o-v1", "gpt-50"])
+def test_other_models_always_get_temperature_and_nucleus(model: str) -> None:
+    body = completion_body(PolicyConfig(model=model), [], [], logprobs=False)
+    assert (body["max_tokens"], body["temperature"], body["top_p"]) == (512, 1.0, 1.0)
+
+
 def completion(**changes: Any) -> dict[str, Any]:
     choice = {
         "message": {"role": "assistant", "content": "x"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from visionrl_taskapp.policies.prompt import Message
 
 BANNED = -100
 """`logit_bias` of a token that must not be sampled."""
+
+_REASONING_MODELS = re.compile(r"(^|/)(gpt-5|o[1-9])([-.]|$)")
 
 # How long to wait for a server that refuses connections before an episode's first turn: a wrong URL should be
 # reported soon, while a restart in the middle of an episode should be waited out.
@@ -78,7 +81,11 @@ def completion_body(
 
     With `logprobs` the whole distribution is sampled without a grammar (no nucleus, tool choice auto), so that the
     logprobs are those of the policy. A seed is never sent: it breaks the batched decoding of some servers.
+
+    OpenAI's reasoning models refuse `max_tokens`, and every temperature and nucleus but the default of 1: to them,
+    these are not sent where they are 1.
     """
+    reasoning = _REASONING_MODELS.search(config.model) is not None
     body: dict[str, Any] = {
         "model": config.model,
         "messages": messages,
@@ -86,8 +93,10 @@ def completion_body(
         "tool_choice": "auto" if logprobs else config.tool_choice,
         "temperature": config.temperature,
         "top_p": 1.0 if logprobs else config.top_p,
-        "max_tokens": config.max_tokens,
+        "max_completion_tokens" if reasoning else "max_tokens": config.max_tokens,
     }
+    if reasoning:
+        body = {name: value for name, value in body.items() if name not in ("temperature", "top_p") or value != 1}
     if config.banned_token_ids:
         body["logit_bias"] = {str(token): BANNED for token in config.banned_token_ids}
     if logprobs:

@@ -29,9 +29,12 @@ from visionrl_taskapp.rollouts.trajectory import Episode, response
 from visionrl_taskapp.server.auth import KeyGuard
 from visionrl_taskapp.server.describe import SERVICE, VERSION, seeds_of, task_info
 from visionrl_taskapp.server.responses import BadBodyError, error, json_response, parse_json, raw, read_body
-from visionrl_taskapp.server.validation import RequestError, parse_request
+from visionrl_taskapp.server.validation import RequestError, parse_request, unused_fields
 
 log = logging.getLogger(__name__)
+
+IGNORED_HEADER = "x-visionrl-ignored"
+"""Response header that names the request's fields which have no effect here."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,10 @@ class TaskApp:
         return json_response(infos[0] if len(infos) == 1 else infos)
 
     async def rollout(self, request: Request) -> Response:
-        rollout = parse_request(parse_json(await read_body(request)))
-        return raw(await self.runs.response(rollout, self._play))
+        data = parse_json(await read_body(request))
+        body = await self.runs.response(parse_request(data), self._play)
+        ignored = unused_fields(data)
+        return raw(body, headers={IGNORED_HEADER: ", ".join(ignored)} if ignored else None)
 
     async def done(self, request: Request) -> Response:
         """The client needs a run no more, `{"run_id": …}`: its cached response is dropped. The body may be empty."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +14,24 @@ from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
 from visionrl_taskapp.policies.inference_client import completion_url
 from visionrl_taskapp.policies.prompt import has_control_tokens, sends_frames
 
+# Fields that the reference system's clients send and nothing here uses.
+_UNUSED = (
+    ("synth_base_url",),
+    ("env", "env_id"),
+    ("env", "config", "env_params"),
+    ("env", "config", "step_rewards"),
+    ("policy", "policy_id"),
+    ("policy", "config", "provider"),
+    ("policy", "config", "use_tools"),
+    ("record", "value"),
+)
+
+# vLLM samples at 0.01 where a request says less, and at 0 it does not sample.
+MIN_TRAINING_TEMPERATURE = 0.01
+
+# Rewards of an episode are summed: beyond this a sum could overflow.
+_MAX_REWARD = 1e6
+
 
 class RequestError(Exception):
     """A request that cannot be played, with everything that is wrong with it."""
@@ -24,16 +42,35 @@ class RequestError(Exception):
 
 
 def parse_request(data: Any) -> RolloutRequest:
-    """The request of a decoded JSON body. Raises :class:`RequestError`."""
+    """The request of a decoded JSON body, without its unused fields. Raises :class:`RequestError`."""
     if not isinstance(data, dict):
         raise RequestError([Problem("", f"the body must be a JSON object, not {type(data).__name__}")])
     try:
-        request = RolloutRequest.model_validate(data)
+        request = RolloutRequest.model_validate(_without_unused(data))
     except ValidationError as error:
         raise RequestError(list(problems(error, RolloutRequest, by_alias=False))) from None
     if wrong := [problem for check in _CHECKS for problem in check(request)]:
         raise RequestError(wrong)
     return request
+
+
+def unused_fields(data: Any) -> list[str]:
+    """The fields of a decoded JSON body that are accepted and have no effect, as dotted paths."""
+    return [".".join(path) for path in _UNUSED if _at(data, path) is not None]
+
+
+def _at(data: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        data = data.get(name) if isinstance(data, Mapping) else None
+    return data
+
+
+def _without_unused(data: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    kept = {name: value for name, value in data.items() if (*path, name) not in _UNUSED}
+    return {
+        name: _without_unused(value, (*path, name)) if isinstance(value, Mapping) and len(path) < 2 else value
+        for name, value in kept.items()
+    }
 
 
 def _model(request: RolloutRequest) -> Iterator[Problem]:
@@ -77,6 +114,11 @@ def _sampling(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("policy.config.tool_choice", "must be auto with record.logprobs: a grammar masks the logprobs")
     if config.top_k not in (None, -1):
         yield Problem("policy.config.top_k", "must be empty with record.logprobs: it cuts off the distribution")
+    if not config.temperature >= MIN_TRAINING_TEMPERATURE:
+        yield Problem(
+            "policy.config.temperature",
+            f"must be at least {MIN_TRAINING_TEMPERATURE:g} with record.logprobs: a server samples nothing below",
+        )
 
 
 def _without_model(request: RolloutRequest) -> Iterator[Problem]:
@@ -98,6 +140,10 @@ def _shape(request: RolloutRequest) -> Iterator[Problem]:
     for name in request.rewards.weights:
         if name not in ACHIEVEMENTS:
             yield Problem(f"rewards.weights.{name}", f"no achievement; known: {', '.join(ACHIEVEMENTS)}")
+    sizes = {"step_lambda": request.rewards.step_lambda, "invalid_penalty": request.rewards.invalid_penalty}
+    for name, size in (sizes | {f"weights.{name}": size for name, size in request.rewards.weights.items()}).items():
+        if not abs(size) <= _MAX_REWARD:
+            yield Problem(f"rewards.{name}", f"must be a number from -{_MAX_REWARD:g} to {_MAX_REWARD:g}")
     if request.rewards.weights and request.rewards.step_rewards != "per_achievement":
         yield Problem("rewards.weights", "only with step_rewards per_achievement")
 
