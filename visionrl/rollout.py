@@ -85,7 +85,7 @@ class Record(Wire):
 
 class Safety(Wire):
     max_ops: PositiveInt = 1000
-    """Model calls plus environment steps."""
+    """Model calls plus environment steps; an episode that reaches it is truncated, not aborted."""
     max_time_s: PositiveFloat = 3600.0
 
 

@@ -188,10 +188,21 @@ async def test_ops_bound_the_turns(roll: Roll, ops: list[str], explicit: int | N
     assert answer.trajectories[0].length == turns
 
 
-async def test_max_ops_ends_the_episode_within_a_turn(roll: Roll) -> None:
-    answer = await roll(Model(tool_call_text(["noop"] * 5)), safety__max_ops=9)
-    assert (answer.abort_reason, answer.ops_executed) == ("max_ops", 9)
-    assert [len(decision.actions) for decision in answer.trajectories[0].decisions] == [5, 2]
+@pytest.mark.parametrize(("max_ops", "played"), [(9, [5, 2]), (7, [5]), (12, [5, 5]), (13, [5, 5])])
+async def test_an_episode_that_reaches_max_ops_is_truncated_and_can_be_trained_on(
+    roll: Roll, max_ops: int, played: list[int]
+) -> None:
+    answer = await roll(Model(tool_call_text(["noop"] * 5)), safety__max_ops=max_ops)
+    [trajectory] = answer.trajectories
+    assert (answer.aborted, answer.abort_reason, answer.metrics.details["max_ops_reached"]) == (False, None, True)
+    assert [len(decision.actions) for decision in trajectory.decisions] == played
+    assert answer.ops_executed == sum(played) + len(played) <= max_ops
+    assert [step.truncated for step in trajectory.steps] == [False] * (len(played) - 1) + [True]
+
+
+async def test_an_episode_that_does_not_reach_max_ops_says_so(roll: Roll) -> None:
+    answer = await roll(Model(DO), safety__max_ops=9)
+    assert (answer.ops_executed, answer.metrics.details["max_ops_reached"]) == (9, False)
 
 
 async def hang(deadline: float) -> None:

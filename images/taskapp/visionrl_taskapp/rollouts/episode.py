@@ -1,7 +1,8 @@
 """One episode: observe, act, step, until it is done or a bound is reached.
 
-An episode that cannot continue is aborted: its response says why and keeps the decisions that were made. Only a first
-turn that cannot reach the inference server at all is an error of the request.
+An episode that cannot continue is aborted: its response says why and keeps the decisions that were made. One that
+reaches `max_llm_calls` or `safety.max_ops` is truncated, which is an ordinary end. Only a first turn that cannot reach
+the inference server at all is an error of the request.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ async def play(request: RolloutRequest, services: Services) -> Episode:
         abort = await loop.run()
     except asyncio.CancelledError:
         abort = Abort("cancelled", "the task app is shutting down")
-    return Episode(request, tuple(loop.turns), abort, loop.ops, began)
+    return Episode(request, tuple(loop.turns), abort, loop.ops, began, loop.max_ops_reached)
 
 
 def turn_limit(request: RolloutRequest) -> int:
@@ -86,16 +87,18 @@ class _EpisodeLoop:
         self._past: list[PastTurn] = []
         self.turns: list[Turn] = []
         self.ops = 0
+        self.max_ops_reached = False
 
     async def run(self) -> Abort | None:
         """Play to the end; None for an episode that was not aborted."""
-        limit = turn_limit(self._request)
+        limit, max_ops = turn_limit(self._request), self._request.safety.max_ops
         observation: Observation | None = await self._work(self._simulation.begin)
         for index in range(limit):
             if observation is None:
                 return None
-            if self.ops + 2 > self._request.safety.max_ops:
-                return self._out_of_ops()
+            if self.ops + 2 > max_ops:
+                self.max_ops_reached = True
+                return None
             turn_watch = _Stopwatch()
             config = self._request.policy.config
             messages = build_messages(config, self._past, observation.frame, observation.text)
@@ -106,7 +109,7 @@ class _EpisodeLoop:
                 return output
             decision_ms = decision_watch.ms()
             self.ops += 1
-            actions = output.actions[: self._request.safety.max_ops - self.ops]
+            actions = output.actions[: max_ops - self.ops]
             env_watch = _Stopwatch()
             outcome, following = await self._work(partial(self._simulation.advance, actions, index + 1 < limit))
             env_ms = env_watch.ms()
@@ -119,7 +122,8 @@ class _EpisodeLoop:
             )
             self._record(observation, messages, frames, output, outcome, timings)
             if len(actions) < len(output.actions) and not outcome.done:
-                return self._out_of_ops()
+                self.max_ops_reached = True
+                return None
             observation = following
         return None
 
@@ -186,9 +190,6 @@ class _EpisodeLoop:
             )
         )
         self._past.append(PastTurn(frame, observation.text, output.text))
-
-    def _out_of_ops(self) -> Abort:
-        return Abort("max_ops", f"safety.max_ops ({self._request.safety.max_ops}) reached after {self.ops} operations")
 
     def _too_late(self, deadline: float) -> Abort:
         if deadline == self._end:

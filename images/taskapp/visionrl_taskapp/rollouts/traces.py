@@ -109,6 +109,7 @@ def _metadata(episode: Episode) -> dict[str, Any]:
         "aborted": abort is not None,
         "abort_reason": abort.reason if abort else None,
         "abort_message": abort.message if abort else None,
+        "max_ops_reached": episode.max_ops_reached,
     }
 
 

@@ -59,6 +59,8 @@ class Episode:
     ops: int
     began: float
     """Unix time."""
+    max_ops_reached: bool = False
+    """Whether `safety.max_ops` truncated it."""
 
     @property
     def unlocked(self) -> tuple[str, ...]:
@@ -183,6 +185,7 @@ def _metrics(episode: Episode) -> Metrics:
             "penalty": _total(turns, "penalty"),
             "env_reward": _total(turns, "env"),
             "dead": bool(turns) and turns[-1].dead,
+            "max_ops_reached": episode.max_ops_reached,
         },
     )
 
