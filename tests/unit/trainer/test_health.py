@@ -30,5 +30,5 @@ def test_a_collapsed_policy_is_stopped_where_that_is_asked_for() -> None:
 def test_a_mismatch_stops_at_once_unless_it_is_not_watched() -> None:
     check_mismatch(0.01, 0.5, Guards())
     check_mismatch(5.24, 9.0, Guards(maxMismatchKL=None))
-    with pytest.raises(TrainingDiverged, match=r"maxMismatchKL: .* KL 5\.24 nats a token \(limit 0\.015\)"):
+    with pytest.raises(TrainingDiverged, match=r"maxMismatchKL: .* KL 5\.24 nats per token \(limit 0\.015\)"):
         check_mismatch(5.24, 9.0, Guards())

@@ -22,7 +22,8 @@ def outcome(rewards_GT: Array) -> Array:
 def turn_level(rewards_GT: Array, gamma: float) -> Array:
     """Discounted return-to-go minus the group's mean at the same turn (Monte-Carlo credit with a per-turn baseline).
 
-    An episode that has ended counts with a return-to-go of zero: living on is worth what the others still earn.
+    An episode that has ended counts with a return-to-go of zero, so surviving is credited with what the others still
+    earn.
     """
     to_go_GT = returns_to_go(rewards_GT, gamma)
     return to_go_GT - to_go_GT.mean(axis=0, keepdims=True)
@@ -32,7 +33,7 @@ def state_anchored(rewards_GT: Array, states_GT: list[list[str]], gamma: float, 
     """GiGPO (arXiv:2505.10978): episode advantage plus a comparison of decisions taken from one simulator state.
 
     ``states_GT[g][t]`` is the hash of the state before the decision; rows may be shorter than T. A state that was
-    visited once compares with nothing and adds nothing.
+    visited once has no peers and adds nothing.
     """
     to_go_GT = returns_to_go(rewards_GT, gamma)
     visits: dict[str, list[tuple[int, int]]] = {}

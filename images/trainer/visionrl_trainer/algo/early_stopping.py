@@ -1,4 +1,4 @@
-"""Guards: a run that has come apart is stopped, and told why."""
+"""Guards: limits that stop a run whose training has failed, and say why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visionrl.job import Guards
 
 
 class TrainingDiverged(ConfigurationError):
-    """Going on, or trying again, would only spend more time; the message names the guard and its limit."""
+    """Training has failed, and neither more iterations nor a retry would help; the message names guard and limit."""
 
 
 def check(metrics: Sequence[Mapping[str, Any]], guards: Guards) -> None:
@@ -30,7 +30,7 @@ def check(metrics: Sequence[Mapping[str, Any]], guards: Guards) -> None:
         entropies = [record["entropy"] for record in recent]
         if max(entropies) < guards.min_entropy:
             raise TrainingDiverged(
-                f"training.guards.minEntropy: the policy's entropy was {max(entropies):.3g} nats a token or less in "
+                f"training.guards.minEntropy: the policy's entropy was {max(entropies):.3g} nats per token or less in "
                 f"each of the last {guards.patience} iterations (limit {guards.min_entropy:g}); lower "
                 "training.learningRate or raise the sampling temperature"
             )
@@ -40,7 +40,7 @@ def check_mismatch(kl: float, max_abs: float, guards: Guards) -> None:
     """Raise :class:`TrainingDiverged` where serving and training disagree about one version."""
     if guards.max_mismatch_kl is not None and kl > guards.max_mismatch_kl:
         raise TrainingDiverged(
-            f"training.guards.maxMismatchKL: serving and training disagree, KL {kl:.3g} nats a token (limit "
+            f"training.guards.maxMismatchKL: serving and training disagree, KL {kl:.3g} nats per token (limit "
             f"{guards.max_mismatch_kl:g}), largest difference of a logprob {max_abs:.3g}; compare model.dtype and "
             "the image settings of server and trainer"
         )

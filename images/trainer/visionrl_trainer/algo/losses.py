@@ -1,8 +1,8 @@
 """Policy-gradient losses as plain functions over one micro-batch.
 
-A row is one decision: a prompt and its sampled completion. Tokens of all rows lie one after the other (dimension T),
-``row_T`` says which row each belongs to. A loss is a *share* of the optimizer step's mean: the normalisers ``rows``
-and ``tokens`` count the whole step, so that splitting it into micro-batches leaves the gradient as it is.
+A row is one decision: a prompt and its sampled completion. The tokens of all rows are concatenated (dimension T);
+``row_T`` gives the row of each. The losses of a step's micro-batches add up to the loss of the step: the normalisers
+``rows`` and ``tokens`` count the whole step, so the micro-batch size does not change the gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LossBatch:
     row_T: Tensor
     """Row of each token, ascending."""
     rows: int
-    """PackedSequences of the whole optimizer step."""
+    """Decisions of the whole optimizer step."""
     tokens: int
     """Completion tokens of the whole optimizer step."""
     longest: int
@@ -41,7 +41,7 @@ class LossBatch:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss and what is worth watching; ``clipped`` and ``ratio`` are per token, or per row for GSPO."""
+    """The loss and its diagnostics; ``clipped`` and ``ratio`` are per token, or per row for GSPO."""
 
     loss: Tensor
     ratio: Tensor
@@ -66,7 +66,7 @@ DEFAULT_CLIPS = {
 
 
 def policy_loss(algorithm: Algorithm, batch: LossBatch) -> LossTerms:
-    """The job's loss, with truncated importance sampling and, where asked for, the KL term."""
+    """The job's loss, with truncated importance sampling and, with a KL coefficient, the KL term."""
     default = DEFAULT_CLIPS[algorithm.loss]
     clip = Clip(
         default.low if algorithm.clip_low is None else algorithm.clip_low,
@@ -106,7 +106,7 @@ def dapo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
 
 
 def gspo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
-    """One ratio a row, the geometric mean of its tokens' ratios (GSPO, arXiv:2507.18071, eq. 5–7)."""
+    """One ratio per row, the geometric mean of its tokens' ratios (GSPO, arXiv:2507.18071, eq. 5–7)."""
     lengths_N = _sum_rows(torch.ones_like(batch.logprobs_T), batch)
     ratio_N = (_sum_rows(batch.logprobs_T - batch.old_logprobs_T, batch) / lengths_N).exp()
     weights_N = _sum_rows(weights_T.log(), batch).div(lengths_N).exp()

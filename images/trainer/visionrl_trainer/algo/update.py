@@ -1,4 +1,4 @@
-"""One iteration's policy updates: measure the mismatch, then follow the gradient in micro-batches."""
+"""One iteration's policy updates: measure the mismatch, then take optimizer steps in micro-batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What an iteration's updates looked like; means over tokens (over rows for GSPO's ratio and clip)."""
+    """Diagnostics of an iteration's updates; means over tokens (over rows for GSPO's ratio and clip)."""
 
     loss: float
     grad_norm: float
@@ -45,7 +45,7 @@ class UpdateStats:
 
 
 def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, ImageFeatures]:
-    """Features of every distinct frame of the samples; the frozen tower runs once for each."""
+    """Features of every distinct frame of the samples; the frozen vision tower runs once per frame."""
     digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
     features: dict[str, ImageFeatures] = {}
     with torch.no_grad():
@@ -62,7 +62,7 @@ def trained_logprobs(
     temperature: float,
     micro_batch: int,
 ) -> list[Tensor]:
-    """Logprobs of each sample's completion under the policy as it is, without gradient."""
+    """Logprobs of each sample's completion under the current policy, without gradient."""
     found: list[Tensor] = [torch.empty(0)] * len(samples)
     with torch.no_grad():
         for indices in micro_batches(sequences(samples), samples, micro_batch):
@@ -94,7 +94,7 @@ def update(
     spec: JobSpec,
     shuffle: torch.Generator,
 ) -> UpdateStats:
-    """``training.updatesPerIteration`` optimizer steps over the samples, each seen once.
+    """``training.updatesPerIteration`` optimizer steps over the samples, each used once.
 
     ``old`` are the samples' logprobs before the first step. Raises :class:`TrainingDiverged` on a gradient that is
     not finite; the weights are then still those of the last step.
@@ -137,8 +137,8 @@ def update(
 
 
 def micro_batches(runs: Sequence[range], samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
-    """Indices of whole chains in groups of at most ``size`` samples (a longer chain stands alone), chains of like
-    length together: little padding."""
+    """Indices of whole sequences in groups of at most ``size`` samples; a longer sequence is a group of its own.
+    Sequences of similar length are grouped, so that little is padded."""
     group: list[int] = []
     for run in sorted(runs, key=lambda run: len(samples[run[-1]].prompt_ids) + len(samples[run[-1]].completion_ids)):
         if group and len(group) + len(run) > size:

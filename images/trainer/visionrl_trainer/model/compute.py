@@ -1,7 +1,7 @@
-"""Where the trainer computes: in one thread, beside the one that answers and talks.
+"""The trainer's compute thread: one thread beside the event loop.
 
-glibc keeps what a thread frees for that thread. Work that wandered over a pool's threads would leave the peak of an
-iteration with each of them: measured, 1.4 GB after four iterations of the tiny model, 0.9 GB in one thread.
+glibc keeps the memory that a thread frees for that thread. If the work moved between a pool's threads, each would keep
+the peak of an iteration: measured 1.4 GB after four iterations of the tiny model, and 0.9 GB with one thread.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ _THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
 
 async def compute(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Run a function in the thread, after what is under way there."""
+    """Run a function in the compute thread, after the calls that were made before."""
     return await asyncio.get_running_loop().run_in_executor(_THREAD, functools.partial(function, *arguments, **named))

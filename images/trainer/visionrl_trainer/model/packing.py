@@ -1,9 +1,8 @@
-"""PackedSequences of different lengths as one sequence, without padding.
+"""Sequences of different lengths packed into one, without padding.
 
-Every layer that looks at one token at a time (projections, MLP, norms, adapters: nearly all of the work) sees each
-token once and no padding. Attention alone works row by row: queries, keys and values are laid out as a right-padded
-batch, and its results taken out again. No token ever sees one of another row, so nothing changes but the order of
-sums.
+The layers that work token by token (projections, MLP, norms, adapters: nearly all of the work) compute each token once
+and no padding. Attention alone works row by row: queries, keys and values are laid out as a right-padded batch, and its
+results are packed again. No token attends to another row, so only the order of summation changes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ATTENTION = "visionrl_packed"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each of P packed tokens lies in a batch of N rows, padded to the longest."""
+    """The place of each of P packed tokens in a batch of N rows, padded to the longest."""
 
     rows: int
     longest: int
@@ -63,7 +62,7 @@ def packed_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' scaled-dot-product attention within the rows of ``packing``; without one, as it is."""
+    """transformers' scaled-dot-product attention within the rows of ``packing``; without a packing, over everything."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     query, key, value = packing.spread(query), packing.spread(key), packing.spread(value)

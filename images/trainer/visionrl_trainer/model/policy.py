@@ -1,6 +1,6 @@
 """The policy: Qwen3-VL with a LoRA adapter, evaluated on exactly the tokens that were sampled.
 
-The forward pass is Hugging Face's own, taken apart where rows share work: the vision tower runs once per distinct
+The forward pass is that of transformers, taken apart where rows share work: the vision tower runs once per distinct
 frame, positions once per layout of a prompt, the LM head on completion tokens only; rows are packed without padding.
 """
 
@@ -50,26 +50,25 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Chains of samples as rows, one after the other: P tokens in all, T of them sampled."""
+    """Sequences as packed rows: P tokens in all, T of them sampled."""
 
     ids_P: Tensor
     positions_3P: Tensor
     visual_P: Tensor
-    """Where the placeholders are."""
+    """Mask of the placeholders."""
     packing: Packing
     images: tuple[str, ...]
     """Hashes of the frames, in the order of their placeholders."""
     predicts_T: Tensor
-    """Place whose hidden state predicts a sampled token."""
+    """Position whose hidden state predicts a sampled token."""
     targets_T: Tensor
 
 
 class Policy:
     """A base model and, unless only the base is trained, one adapter on it.
 
-    Weights in ``compute_dtype`` are computed with as they are. Weights in float32 under a narrower ``compute_dtype``
-    are rounded for the computation alone: steps far below a weight's own size still add up (mixed precision,
-    arXiv:1710.03740).
+    Weights of ``compute_dtype`` are used unchanged. Float32 weights with a narrower ``compute_dtype`` are rounded for the
+    computation only, so that updates far smaller than a weight still accumulate (mixed precision, arXiv:1710.03740).
     """
 
     def __init__(self, model: Any, processor: Any, device: torch.device, compute_dtype: torch.dtype) -> None:
@@ -82,7 +81,7 @@ class Policy:
 
     @classmethod
     def load(cls, directory: Path, dtype: str, device: torch.device, full: bool = False) -> Policy:
-        """Load a base model; ``full`` where all of its weights are trained, which are kept in float32 then. Raises
+        """Load a base model; with ``full``, all weights are trained and kept in float32. Raises
         ``OSError`` where the directory holds none."""
         compute_dtype = getattr(torch, dtype)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -96,7 +95,7 @@ class Policy:
         return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
 
     def ban(self, ids: Iterable[int]) -> None:
-        """Tokens that are never sampled, here as at the server (``logit_bias``)."""
+        """Exclude tokens from sampling, as the server does (``logit_bias``)."""
         self.banned_ids = frozenset(ids)
         self._bias = torch.zeros(self.model.config.text_config.vocab_size, device=self.device)
         self._bias[list(self.banned_ids)] = BANNED_BIAS
@@ -104,7 +103,7 @@ class Policy:
     # --- the adapter
 
     def add_adapter(self, lora: Lora, seed: int) -> None:
-        """Freeze the base and put a fresh adapter on it (B = 0: it changes nothing yet)."""
+        """Freeze the base and add a new adapter to it (B = 0: it has no effect yet)."""
         names = ALL_LINEAR if lora.target_modules == "all-linear" else tuple(lora.target_modules)
         config = LoraConfig(
             r=lora.r,
@@ -128,14 +127,13 @@ class Policy:
                 parameter.requires_grad_("lora_" not in name and (part == "all" or ".visual." not in name))
 
     def eval(self) -> None:
-        """Leave the adapter alone trainable, without dropout: that would make the ratios of one version differ
-        from 1."""
+        """Make only the adapter trainable, without dropout, which would move the ratios of one version away from 1."""
         self.train("adapter")
         (self.peft or self.model).eval()
 
     @contextlib.contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """Within a training, as the policy is when it plays."""
+        """Switch dropout off within supervised training, as in sampling."""
         owner = self.peft or self.model
         training = owner.training
         owner.eval()
@@ -145,11 +143,11 @@ class Policy:
             owner.train(training)
 
     def save_model(self, directory: Path) -> None:
-        """Write the model's weights and configuration, in the precision that it is computed with."""
+        """Write the model's weights and configuration, in ``compute_dtype``."""
         self.model.to(self.compute_dtype).save_pretrained(directory)
 
     def load_adapter(self, directory: Path) -> None:
-        """Replace the adapter's weights by saved ones. Raises ``ValueError`` where they are not this adapter's."""
+        """Replace the adapter's weights by saved ones. Raises ``ValueError`` if they belong to another adapter."""
         self.set_adapter_weights(load_file(directory / "adapter_model.safetensors"))
 
     def adapter_weights(self) -> dict[str, Tensor]:
@@ -157,14 +155,14 @@ class Policy:
         return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(self._adapted).items()}
 
     def set_adapter_weights(self, weights: dict[str, Tensor]) -> None:
-        """Replace the adapter's weights. Raises ``ValueError`` where they are not this adapter's."""
+        """Replace the adapter's weights. Raises ``ValueError`` if they belong to another adapter."""
         result: Any = set_peft_model_state_dict(self._adapted, weights)
         if result.unexpected_keys:
             raise ValueError(f"the adapter has no weight {result.unexpected_keys[0]}")
 
     def save_adapter(self, directory: Path) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``. Raises ``ValueError`` where a weight is
-        not finite: a server that loads such an adapter spoils other requests too."""
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``. Raises ``ValueError`` if a weight is
+        not finite: a server with such an adapter would also fail other requests."""
         for name, parameter in self.trainable():
             if not torch.isfinite(parameter).all():
                 raise ValueError(f"adapter weight {name} is not finite")
@@ -191,7 +189,7 @@ class Policy:
     # --- the forward pass
 
     def image_tokens(self, image_size: int) -> ImageTokens:
-        """What a frame of this size becomes in a prompt."""
+        """How a frame of this size appears in a prompt."""
         inputs = self.processor.image_processor(images=[torch.zeros(3, image_size, image_size)], return_tensors="pt")
         merge = self.model.config.vision_config.spatial_merge_size
         per_image = int(inputs["image_grid_thw"][0].prod()) // merge**2
@@ -214,7 +212,7 @@ class Policy:
         self, samples: Sequence[Sample], image_features: Mapping[str, ImageFeatures], temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every sampled token and the entropy there, both [T], under ``temperature`` and the
-        banned tokens, exactly as the server processes its logits. ``image_features`` has the features by hash."""
+        banned tokens, exactly as the server processes its logits. ``image_features`` maps hashes to features."""
         rows = self.collate(samples)
         features = [image_features[digest] for digest in rows.images]
         with self._precision():
@@ -225,7 +223,7 @@ class Policy:
         return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
 
     def collate(self, samples: Sequence[Sample]) -> PackedSequences:
-        """One row for each chain of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
+        """One row per sequence of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
         runs = sequences(samples)
         rows = [torch.tensor(samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids) for run in runs]
         predicts: list[int] = []
@@ -270,7 +268,7 @@ class Policy:
         return output.last_hidden_state[0]
 
     def _positions_of(self, ids_L: Tensor) -> Tensor:
-        """Interleaved-mRoPE positions [3, L] of one row, by the model's own rule, once per layout."""
+        """Interleaved-mRoPE positions [3, L] of one row, from the model itself, cached by layout."""
         visual = ids_L == self.model.config.image_token_id
         edges = torch.nonzero(visual[1:] != visual[:-1])[:, 0].tolist()
         layout = (tuple(edges), len(ids_L))

@@ -1,1 +1,1 @@
-"""Rollouts: what is asked of the task app, and how its answers become samples."""
+"""Rollouts: requests to the task app, and training samples from its answers."""

@@ -1,4 +1,4 @@
-"""Batches in the order of their iterations, some of them played ahead."""
+"""Batches in the order of their iterations, some of them played in advance."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from visionrl_trainer.rollout.sampler import Batch, Sampler
 
 
 class Rollouts:
-    """Plays an iteration's batch when it is asked for, or before: while an earlier one is learned from."""
+    """Plays an iteration's batch on request, or in advance, during an earlier iteration's update."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self._tasks: dict[int, asyncio.Task[Batch]] = {}
 
     async def take(self, iteration: int, version: str) -> Batch:
-        """The iteration's batch, played by ``version`` unless it was started before."""
+        """The iteration's batch, played by ``version`` unless it was started earlier."""
         self.start([iteration], version)
         return await self._tasks.pop(iteration)
 
     def start(self, iterations: Iterable[int], version: str) -> None:
-        """Start what is not under way yet, with this version."""
+        """Start the iterations that are not running yet, with this version."""
         for iteration in iterations:
             if iteration not in self._tasks:
                 self._tasks[iteration] = asyncio.create_task(self.sampler.collect(iteration, version))
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel all running batches."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""From trajectories to training samples: what was sampled, exactly, and nothing that disagrees with itself."""
+"""From trajectories to training samples: exactly what was sampled, after consistency checks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from visionrl_trainer.algo import advantages
 Frame = NDArray[np.uint8]
 
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-"""Placeholders that a policy could sample by accident and that no server can serve afterwards: banned."""
+"""Placeholders that a policy could sample by accident; no server accepts them in a later prompt. Banned."""
 
 
 class SampleRejected(ValueError):
-    """A decision that must not be trained on; the message says what disagrees."""
+    """A decision that must not be trained on; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Group:
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What the model's prompt must look like."""
+    """What is known of the ids in a prompt and of those that can be sampled."""
 
     placeholder_id: int
     per_image: int
@@ -89,7 +89,7 @@ class ImageTokens:
 
 
 def read_episode(response: RolloutResponse, seed: int, expect: ImageTokens, frames: dict[str, Frame]) -> EpisodeSamples:
-    """Check a played episode and take its samples; its frames are added to ``frames``.
+    """Check a played episode and return its samples; its frames are added to ``frames``.
 
     Raises :class:`SampleRejected` where ids, logprobs, images or placeholders disagree.
     """
@@ -130,10 +130,10 @@ def read_sample(decision: Decision, expect: ImageTokens, frames: Mapping[str, Fr
 
 
 def sequences(samples: Sequence[Sample]) -> list[range]:
-    """Runs of consecutive samples whose prompts continue each other token for token, as indices.
+    """Ranges of consecutive samples in which each prompt continues the one before, token for token.
 
-    The turns of a segment form one: they can be computed as one row, each answer seeing what it saw when it was
-    sampled. An answer that the chat template renders differently than it was sampled ends the run.
+    The turns of a segment form one sequence: they are computed as one row, in which each answer attends to the tokens
+    that it was sampled after. A sequence ends where the chat template renders an answer differently than it was sampled.
     """
     found: list[range] = []
     for index, sample in enumerate(samples):

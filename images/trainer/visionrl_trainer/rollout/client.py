@@ -1,4 +1,4 @@
-"""Client of the task app: one episode a call, retried until it is played or given up."""
+"""Client of the task app: one episode per call, with retries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
 
 
 class RolloutRefused(RuntimeError):
-    """The task app will never play this request; the message is its answer."""
+    """The task app refuses this request for good; the message is its answer."""
 
 
 class TaskApp:
@@ -40,10 +40,10 @@ class TaskApp:
         await self._client.aclose()
 
     async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
-        """Play one episode. A call that fails on the way is made again: ``run_id`` makes that safe.
+        """Play one episode. A failed call is retried: ``run_id`` makes that safe.
 
-        Raises :class:`RolloutRefused` on an answer that will not change, :class:`ConnectionError` when the task
-        app gave none for ``patience`` seconds beyond the episode's own limit.
+        Raises :class:`RolloutRefused` on a final refusal, :class:`ConnectionError` if the task app
+        gave no answer for ``patience`` seconds beyond the episode's own limit.
         """
         timeout = httpx.Timeout(request.safety.max_time_s + 60, connect=CONNECT_SECONDS)
         body = request.model_dump_json(by_alias=False)
@@ -62,7 +62,7 @@ class TaskApp:
                 failure = f"{type(error).__name__}: {error}"
             if asyncio.get_running_loop().time() > deadline:
                 raise ConnectionError(f"the task app did not play {request.run_id}: {failure}")
-            logger.warning("task app: %s; trying again in %.1f s", failure, delay)
+            logger.warning("task app: %s; retrying in %.1f s", failure, delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY)
         if answer.status_code != 200:

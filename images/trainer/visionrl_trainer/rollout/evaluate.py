@@ -35,7 +35,7 @@ class EpisodeScore(Model):
     env_return: float
     """Crafter's own reward, summed."""
     aborted: AbortReason | None = None
-    """Why the episode was cut short; it counts with what it had."""
+    """Why the episode was cut short; it counts with what it had achieved."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EvaluationResult:
         return interval([episode.env_return for episode in self.episodes])
 
     def summary(self) -> dict[str, object]:
-        """As it stands in ``summary.json``."""
+        """The evaluation as an entry of ``summary.json``."""
         return {
             "policy": self.policy,
             **self.score.model_dump(),
@@ -114,7 +114,7 @@ async def evaluate(
     run: str,
     on_episode: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-    """Play one episode a seed with this policy. ``run`` names the evaluation and makes it idempotent."""
+    """Play one episode per seed with this policy. ``run`` names the evaluation and makes it idempotent."""
     scores = await play_seeds(taskapp, spec, policy, seeds, run, PATIENCE_SECONDS, lambda score, abort: on_episode())
     return EvaluationResult(policy.config.model or policy.policy_name, tuple(scores))
 
@@ -128,7 +128,7 @@ async def play_seeds(
     patience: float,
     on_score: Callable[[EpisodeScore, str], None],
 ) -> list[EpisodeScore]:
-    """One episode a seed, ``rollout.maxConcurrent`` of them at once; scores in the order of the seeds.
+    """One episode per seed, ``rollout.maxConcurrent`` of them at once; scores in the order of the seeds.
 
     ``on_score`` gets each score as its episode ends, and why it was aborted (or an empty text). Raises what
     :meth:`TaskApp.rollout` raises, as a group.
@@ -157,7 +157,7 @@ async def play_seeds(
 
 
 def episode_score(seed: int, response: RolloutResponse) -> EpisodeScore:
-    """What counts of a played episode."""
+    """The score of a played episode."""
     decisions = response.trajectories[0].decisions
     unlocked = tuple(name for decision in decisions for name in decision.unlocked)
     return EpisodeScore(

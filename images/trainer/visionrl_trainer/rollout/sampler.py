@@ -1,4 +1,4 @@
-"""Collecting episodes: groups on one start state, bounded concurrency, and what to do with those that fail."""
+"""Collecting episodes: groups from one start state, bounded concurrency, replays of failed episodes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from visionrl_trainer.rollout.client import TaskApp
 logger = logging.getLogger(__name__)
 
 TRIES = 3
-"""Times that an aborted or rejected episode is played before its group goes on without it."""
+"""Times that an aborted or rejected episode is played before its group continues without it."""
 PATIENCE_SECONDS = 900.0
-"""How long a dead task app or inference server may take to come back; a model load is the longest part."""
+"""How long the task app or the inference server may be unavailable; loading a model takes most of it."""
 
 
 class SamplingFailed(RuntimeError):
@@ -32,7 +32,7 @@ class Batch:
     """An iteration's groups and their frames by hash."""
 
     version: str
-    """Adapter that was asked to play."""
+    """Adapter that was requested."""
     groups: list[Group] = field(default_factory=list)
     frames: dict[str, Frame] = field(default_factory=dict)
     aborted: int = 0
@@ -52,20 +52,20 @@ def training_seeds(job_seed: int, iteration: int, groups: int, trial: int = 0) -
 
 
 def policy_config(spec: JobSpec, **changes: object) -> PolicyConfig:
-    """The job's policy settings for the task app, which knows adapters by name only: whether they see is said here.
+    """The job's policy settings for the task app. It knows adapters by name only, so ``use_vision`` is explicit.
     Training samples the whole distribution (top_p 1)."""
     settings = {**spec.rollout.policy_config.model_dump(), "top_p": 1.0, "use_vision": uses_vision(spec)}
     return PolicyConfig(**{**settings, **changes})
 
 
 def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[int]) -> PolicySpec:
-    """The job's policy, talking to one adapter."""
+    """The job's policy with one adapter."""
     config = policy_config(spec, model=model, inference_url=inference_url, banned_token_ids=sorted(banned))
     return PolicySpec(policy_name=spec.rollout.policy_name, config=config)
 
 
 class Sampler:
-    """Plays training episodes. ``on_episode`` is called as each one ends."""
+    """Plays training episodes. ``on_episode`` is called at the end of each."""
 
     def __init__(
         self,
