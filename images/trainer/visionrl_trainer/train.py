@@ -20,6 +20,7 @@ from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
 from visionrl.component import ComponentContext
 from visionrl.job import Job
 from visionrl.status import Score
+from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.early_stopping import check, check_mismatch
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import Mismatch, encode, mismatch, trained_logprobs, update
@@ -33,7 +34,7 @@ from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
-from visionrl_trainer.rollout.batch import Sample, sequences, with_advantages
+from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.state.checkpoints import Checkpoints, RunState

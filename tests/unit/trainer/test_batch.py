@@ -11,15 +11,12 @@ import pytest
 from PIL import Image
 
 from visionrl.frames import frame_hash
-from visionrl.job import Algorithm
 from visionrl.rollout import Decision, Metrics, RewardSplit, RolloutResponse, Trajectory
 from visionrl_trainer.rollout.batch import (
     EpisodeSamples,
-    Group,
     ImageTokens,
     SampleRejected,
     read_episode,
-    with_advantages,
 )
 
 FRAME = np.full((144, 144, 3), 9, dtype=np.uint8)
@@ -118,27 +115,3 @@ def test_a_cut_off_picture_is_refused() -> None:
     whole = base64.b64decode(png(FRAME))
     with pytest.raises(SampleRejected, match="image"):
         read(response([decision()], images={DIGEST: base64.b64encode(whole[:-20]).decode()}))
-
-
-def group(*returns: list[float]) -> Group:
-    episodes = [
-        read(response([decision(index=n, reward=RewardSplit(event=value)) for n, value in enumerate(rewards)]))
-        for rewards in returns
-    ]
-    return Group(1, tuple(episodes))
-
-
-def test_outcome_advantages_by_group_deviation() -> None:
-    samples = with_advantages([group([0, 0], [1, 1])], Algorithm(advantage="outcome", scale="group"))
-    assert [round(sample.advantage, 3) for sample in samples] == [-1, -1, 1, 1]
-
-
-def test_an_episode_that_ended_early_gives_only_its_own_samples() -> None:
-    samples = with_advantages([group([0], [1, 0, 2])], Algorithm(advantage="turn", scale="none"))
-    assert [sample.advantage for sample in samples] == pytest.approx([-1.5, 1.5, 1, 1])
-
-
-def test_a_group_without_variance_teaches_nothing() -> None:
-    same = group([1, 0], [0, 1])
-    assert not same.has_variance
-    assert [s.advantage for s in with_advantages([same], Algorithm())] == [0, 0, 0, 0]

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from visionrl.job import Algorithm
 from visionrl_trainer.algo import advantages
+from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.losses import LossBatch, policy_loss
-from visionrl_trainer.rollout.batch import EpisodeSamples, Group, Sample, with_advantages
+from visionrl_trainer.rollout.batch import EpisodeSamples, Group, Sample
 
 Rewards = np.ndarray
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")

@@ -1,16 +1,65 @@
 """Advantages: how much better a decision turned out than its peers. Pure functions over one group's rewards.
 
 A group is G episodes from one start state; ``rewards_GT`` holds the reward of every turn, zero after an episode's
-end. All functions return ``advantages_GT``, not yet divided by a batch's standard deviation.
+end. The functions of a group return ``advantages_GT`` before scaling.
+
+A truncated episode (cut at ``maxLlmCalls`` or ``rollout.maxOps``) counts with the rewards that it earned until then:
+nothing is bootstrapped for the turns that it was not allowed. Within a group all episodes have the same limits, so the
+comparison is fair; what is credited is the return within the limits, not the return of an unlimited game.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from visionrl.job import Algorithm
+from visionrl_trainer.rollout.batch import Group, Sample
+
 Array = NDArray[np.float64]
 EPSILON = 1e-6
+
+
+def with_advantages(groups: Sequence[Group], algorithm: Algorithm) -> list[Sample]:
+    """All samples of the groups with their advantages, scaled as the job says."""
+    per_group = [group_advantages(group, algorithm) for group in groups]
+    if algorithm.scale == "group":
+        per_group = [scaled(episodes) for episodes in per_group]
+    per_episode = [values_T for episodes in per_group for values_T in episodes]
+    if algorithm.scale == "batch":
+        per_episode = scaled(per_episode)
+    samples = [sample for group in groups for episode in group.episodes for sample in episode.samples]
+    values = [float(value) for values_T in per_episode for value in values_T]
+    return [replace(sample, advantage=value) for sample, value in zip(samples, values, strict=True)]
+
+
+def group_advantages(group: Group, algorithm: Algorithm) -> list[Array]:
+    """Advantages of each episode's decisions."""
+    rewards_GT = group.rewards_GT()
+    if algorithm.advantage == "outcome":
+        values_GT = outcome(rewards_GT)
+    elif algorithm.advantage == "turn":
+        values_GT = turn_level(rewards_GT, algorithm.gamma)
+    else:
+        states = [list(episode.states) for episode in group.episodes]
+        values_GT = state_anchored(rewards_GT, states, algorithm.gamma)
+    lengths = [len(episode.samples) for episode in group.episodes]
+    return [values_T[:length] for values_T, length in zip(values_GT, lengths, strict=True)]
+
+
+def scaled(episodes: Sequence[Array]) -> list[Array]:
+    """Advantages divided by their deviation over episodes; all zero where there is none.
+
+    The deviation is the root of the episodes' mean squares. Each episode counts once, however many turns it has: with
+    ``outcome`` this is the standard deviation of the returns (GRPO, arXiv:2402.03300, §4.1).
+    """
+    deviation = float(np.sqrt(np.mean([np.mean(values_T**2) for values_T in episodes])))
+    if not deviation > EPSILON:
+        return [np.zeros_like(values_T) for values_T in episodes]
+    return [values_T / (deviation + EPSILON) for values_T in episodes]
 
 
 def outcome(rewards_GT: Array) -> Array:
@@ -56,9 +105,3 @@ def returns_to_go(rewards_GT: Array, gamma: float) -> Array:
         later = rewards_GT[:, t] + gamma * later
         to_go[:, t] = later
     return to_go
-
-
-def scaled(advantages_N: Array) -> Array:
-    """Divided by the standard deviation; all zero where there is none."""
-    deviation = advantages_N.std()
-    return advantages_N / (deviation + EPSILON) if deviation > EPSILON else np.zeros_like(advantages_N)

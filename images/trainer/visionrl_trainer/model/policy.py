@@ -67,8 +67,9 @@ class PackedSequences:
 class Policy:
     """A base model and, unless only the base is trained, one adapter on it.
 
-    Weights of ``compute_dtype`` are used unchanged. Float32 weights with a narrower ``compute_dtype`` are rounded for the
-    computation only, so that updates far smaller than a weight still accumulate (mixed precision, arXiv:1710.03740).
+    Weights of ``compute_dtype`` are used unchanged. Float32 weights with a narrower ``compute_dtype`` are rounded for
+    the computation only, so that updates far smaller than a weight still accumulate (mixed precision,
+    arXiv:1710.03740).
     """
 
     def __init__(self, model: Any, processor: Any, device: torch.device, compute_dtype: torch.dtype) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionrl.frames import decode_png, frame_hash
-from visionrl.job import Algorithm
 from visionrl.rollout import Decision, RolloutResponse
-from visionrl_trainer.algo import advantages
 
 Frame = NDArray[np.uint8]
 
@@ -133,7 +131,8 @@ def sequences(samples: Sequence[Sample]) -> list[range]:
     """Ranges of consecutive samples in which each prompt continues the one before, token for token.
 
     The turns of a segment form one sequence: they are computed as one row, in which each answer attends to the tokens
-    that it was sampled after. A sequence ends where the chat template renders an answer differently than it was sampled.
+    that it was sampled after. A sequence ends where the chat template renders an answer differently than it was
+    sampled.
     """
     found: list[range] = []
     for index, sample in enumerate(samples):
@@ -157,29 +156,3 @@ def _checked_frame(digest: str, encoded: str) -> Frame:
     if (found := frame_hash(frame)) != digest:
         raise SampleRejected(f"image {digest[:12]}: its pixels hash to {found[:12]}")
     return frame
-
-
-def with_advantages(groups: Sequence[Group], algorithm: Algorithm) -> list[Sample]:
-    """All samples of the groups with their advantages, scaled as the job says."""
-    per_group = [_group_advantages(group, algorithm) for group in groups]
-    if algorithm.scale == "group":
-        per_group = [advantages.scaled(values) for values in per_group]
-    values = np.concatenate(per_group)
-    if algorithm.scale == "batch":
-        values = advantages.scaled(values)
-    samples = [sample for group in groups for episode in group.episodes for sample in episode.samples]
-    return [replace(sample, advantage=float(value)) for sample, value in zip(samples, values, strict=True)]
-
-
-def _group_advantages(group: Group, algorithm: Algorithm) -> NDArray[np.float64]:
-    """Advantage of every decision of the group, episode after episode."""
-    rewards_GT = group.rewards_GT()
-    if algorithm.advantage == "outcome":
-        values_GT = advantages.outcome(rewards_GT)
-    elif algorithm.advantage == "turn":
-        values_GT = advantages.turn_level(rewards_GT, algorithm.gamma)
-    else:
-        states = [list(episode.states) for episode in group.episodes]
-        values_GT = advantages.state_anchored(rewards_GT, states, algorithm.gamma)
-    lengths = [len(episode.samples) for episode in group.episodes]
-    return np.concatenate([row[:length] for row, length in zip(values_GT, lengths, strict=True)])
