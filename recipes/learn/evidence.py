@@ -111,8 +111,8 @@ def _evaluations(results: Mapping[str, Any], step: str) -> list[dict[str, Any]]:
 
 
 def _trained(name: str, found: Mapping[str, Any]) -> Player:
-    """Of an evaluation in a run's summary, whose seeds are consecutive."""
-    returns = dict(enumerate(found["returns"], start=found["first_seed"]))
+    """Of an evaluation in a run's summary."""
+    returns = dict(zip(found["seeds"], found["returns"], strict=True))
     return Player(TRAINED[name], returns, found["rates"], found["crafter_score"], found["invalid_rate"])
 
 

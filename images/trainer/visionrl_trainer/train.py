@@ -199,6 +199,7 @@ class _Run:
             "reward_std": float(np.std(returns)),
             "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
             "aborted": batch.aborted,
+            "rejected": batch.rejected,
             "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
             "resampled_groups": batch.resampled,
             "staleness": self.state.version - version_number(batch.version),

@@ -222,7 +222,7 @@ def sample(main_done: bool = True) -> dict[str, Any]:
     }
     if main_done:
         both = {
-            which: {**evaluated(mean, held_out, 4), "first_seed": 500000, "iteration": iteration}
+            which: {**evaluated(mean, held_out, 4), "iteration": iteration}
             | {"mean": mean, "low": mean - 0.2, "high": mean + 0.2, "episodes": 300}
             for which, mean, iteration in (("before", 6.0, 0), ("after", 7.5, 2))
         }

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionrl_trainer.rollout.evaluate import bootstrap, crafter_score, paired_gain
+from tests.unit.trainer.test_intake import decision, response
+from visionrl.job import JobSpec, PolicyModel, Training
+from visionrl.rollout import PolicyConfig, PolicySpec, RolloutRequest, RolloutResponse
+from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
+from visionrl_trainer.rollout.evaluate import (
+    EvaluationFailed,
+    EvaluationResult,
+    bootstrap,
+    crafter_score,
+    evaluate,
+    paired_gain,
+)
 from visionrl_trainer.rollout.sampler import training_seeds
 
 
@@ -48,3 +59,50 @@ def test_training_seeds_are_a_function_of_job_and_iteration_away_from_evaluation
     assert training_seeds(0, 3, 8) == training_seeds(0, 3, 8)
     assert training_seeds(0, 3, 8) != training_seeds(0, 4, 8)
     assert min(training_seeds(0, 3, 800)) >= 1_000_000
+
+
+class StandIn(TaskApp):
+    """Four achievements an episode; ``failing`` seeds fail in their first ``times`` tries."""
+
+    def __init__(self, failing: set[int], times: int, reason: str = "turn_timeout") -> None:
+        self.failing, self.times, self.reason = failing, times, reason
+        self.asked: list[str] = []
+
+    async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
+        self.asked.append(request.run_id)
+        tries = sum(f"/s{request.env.seed}" in run_id for run_id in self.asked)
+        if request.env.seed not in self.failing or tries > self.times:
+            return response([decision(unlocked=["collect_wood", "place_table", "wake_up", "collect_drink"])])
+        if self.reason == "unreadable":
+            raise AnswerRejected("invalid JSON")
+        return response([]).model_copy(update={"aborted": True, "abort_reason": self.reason})
+
+
+async def played(taskapp: TaskApp) -> EvaluationResult:
+    spec = JobSpec(model=PolicyModel(base="tiny"), training=Training(iterations=1))
+    policy = PolicySpec(config=PolicyConfig(model="crafter-v000001"))
+    return await evaluate(taskapp, spec, policy, range(8), "e")
+
+
+@pytest.mark.parametrize("reason", ["turn_timeout", "inference_error", "max_time", "cancelled", "unreadable"])
+async def test_an_outage_is_waited_out_and_is_no_score(reason: str) -> None:
+    taskapp = StandIn({1, 3, 5, 7}, times=2, reason=reason)
+    found = await played(taskapp)
+    assert (found.score.mean, found.score.episodes, found.failed) == (4.0, 8, 0)
+    assert len(set(taskapp.asked)) == 8 + 2 * 4
+
+
+async def test_seeds_that_cannot_be_played_are_left_out_and_counted() -> None:
+    found = await played(StandIn({1, 3}, times=99))
+    assert (found.score.mean, found.seeds, found.failed) == (4.0, (0, 2, 4, 5, 6, 7), 2)
+    assert found.summary()["seeds"] == [0, 2, 4, 5, 6, 7]
+
+
+async def test_an_evaluation_of_which_most_failed_is_none() -> None:
+    with pytest.raises(EvaluationFailed, match=r"5 of 8 held-out seeds could not be played; .*: turn_timeout"):
+        await played(StandIn({0, 1, 2, 3, 4}, times=99))
+
+
+async def test_an_episode_cut_at_max_ops_counts_as_it_was_played() -> None:
+    found = await played(StandIn({1}, times=99, reason="max_ops"))
+    assert (found.score.mean, found.aborted, found.failed) == (3.5, 1, 0)

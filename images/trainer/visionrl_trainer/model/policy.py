@@ -194,7 +194,13 @@ class Policy:
         inputs = self.processor.image_processor(images=[torch.zeros(3, image_size, image_size)], return_tensors="pt")
         merge = self.model.config.vision_config.spatial_merge_size
         per_image = int(inputs["image_grid_thw"][0].prod()) // merge**2
-        return ImageTokens(self.model.config.image_token_id, per_image, self.banned_ids)
+        return ImageTokens(
+            placeholder_id=self.model.config.image_token_id,
+            per_image=per_image,
+            image_size=image_size,
+            vocabulary=self.model.config.text_config.vocab_size,
+            banned_ids=self.banned_ids,
+        )
 
     def encode_images(self, frames: Sequence[Frame]) -> list[ImageFeatures]:
         """Run the vision tower on frames of one size."""
@@ -271,7 +277,7 @@ class Policy:
     def _positions_of(self, ids_L: Tensor) -> Tensor:
         """Interleaved-mRoPE positions [3, L] of one row, from the model itself, cached by layout."""
         visual = ids_L == self.model.config.image_token_id
-        edges = torch.nonzero(visual[1:] != visual[:-1])[:, 0].tolist()
+        edges = torch.nonzero(F.pad(visual, (1, 1)).diff())[:, 0].tolist()  # begin and end of every frame
         layout = (tuple(edges), len(ids_L))
         if layout not in self._positions:
             runs = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]

@@ -29,6 +29,14 @@ def summarise(job: Job, state: RunState, metrics: Sequence[dict[str, Any]]) -> d
     if state.evaluations:
         before, after = state.evaluations[0], state.evaluations[-1]
         summary["evaluation"] = {"before": before, "after": after}
-        if len(state.evaluations) > 1 and before["returns"] and len(before["returns"]) == len(after["returns"]):
-            summary["evaluation"]["gain"] = paired_gain(before["returns"], after["returns"]).model_dump()
+        earlier, later = _by_seed(before), _by_seed(after)
+        if len(state.evaluations) > 1 and (seeds := earlier.keys() & later.keys()):
+            pairs = [(earlier[seed], later[seed]) for seed in sorted(seeds)]
+            gain = paired_gain([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+            summary["evaluation"]["gain"] = gain.model_dump()
     return summary
+
+
+def _by_seed(evaluation: dict[str, Any]) -> dict[int, float]:
+    """Returns of the seeds that were played."""
+    return dict(zip(evaluation["seeds"], evaluation["returns"], strict=True))

@@ -1,26 +1,17 @@
-"""From trajectories to training samples: exactly what was sampled, after consistency checks."""
+"""Training samples: decisions, their episodes and groups, and which of them form one sequence."""
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionrl.frames import decode_png, frame_hash
-from visionrl.rollout import Decision, RolloutResponse
-
 Frame = NDArray[np.uint8]
 
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Placeholders that a policy could sample by accident; no server accepts them in a later prompt. Banned."""
-
-
-class SampleRejected(ValueError):
-    """A decision that must not be trained on; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -82,49 +73,12 @@ class ImageTokens:
     placeholder_id: int
     per_image: int
     """Visual tokens of one frame."""
+    image_size: int
+    """Height and width of a frame, pixels."""
+    vocabulary: int
+    """Number of ids."""
     banned_ids: frozenset[int]
-    """Ids that can never be sampled."""
-
-
-def read_episode(response: RolloutResponse, seed: int, expect: ImageTokens, frames: dict[str, Frame]) -> EpisodeSamples:
-    """Check a played episode and return its samples; its frames are added to ``frames``.
-
-    Raises :class:`SampleRejected` where ids, logprobs, images or placeholders disagree.
-    """
-    decisions = response.trajectories[0].decisions
-    for digest, encoded in response.images.items():
-        if digest not in frames:
-            frames[digest] = _checked_frame(digest, encoded)
-    return EpisodeSamples(
-        seed=seed,
-        samples=tuple(read_sample(decision, expect, frames) for decision in decisions),
-        rewards=tuple(decision.reward.total for decision in decisions),
-        states=tuple(decision.state_hash for decision in decisions),
-        achievements=response.metrics.episode_returns[0],
-        invalid=sum(not decision.valid for decision in decisions),
-    )
-
-
-def read_sample(decision: Decision, expect: ImageTokens, frames: Mapping[str, Frame]) -> Sample:
-    """One decision as a sample. Raises :class:`SampleRejected`."""
-    where = f"decision {decision.index}"
-    prompt, completion, logprobs = decision.prompt_token_ids, decision.token_ids, decision.logprobs
-    if not prompt or not completion or logprobs is None:
-        raise SampleRejected(f"{where}: no token ids or logprobs")
-    if len(completion) != len(logprobs):
-        raise SampleRejected(f"{where}: {len(completion)} tokens, but {len(logprobs)} logprobs")
-    if not all(math.isfinite(logprob) for logprob in logprobs):
-        raise SampleRejected(f"{where}: a logprob is not finite")
-    if found := expect.banned_ids.intersection(completion):
-        raise SampleRejected(f"{where}: sampled banned token {min(found)}")
-    placeholders = prompt.count(expect.placeholder_id)
-    if placeholders != expect.per_image * len(decision.images):
-        raise SampleRejected(
-            f"{where}: {placeholders} visual tokens for {len(decision.images)} images of {expect.per_image} each"
-        )
-    if missing := [digest for digest in decision.images if digest not in frames]:
-        raise SampleRejected(f"{where}: image {missing[0][:12]} was not sent")
-    return Sample(tuple(prompt), tuple(completion), tuple(logprobs), tuple(decision.images), decision.model)
+    """Ids that are never sampled."""
 
 
 def sequences(samples: Sequence[Sample]) -> list[range]:
@@ -146,13 +100,3 @@ def sequences(samples: Sequence[Sample]) -> list[range]:
 def _continues(before: Sample, after: Sample) -> bool:
     seen = before.prompt_ids + before.completion_ids
     return after.prompt_ids[: len(seen)] == seen and after.images[: len(before.images)] == before.images
-
-
-def _checked_frame(digest: str, encoded: str) -> Frame:
-    try:
-        frame = decode_png(base64.b64decode(encoded, validate=True))
-    except ValueError as error:
-        raise SampleRejected(f"image {digest[:12]}: {error}") from error
-    if (found := frame_hash(frame)) != digest:
-        raise SampleRejected(f"image {digest[:12]}: its pixels hash to {found[:12]}")
-    return frame

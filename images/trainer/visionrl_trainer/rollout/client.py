@@ -1,23 +1,49 @@
-"""Client of the task app: one episode per call, with retries."""
+"""Client of the task app: one episode per call, with retries, a size limit and a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from types import TracebackType
 
 import httpx
+from pydantic import ValidationError
 
+from visionrl.jobfile import dotted
 from visionrl.rollout import RolloutRequest, RolloutResponse
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
+GRACE_SECONDS = 60.0
+"""What a whole answer may take beyond the episode's own limit."""
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0
+BASE_BYTES = TURN_BYTES = 1 << 20
+"""Room for an answer, and for each of its turns without the frame: ids, logprobs, text."""
+FRAME_BYTES_PER_PIXEL = 4
+"""Of an RGB frame that no PNG compresses, as base64."""
 
 
 class RolloutRefused(RuntimeError):
     """The task app refuses this request for good; the message is its answer."""
+
+
+class AnswerRejected(ValueError):
+    """An answer that is not used: unreadable, or in disagreement with itself or the request. The message says why.
+
+    The task app would repeat it for the same ``run_id``; only another ``run_id`` makes it play again.
+    """
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    content: bytearray
+
+    @property
+    def text(self) -> str:
+        return self.content[:2000].decode(errors="replace")
 
 
 class TaskApp:
@@ -26,7 +52,7 @@ class TaskApp:
     def __init__(self, url: str, key: str, concurrency: int) -> None:
         self._client = httpx.AsyncClient(
             base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             trust_env=False,
         )
@@ -42,29 +68,60 @@ class TaskApp:
     async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
         """Play one episode. A failed call is retried: ``run_id`` makes that safe.
 
-        Raises :class:`RolloutRefused` on a final refusal, :class:`ConnectionError` if the task app
-        gave no answer for ``patience`` seconds beyond the episode's own limit.
+        Raises :class:`AnswerRejected` on an answer that cannot be used, :class:`RolloutRefused` on a final refusal,
+        :class:`ConnectionError` if the task app gave no answer for ``patience`` seconds beyond the episode's own limit.
         """
-        timeout = httpx.Timeout(request.safety.max_time_s + 60, connect=CONNECT_SECONDS)
-        body = request.model_dump_json(by_alias=False)
+        body = request.model_dump_json(by_alias=False).encode()
+        limit = answer_limit(request)
         deadline = asyncio.get_running_loop().time() + patience
         delay = FIRST_DELAY
         while True:
             try:
-                answer = await self._client.post(
-                    "/rollout", content=body, headers={"Content-Type": "application/json"}, timeout=timeout
-                )
+                async with asyncio.timeout(request.safety.max_time_s + GRACE_SECONDS):
+                    answer = await self._post(body, limit)
                 # 424: the task app could not reach the inference server, which may be restarting.
-                if answer.status_code < 500 and answer.status_code not in (424, 429):
+                if answer.status < 500 and answer.status not in (424, 429):
                     break
-                failure = f"status {answer.status_code}: {answer.text[:200]}"
-            except httpx.TransportError as error:
+                failure = f"status {answer.status}: {answer.text[:200]}"
+            except (httpx.TransportError, TimeoutError) as error:
                 failure = f"{type(error).__name__}: {error}"
-            if asyncio.get_running_loop().time() > deadline:
+            if not asyncio.get_running_loop().time() <= deadline:
                 raise ConnectionError(f"the task app did not play {request.run_id}: {failure}")
             logger.warning("task app: %s; retrying in %.1f s", failure, delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY)
-        if answer.status_code != 200:
-            raise RolloutRefused(f"status {answer.status_code}: {answer.text[:2000]}")
-        return await asyncio.to_thread(RolloutResponse.model_validate_json, answer.content)
+        if answer.status == 409:
+            raise AnswerRejected(f"the task app knows {request.run_id} as another request: {answer.text}")
+        if answer.status != 200:
+            raise RolloutRefused(f"status {answer.status}: {answer.text}")
+        return await asyncio.to_thread(parse_answer, answer.content)
+
+    async def _post(self, body: bytes, limit: int) -> _Answer:
+        """Raises :class:`AnswerRejected` for an answer that is larger than ``limit`` bytes or compressed."""
+        headers = {"Content-Type": "application/json"}
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # the deadline of the whole answer is the caller's
+        async with self._client.stream("POST", "/rollout", content=body, headers=headers, timeout=timeout) as response:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise AnswerRejected("the task app's answer is compressed, which was not asked for")
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > limit:
+                    raise AnswerRejected(f"the task app's answer is larger than {limit} bytes")
+        return _Answer(response.status_code, content)
+
+
+def answer_limit(request: RolloutRequest) -> int:
+    """Bytes of the largest honest answer to a request."""
+    frame = FRAME_BYTES_PER_PIXEL * request.env.config.image_size**2
+    return BASE_BYTES + request.policy.config.max_llm_calls * (TURN_BYTES + frame)
+
+
+def parse_answer(content: bytes | bytearray) -> RolloutResponse:
+    """Raises :class:`AnswerRejected`, which names the first field that is wrong."""
+    try:
+        return RolloutResponse.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = f"{dotted(first['loc'])}: " if first["loc"] else ""
+        raise AnswerRejected(f"the task app's answer cannot be read: {where}{first['msg']}"[:300]) from None

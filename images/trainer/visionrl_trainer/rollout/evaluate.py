@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from visionrl.job import JobSpec, Model
 from visionrl.rollout import AbortReason, EnvSpec, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
 from visionrl.status import Score
-from visionrl_trainer.rollout.client import TaskApp
-from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
+from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
+from visionrl_trainer.rollout.intake import failure
+from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS, TRIES
+
+logger = logging.getLogger(__name__)
 
 RESAMPLES = 10_000
 ACHIEVEMENTS = 22
@@ -34,8 +39,29 @@ class EpisodeScore(Model):
     """Decisions without a usable tool call."""
     env_return: float
     """Crafter's own reward, summed."""
-    aborted: AbortReason | None = None
-    """Why the episode was cut short; it counts with what it had achieved."""
+    aborted: AbortReason | Literal["rejected"] | None = None
+    """Why the episode was cut short, or that no usable answer came."""
+    failed: bool = False
+    """Whether a failure of server or task app ended it, and no limit of the job: it says nothing about the policy."""
+
+    @classmethod
+    def nothing(cls, seed: int) -> EpisodeScore:
+        """Of a seed for which no usable answer came."""
+        return cls(
+            seed=seed,
+            achievements=0,
+            unlocked=(),
+            turns=0,
+            steps=0,
+            invalid=0,
+            env_return=0.0,
+            aborted="rejected",
+            failed=True,
+        )
+
+
+class EvaluationFailed(RuntimeError):
+    """Most seeds could not be played; the message gives the last reason."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,8 @@ class EvaluationResult:
     policy: str
     episodes: tuple[EpisodeScore, ...]
     """In the order of the seeds."""
+    failed: int = 0
+    """Seeds that were left out, because no try to play them succeeded."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -97,12 +125,13 @@ class EvaluationResult:
             "crafter_score": crafter_score(self.rates),
             "invalid_rate": self.invalid_rate,
             "aborted": self.aborted,
+            "failed": self.failed,
             "turns": self.turns,
             "length": self.length.mean,
             "env_return": self.env_return.mean,
             "rates": self.rates,
             "returns": list(self.returns),
-            "first_seed": self.seeds[0],
+            "seeds": list(self.seeds),
         }
 
 
@@ -114,9 +143,23 @@ async def evaluate(
     run: str,
     on_episode: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-    """Play one episode per seed with this policy. ``run`` names the evaluation and makes it idempotent."""
-    scores = await play_seeds(taskapp, spec, policy, seeds, run, PATIENCE_SECONDS, lambda score, abort: on_episode())
-    return EvaluationResult(policy.config.model or policy.policy_name, tuple(scores))
+    """Play one episode per seed with this policy. ``run`` names the evaluation and makes it idempotent.
+
+    Seeds that cannot be played, because server or task app fail in every try, are left out of the scores. Raises
+    :class:`EvaluationFailed` if they are more than half of the seeds.
+    """
+    reasons: list[str] = []
+
+    def on_score(score: EpisodeScore, why: str) -> None:
+        on_episode()
+        if score.failed:
+            reasons.append(f"seed {score.seed}: {score.aborted}: {why}")
+
+    scores = await play_seeds(taskapp, spec, policy, seeds, run, PATIENCE_SECONDS, on_score)
+    played = tuple(score for score in scores if not score.failed)
+    if not 2 * len(played) >= len(seeds):
+        raise EvaluationFailed(f"{len(reasons)} of {len(seeds)} held-out seeds could not be played; {reasons[-1]}")
+    return EvaluationResult(policy.config.model or policy.policy_name, played, len(reasons))
 
 
 async def play_seeds(
@@ -130,25 +173,26 @@ async def play_seeds(
 ) -> list[EpisodeScore]:
     """One episode per seed, ``rollout.maxConcurrent`` of them at once; scores in the order of the seeds.
 
+    An episode that a failure of server or task app ends is replayed under another ``run_id``, up to ``TRIES`` times.
     ``on_score`` gets each score as its episode ends, and why it was aborted (or an empty text). Raises what
-    :meth:`TaskApp.rollout` raises, as a group.
+    :meth:`TaskApp.rollout` raises for failures that last, as a group.
     """
     slots = asyncio.Semaphore(spec.rollout.max_concurrent)
 
     async def play(seed: int) -> EpisodeScore:
-        request = RolloutRequest(
-            run_id=f"{run}/s{seed}",
-            mode="eval",
-            env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=seed),
-            policy=policy,
-            record=Record(trajectories=False),
-            on_done="terminate",
-            safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
-        )
-        async with slots:
-            response = await taskapp.rollout(request, patience)
-        score = episode_score(seed, response)
-        on_score(score, response.abort_message or "")
+        score, why = EpisodeScore.nothing(seed), ""
+        for attempt in range(TRIES):
+            request = _request(spec, policy, seed, f"{run}/s{seed}" + (f"/r{attempt}" if attempt else ""))
+            try:
+                async with slots:
+                    response = await taskapp.rollout(request, patience)
+                score, why = episode_score(seed, response), response.abort_message or ""
+            except AnswerRejected as error:
+                score, why = EpisodeScore.nothing(seed), str(error)
+            if not score.failed:
+                break
+            logger.warning("%s failed: %s: %s", request.run_id, score.aborted, why)
+        on_score(score, why)
         return score
 
     async with asyncio.TaskGroup() as tasks:
@@ -156,9 +200,26 @@ async def play_seeds(
     return [task.result() for task in played]
 
 
+def _request(spec: JobSpec, policy: PolicySpec, seed: int, run_id: str) -> RolloutRequest:
+    return RolloutRequest(
+        run_id=run_id,
+        mode="eval",
+        env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=seed),
+        policy=policy,
+        record=Record(trajectories=False),
+        on_done="terminate",
+        safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
+    )
+
+
 def episode_score(seed: int, response: RolloutResponse) -> EpisodeScore:
-    """The score of a played episode."""
+    """The score of a played episode. Raises :class:`visionrl_trainer.rollout.client.AnswerRejected`."""
+    if len(response.trajectories) != 1:
+        raise AnswerRejected(f"{len(response.trajectories)} trajectories instead of one")
     decisions = response.trajectories[0].decisions
+    returns = [decision.reward.env for decision in decisions]
+    if not math.isfinite(sum(returns)):
+        raise AnswerRejected("a reward is not finite")
     unlocked = tuple(name for decision in decisions for name in decision.unlocked)
     return EpisodeScore(
         seed=seed,
@@ -167,8 +228,9 @@ def episode_score(seed: int, response: RolloutResponse) -> EpisodeScore:
         turns=len(decisions),
         steps=response.metrics.num_steps,
         invalid=sum(not decision.valid for decision in decisions),
-        env_return=sum(decision.reward.env for decision in decisions),
+        env_return=sum(returns),
         aborted=response.abort_reason,
+        failed=failure(response) is not None,
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from visionrl.checks import uses_vision
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec
-from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
-from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, Group, ImageTokens, SampleRejected, read_episode
-from visionrl_trainer.rollout.client import TaskApp
+from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutRequest, Safety
+from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, Group, ImageTokens
+from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
+from visionrl_trainer.rollout.intake import failure, read_episode
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ PATIENCE_SECONDS = 900.0
 
 
 class SamplingFailed(RuntimeError):
-    """Too few episodes could be played; the message has the last reason."""
+    """Too few episodes could be played; the message gives the last reasons."""
 
 
 @dataclass
@@ -35,14 +36,30 @@ class Batch:
     """Adapter that was requested."""
     groups: list[Group] = field(default_factory=list)
     frames: dict[str, Frame] = field(default_factory=dict)
+    accepted: int = 0
+    """Episodes that passed the checks, those of replaced groups included."""
     aborted: int = 0
-    """Episodes that were aborted or rejected, retries included."""
+    """Episodes that were aborted, replays included."""
+    rejected: int = 0
+    """Answers that were rejected, replays included."""
+    last_failures: dict[str, str] = field(default_factory=dict)
+    """Why the last episode was ``aborted`` and the last answer ``rejected``."""
     resampled: int = 0
     """Groups that were replaced because all their episodes earned the same."""
 
     @property
     def episodes(self) -> list[EpisodeSamples]:
         return [episode for group in self.groups for episode in group.episodes]
+
+    @property
+    def rejected_rate(self) -> float:
+        """Share of the answers that were rejected."""
+        return self.rejected / max(1, self.rejected + self.accepted)
+
+    def failures(self) -> str:
+        """What went wrong, for people: ``2 aborted (the last: …)``."""
+        counts = {"aborted": self.aborted, "rejected": self.rejected}
+        return ", ".join(f"{counts[kind]} {kind} (the last: {why})" for kind, why in self.last_failures.items())
 
 
 def training_seeds(job_seed: int, iteration: int, groups: int, trial: int = 0) -> list[int]:
@@ -98,7 +115,7 @@ class Sampler:
             if len(batch.groups) == wanted:
                 break
         if not batch.groups:
-            raise SamplingFailed(f"iteration {iteration}: no group kept two episodes; see the warnings above")
+            raise SamplingFailed(f"iteration {iteration}: no group kept two episodes: {batch.failures()}")
         return batch
 
     async def _groups(self, batch: Batch, iteration: int, trial: int, seeds: Sequence[int]) -> list[Group]:
@@ -118,25 +135,32 @@ class Sampler:
         return groups
 
     async def _episode(self, batch: Batch, place: str, seed: int) -> EpisodeSamples | None:
-        """One member of a group; ``None`` after ``TRIES`` aborts."""
+        """One member of a group; ``None`` after ``TRIES`` failures.
+
+        An episode that was aborted and an answer that is rejected are replayed under another ``run_id``: the task app
+        would repeat its answer for the same one, also after a restart of the trainer.
+        """
         for attempt in range(TRIES):
-            run_id = f"{self.job_name}/{batch.version}/{place}/r{attempt}"
-            async with self._slots:
-                response = await self.taskapp.rollout(self._request(run_id, batch.version, seed), PATIENCE_SECONDS)
+            request = self._request(f"{self.job_name}/{batch.version}/{place}/r{attempt}", batch.version, seed)
             try:
-                episode = self._read(response, seed, batch)
-            except SampleRejected as error:
-                batch.aborted += 1
-                logger.warning("%s rejected: %s", run_id, error)
+                async with self._slots:
+                    response = await self.taskapp.rollout(request, PATIENCE_SECONDS)
+                if why := failure(response):
+                    batch.aborted += 1
+                    batch.last_failures["aborted"] = why
+                    logger.warning("%s was aborted: %s", request.run_id, why)
+                    continue
+                context = self.spec.inference.vllm.max_model_len
+                episode = read_episode(response, request, self.expect, context, batch.frames)
+            except AnswerRejected as error:
+                batch.rejected += 1
+                batch.last_failures["rejected"] = str(error)
+                logger.warning("%s was rejected: %s", request.run_id, error)
                 continue
+            batch.accepted += 1
             self.on_episode()
             return episode
         return None
-
-    def _read(self, response: RolloutResponse, seed: int, batch: Batch) -> EpisodeSamples:
-        if response.aborted:
-            raise SampleRejected(f"aborted, {response.abort_reason}: {response.abort_message}")
-        return read_episode(response, seed, self.expect, batch.frames)
 
     def _request(self, run_id: str, version: str, seed: int) -> RolloutRequest:
         rollout = self.spec.rollout
