@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, make_adapter, random_frame, tiny_job
-from tests.support.trainer import StandInTrainer
+from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.job import TinyModel
 from visionrl.tiny.model import build_tiny
 
@@ -77,11 +77,11 @@ async def decisions_per_second(
 def measure(vllm: dict[str, Any], concurrencies: list[int], seconds: float) -> dict[str, Any]:
     """Start a server with these vLLM settings, load an adapter, measure each concurrency, end the server."""
     job = tiny_job(vllm)
-    name = f"{JOB_NAME}-v000001"
-    bodies = [chat_body(name, random_frame(seed)) for seed in range(FRAMES)]
     with tempfile.TemporaryDirectory() as scratch, StandInTrainer(Path(scratch) / "trainer", KEY) as trainer:
         model = build_tiny(TinyModel(), job.spec.rollout.env_config, Path(scratch) / "cache")
-        make_adapter(model, trainer.root / "adapters" / name, seed=0)
+        make_adapter(model, trainer.root / "adapters" / "draft", seed=0)
+        name = named_by_content(trainer.root / "adapters" / "draft", JOB_NAME, 1)
+        bodies = [chat_body(name, random_frame(seed)) for seed in range(FRAMES)]
         server = InferenceServer(job, Path(scratch), trainer.url)
         try:
             startup_s = server.start()

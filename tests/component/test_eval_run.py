@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from tests.support.inference import make_adapter, tiny_job
+from tests.support.trainer import named_by_content
+from visionrl.adapters import write_manifest
 from visionrl.job import TinyModel
 from visionrl_cli import main
 
@@ -30,16 +32,16 @@ JOB = tiny_job(
 def run(tmp_path: Path) -> Path:
     """What a run of two iterations leaves: configuration, warm-started base, a checkpoint, a published version."""
     from visionrl.tiny.model import build_tiny
-    from visionrl_trainer.sync.publish import version_name, write_manifest
 
     root = tmp_path / "runs" / JOB.name
     model = build_tiny(TinyModel(seed=3), JOB.spec.rollout.env_config, tmp_path / "models")
     shutil.copytree(model, root / "base")
     (root / "base" / "manifest.json").unlink(missing_ok=True)
-    write_manifest(root / "base", "base")
+    write_manifest(root / "base")
     (root / "config.json").write_text(JOB.model_dump_json(by_alias=True))
-    for number, folder in ((1, root / "adapters" / version_name(JOB.name, 1)), (2, root / "checkpoints" / "000002")):
+    for number, folder in ((1, root / "adapters" / "draft"), (2, root / "checkpoints" / "000002")):
         make_adapter(model, folder, seed=number)
+    named_by_content(root / "adapters" / "draft", JOB.name, 1)
     (root / "checkpoints" / "000002" / "state.json").write_text(json.dumps({"iteration": 2, "version": 2}))
     return root
 
@@ -53,12 +55,12 @@ def test_the_newest_checkpoint_plays_by_its_name_on_the_runs_base(
     words = ["--run", run, "--seeds", "0-3", "--turns", "3", "--trace-db", tmp_path / "traces"]
     assert main(["eval", "--json", *map(str, words)]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
-    assert found["policy"] == "crafter-tiny-v000002"
+    assert found["policy"].startswith("crafter-tiny-v000002-")
     assert len(found["settings"]["adapter_sha256"]) == 64
     assert [episode["turns"] for episode in found["episodes"]] == [3, 3, 3, 3]
     with sqlite3.connect(tmp_path / "traces" / "traces.db") as database:
         assert database.execute("SELECT DISTINCT model_name FROM events WHERE event_type = 'llm_call'").fetchall() == [
-            ("crafter-tiny-v000002",)
+            (found["policy"],)
         ]
     assert len(list((tmp_path / "cache" / "visionrl").glob("base-*"))) == 1, "the base did not come from the run"
     assert set(psutil.Process().children(recursive=True)) == before

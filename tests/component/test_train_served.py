@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, random_frame, sampled, tiny_job
+from tests.support.inference import KEY, InferenceServer, chat_body, random_frame, sampled, tiny_job
 from tests.support.trainer import StandInTrainer
 from visionrl.frames import frame_hash
 from visionrl.job import Lora
@@ -24,7 +24,6 @@ from visionrl_trainer.rollout.batch import Sample
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
 FRAME = random_frame(5)
-ADAPTER = f"{JOB_NAME}-v000000"
 
 
 def data_url(seed: int) -> str:
@@ -71,12 +70,15 @@ def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             running.kill()
 
 
-@pytest.mark.parametrize("model", ["base", ADAPTER])
-def test_the_server_answers_as_what_was_trained(model: str, trained: Path, server: InferenceServer) -> None:
+@pytest.mark.parametrize("trains", ["all", "adapter"])
+def test_the_server_answers_as_what_was_trained(trains: str, trained: Path, server: InferenceServer) -> None:
     policy = Policy.load(trained / "full" / "model", "float32", torch.device("cpu"))
-    if model == ADAPTER:
+    model = "base"
+    if trains == "adapter":
+        (folder,) = (trained / "adapter" / "adapters").iterdir()
+        model = folder.name
         policy.add_adapter(Lora(), seed=1)
-        policy.load_adapter(trained / "adapter" / "adapters" / ADAPTER)
+        policy.load_adapter(folder)
     banned = {str(token): -100 for token in policy.banned_ids}
     with server.client() as client:
         prompt, ids, logprobs = sampled(

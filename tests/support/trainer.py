@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+
+from visionrl.adapters import MANIFEST, Manifest, Version
 
 
 class StandInTrainer:
@@ -56,8 +56,8 @@ class StandInTrainer:
             self._send(handler, 401, b"{}")
         elif self.fault == "not_ready":
             self._send(handler, 503, b"{}")
-        elif name == "manifest.json" and file.parent.is_dir():
-            self._send(handler, 200, json.dumps(_manifest(file.parent)).encode())
+        elif name == MANIFEST and file.parent.is_dir():
+            self._send(handler, 200, Manifest.of_folder(file.parent).to_json().encode())
         elif file.is_file():
             self._send_file(handler, file.read_bytes())
         else:
@@ -84,10 +84,8 @@ class StandInTrainer:
         handler.wfile.write(body)
 
 
-def _manifest(folder: Path) -> dict[str, object]:
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(folder.iterdir())
-        if path.name != "manifest.json"
-    }
-    return {"name": folder.name, "files": files}
+def named_by_content(folder: Path, job: str, number: int) -> str:
+    """Give an adapter's folder the name of the version that it is; returns the name."""
+    version = Version.of(job, number, Manifest.of_folder(folder))
+    folder.rename(folder.with_name(version.name))
+    return version.name

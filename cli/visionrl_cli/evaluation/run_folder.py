@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from visionrl.adapters import ADAPTER_FILES, MANIFEST, FileEntry, Manifest, Version, write_manifest
 from visionrl.base_model import locate_base
 from visionrl.checks import exports_base
 from visionrl.durable import sha256
@@ -16,7 +17,6 @@ from visionrl.job import Job
 from visionrl.jobfile import problems
 from visionrl_cli.evaluation.text import EvalError
 from visionrl_trainer.rollout.batch import VISION_TOKENS
-from visionrl_trainer.sync.publish import ADAPTER_FILES, MANIFEST, version_name, write_manifest
 
 SERVED_BASE = "base"
 """The base model's name at the inference server (docs/architecture.md)."""
@@ -53,7 +53,7 @@ class LocalRun:
         target.mkdir()
         for name in ADAPTER_FILES:
             shutil.copy2(self.adapter / name, target)
-        write_manifest(target, self.model)
+        write_manifest(target)
 
 
 def open_run(root: Path, version: str | None = None, base: bool = False) -> LocalRun:
@@ -69,7 +69,7 @@ def open_run(root: Path, version: str | None = None, base: bool = False) -> Loca
     name = version or max(_checkpointed(root, job.name), default=max(known))
     if name not in known:
         raise EvalError(f"{root}: no version {name}; there are {', '.join(sorted(known))}")
-    return LocalRun(root, job, name, known[name], sha256(known[name] / ADAPTER_FILES[1]))
+    return LocalRun(root, job, name, known[name], sha256(known[name] / "adapter_model.safetensors"))
 
 
 def read_config(root: Path) -> Job:
@@ -102,10 +102,16 @@ def _checkpointed(root: Path, job_name: str) -> dict[str, Path]:
     for path in _entries(root / "checkpoints"):
         state = path / "state.json"
         try:
-            found[version_name(job_name, json.loads(state.read_bytes())["version"])] = path
+            found[Version.of(job_name, json.loads(state.read_bytes())["version"], _adapter(path)).name] = path
         except (OSError, ValueError, KeyError, TypeError):
             raise EvalError(f"{state}: not the state of a checkpoint") from None
     return found
+
+
+def _adapter(folder: Path) -> Manifest:
+    """The manifest of the adapter in a checkpoint."""
+    paths = (folder / name for name in ADAPTER_FILES)
+    return Manifest({path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths})
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -82,7 +82,7 @@ def _learn(plan: Plan, output: Output, view: View, stop: Stop) -> dict[str, Any]
         sft.export(policy, base, output.model)
         name = None
     else:
-        name = AdapterStore(output.adapters, plan.job.name).publish(policy, 0)
+        name = AdapterStore(output.adapters, plan.job.name).publish(policy, 0).name
     summary = {
         "job": plan.job.name,
         "base": spec.model.base if spec.model.base != "tiny" else str(base),

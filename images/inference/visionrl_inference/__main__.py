@@ -29,7 +29,7 @@ environment:
 
 The base model is taken from spec.model.base: a model of the hub, a path, or "tiny", which is built on first use; with
 spec.training.warmStart it is fetched from the trainer once it is trained. A request for the model
-"<job>-v000012" loads that adapter.
+"<job>-v000012-0a1b2c3d4e5f" loads that adapter.
 
 exit codes: 2 the configuration cannot work, 1 anything else before vLLM starts, then vLLM's own.
 """

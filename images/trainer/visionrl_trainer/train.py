@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionrl.adapters import Version
 from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
 from visionrl.component import ComponentContext
 from visionrl.job import Job
@@ -39,7 +40,7 @@ from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.state.checkpoints import Checkpoints, RunState
 from visionrl_trainer.state.runfolder import RunFolder
-from visionrl_trainer.sync.publish import AdapterStore, version_name, version_number
+from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher
 from visionrl_trainer.sync.weight_sync import WeightSync
 
@@ -81,6 +82,8 @@ class _Run:
     policy: Policy
     inference: httpx.AsyncClient
     state: RunState = field(default_factory=RunState)
+    version: Version = field(init=False)
+    """The policy as it is; published."""
 
     def __post_init__(self) -> None:
         spec, training = self.job.spec, self.job.spec.training
@@ -97,11 +100,6 @@ class _Run:
         )
         self.sync_seconds = 0.0
 
-    @property
-    def version(self) -> str:
-        """Name of the policy as it is."""
-        return version_name(self.job.name, self.state.version)
-
     async def train(self) -> None:
         """From the last checkpoint, or from the start, to the summary."""
         resumed = self.checkpoints.load(self.policy, self.optimizer, self.shuffle)
@@ -114,8 +112,7 @@ class _Run:
                 await self.preparation.warm_start(self.policy)
             self._checkpoint()
             self.folder.warm_start.checkpoint.unlink(missing_ok=True)
-        if runs_inference(self.job.spec):
-            self.sync_seconds = await self.weight_sync.push(self.policy, self.state.version)
+        await self._publish()
         if not self.state.evaluations:
             await self._evaluate()
             self._checkpoint()
@@ -135,9 +132,9 @@ class _Run:
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
         self.publisher.update(phase="Training")
         with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
-            batch = await self.rollouts.take(iteration, self.version)
+            batch = await self.rollouts.take(iteration, self.version.name)
         ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
-        self.rollouts.start(range(iteration + 1, ahead), self.version)
+        self.rollouts.start(range(iteration + 1, ahead), self.version.name)
         with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
             learned = await compute(self._learn, batch)
         times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
@@ -148,11 +145,19 @@ class _Run:
         if self.state.iteration % spec.training.checkpoint_every == 0:
             self._checkpoint()
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
-            self.sync_seconds = await self.weight_sync.push(self.policy, self.state.version)
+            await self._publish()
         self._report_iteration(record, time.monotonic() - started)
         every = spec.evaluation.every_iterations
         if every and self.state.iteration % every == 0 and self.state.iteration < policy_iterations(spec):
             await self._evaluate()
+
+    async def _publish(self) -> None:
+        """Publish the policy, and have it served."""
+        started = time.monotonic()
+        self.version = await compute(self.adapters.publish, self.policy, self.state.version)
+        if runs_inference(self.job.spec):
+            await self.weight_sync.push(self.policy, self.version)
+        self.sync_seconds = time.monotonic() - started
 
     def _advance(self, record: dict[str, Any]) -> None:
         """The state after an iteration."""
@@ -160,7 +165,7 @@ class _Run:
         self.state = state.model_copy(
             update={
                 "iteration": record["iteration"],
-                "version": max([state.version, *self.adapters.numbers()]) + 1,
+                "version": max([state.version, *(each.number for each in self.adapters.versions())]) + 1,
                 "episodes": state.episodes + record["episodes"],
                 "turns": state.turns + record["turns"],
                 "tokens": state.tokens + record["tokens"],
@@ -202,7 +207,7 @@ class _Run:
             "rejected": batch.rejected,
             "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
             "resampled_groups": batch.resampled,
-            "staleness": self.state.version - version_number(batch.version),
+            "staleness": self.version.number - Version.parse(batch.version).number,
             "mismatch_max": gap.max_abs,
             "mismatch_mean": gap.mean_abs,
             "mismatch_kl": gap.kl,
@@ -214,7 +219,7 @@ class _Run:
     ) -> Mismatch:
         """Serving against training under the weights that the server had: for a batch that was played ahead, those
         of its version, on as many samples as one micro-batch holds."""
-        if batch.version == self.version:
+        if batch.version == self.version.name:
             return mismatch(samples, current)
         settings = self.job.spec.training
         some = samples[: settings.micro_batch_size]
@@ -232,7 +237,7 @@ class _Run:
         seeds = evaluation_seeds(self.job.spec)
         if not seeds:
             return
-        spec, name, iteration = self.job.spec, self.version, self.state.iteration
+        spec, name, iteration = self.job.spec, self.version.name, self.state.iteration
         policy = policy_spec(spec, name, self.context.inference_url, self.expect.banned_ids)
         temperature = spec.evaluation.temperature
         settings = {"top_p": spec.rollout.policy_config.top_p}
@@ -281,7 +286,7 @@ class _Run:
     def _finish(self) -> None:
         """Write the summary, the picture and the report."""
         metrics, evaluations, name = self.folder.metrics.records(), self.state.evaluations, self.job.name
-        summary = summarise(self.job, self.state, metrics)
+        summary = summarise(self.job, self.state, self.version, metrics)
         self.folder.write_summary(summary)
         curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
         replays = replay.load_all(self.folder.replays)

@@ -22,7 +22,7 @@ from tests.support.inference import (
     sampled,
     tiny_job,
 )
-from tests.support.trainer import StandInTrainer
+from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
 from visionrl.tiny.model import PATCH, build_tiny, visual_tokens
@@ -30,7 +30,6 @@ from visionrl.tools import tool_call_text, tool_schema
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
 
-ADAPTER, SECOND, THIRD, LATE = (f"{JOB_NAME}-v{version:06d}" for version in (1, 2, 3, 12))
 SEEN_WHOLE = 1e-4
 """Largest difference of a logprob between vLLM and transformers, nats, in float32."""
 
@@ -40,6 +39,10 @@ class Rig:
     server: InferenceServer
     trainer: StandInTrainer
     model_dir: Path
+    first: str
+    second: str
+    third: str
+    """Names of three versions."""
 
     def adapter(self, name: str) -> Path:
         return self.trainer.root / "adapters" / name
@@ -52,13 +55,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     job = tiny_job({"extraArgs": ["--enable-scale-out"]})
     model_dir = build_tiny(TinyModel(), job.spec.rollout.env_config, folder / "cache")
     adapters = folder / "trainer" / "adapters"
-    for seed, name in enumerate((ADAPTER, SECOND, THIRD), start=1):
-        make_adapter(model_dir, adapters / name, seed)
+    names = []
+    for number in (1, 2, 3):
+        make_adapter(model_dir, adapters / "draft", seed=number)
+        names.append(named_by_content(adapters / "draft", JOB_NAME, number))
     with StandInTrainer(folder / "trainer", KEY) as trainer:
         server = InferenceServer(job, folder, trainer.url)
         try:
             server.start()
-            yield Rig(server, trainer, model_dir)
+            yield Rig(server, trainer, model_dir, *names)
         finally:
             server.kill()
 
@@ -110,12 +115,12 @@ def test_every_path_but_health_and_metrics_wants_the_key(rig: Rig) -> None:
 
 
 def test_adapters_cannot_be_loaded_or_unloaded_from_outside(rig: Rig, client: httpx.Client) -> None:
-    complete(client, ADAPTER, random_frame(0))
-    load = {"lora_name": "mine", "lora_path": str(rig.adapter(ADAPTER))}
+    complete(client, rig.first, random_frame(0))
+    load = {"lora_name": "mine", "lora_path": str(rig.adapter(rig.first))}
     assert client.post("/v1/load_lora_adapter", json=load).status_code == 404
-    assert client.post("/v1/unload_lora_adapter", json={"lora_name": ADAPTER}).status_code == 404
+    assert client.post("/v1/unload_lora_adapter", json={"lora_name": rig.first}).status_code == 404
     assert client.post("/adapters", json={"name": "mine", "src": load["lora_path"]}).status_code == 404
-    complete(client, ADAPTER, random_frame(0))
+    complete(client, rig.first, random_frame(0))
 
 
 def test_a_frame_is_81_tokens_and_arrives_pixel_for_pixel_with_no_state_as_text(client: httpx.Client) -> None:
@@ -159,8 +164,8 @@ def test_the_base_answers_with_the_ids_and_logprobs_that_training_recomputes(rig
 
 def test_a_new_adapter_is_fetched_by_name_and_is_what_peft_computes(rig: Rig, client: httpx.Client) -> None:
     frame = random_frame(2)
-    prompt_ids, token_ids, logprobs = complete(client, SECOND, frame)
-    with_it = logprobs_by_transformers(rig.model_dir, rig.adapter(SECOND), prompt_ids, token_ids, frame)
+    prompt_ids, token_ids, logprobs = complete(client, rig.second, frame)
+    with_it = logprobs_by_transformers(rig.model_dir, rig.adapter(rig.second), prompt_ids, token_ids, frame)
     without = logprobs_by_transformers(rig.model_dir, None, prompt_ids, token_ids, frame)
     np.testing.assert_allclose(logprobs, with_it, atol=SEEN_WHOLE)
     assert np.abs(np.subtract(logprobs, without)).max() > 0.05
@@ -168,7 +173,7 @@ def test_a_new_adapter_is_fetched_by_name_and_is_what_peft_computes(rig: Rig, cl
 
 def test_base_and_adapters_in_one_batch_keep_apart(rig: Rig) -> None:
     """With as many adapters as slots, and requests for all of them at once, nobody gets another's weights."""
-    models = {"base": None, ADAPTER: rig.adapter(ADAPTER), SECOND: rig.adapter(SECOND)}
+    models = {"base": None, rig.first: rig.adapter(rig.first), rig.second: rig.adapter(rig.second)}
     asked = [(model, random_frame(seed)) for seed in range(4) for model in models]
 
     def ask(question: tuple[str, np.ndarray]) -> tuple[list[int], list[int], list[float]]:
@@ -183,11 +188,11 @@ def test_base_and_adapters_in_one_batch_keep_apart(rig: Rig) -> None:
 
 
 def test_many_first_requests_share_one_download(rig: Rig) -> None:
-    weights = f"/adapters/{THIRD}/adapter_model.safetensors"
+    weights = f"/adapters/{rig.third}/adapter_model.safetensors"
 
     def ask(seed: int) -> None:
         with rig.server.client() as client:
-            complete(client, THIRD, random_frame(seed))
+            complete(client, rig.third, random_frame(seed))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
@@ -195,31 +200,34 @@ def test_many_first_requests_share_one_download(rig: Rig) -> None:
 
 
 def test_names_that_are_no_version_of_this_job_are_unknown(rig: Rig, client: httpx.Client) -> None:
-    for name in (f"{JOB_NAME}-v000099", "other-v000001", f"{JOB_NAME}-v1", f"../{ADAPTER}", str(rig.adapter(ADAPTER))):
+    digest = rig.first.rpartition("-")[2]
+    ours = (f"{JOB_NAME}-v000099-{digest}", f"{JOB_NAME}-v000001", f"{JOB_NAME}-v1-{digest}")
+    for name in (*ours, f"other-v000001-{digest}", f"../{rig.first}", str(rig.adapter(rig.first))):
         answer = client.post("/v1/chat/completions", json=chat_body(name, random_frame(0)))
         assert answer.status_code == 404, (name, answer.text)
 
 
 def test_a_trainer_that_is_away_or_sends_rubbish_costs_nobody_else(rig: Rig, client: httpx.Client) -> None:
-    shutil.copytree(rig.adapter(ADAPTER), rig.adapter(LATE))
+    shutil.copytree(rig.adapter(rig.first), rig.adapter("draft"))
+    late = named_by_content(rig.adapter("draft"), JOB_NAME, 12)
     for fault in ("not_ready", "corrupt", "truncated"):
         rig.trainer.fault = fault
-        answer = client.post("/v1/chat/completions", json=chat_body(LATE, random_frame(0)))
+        answer = client.post("/v1/chat/completions", json=chat_body(late, random_frame(0)))
         assert answer.status_code == 503, (fault, answer.text)
-        complete(client, ADAPTER, random_frame(0))
+        complete(client, rig.first, random_frame(0))
     rig.trainer.fault = ""
-    complete(client, LATE, random_frame(0))
+    complete(client, late, random_frame(0))
 
 
 def test_weights_that_are_not_finite_are_refused_before_the_engine_sees_them(rig: Rig, client: httpx.Client) -> None:
     from safetensors.torch import load_file, save_file
 
-    name = f"{JOB_NAME}-v000013"
-    shutil.copytree(rig.adapter(ADAPTER), rig.adapter(name))
-    path = rig.adapter(name) / "adapter_model.safetensors"
+    shutil.copytree(rig.adapter(rig.first), rig.adapter("draft"))
+    path = rig.adapter("draft") / "adapter_model.safetensors"
     tensors = load_file(path)
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, path)
+    name = named_by_content(rig.adapter("draft"), JOB_NAME, 13)
     answer = client.post("/v1/chat/completions", json=chat_body(name, random_frame(0)))
     assert answer.status_code == 422
     assert "not finite" in answer.text
@@ -246,8 +254,8 @@ def test_a_server_killed_with_its_store_gone_serves_the_same_name_again(rig: Rig
     shutil.rmtree(rig.server.cache / "adapters")
     rig.server.start()
     with rig.server.client() as client:
-        prompt_ids, token_ids, logprobs = complete(client, ADAPTER, frame)
-    expected = logprobs_by_transformers(rig.model_dir, rig.adapter(ADAPTER), prompt_ids, token_ids, frame)
+        prompt_ids, token_ids, logprobs = complete(client, rig.first, frame)
+    expected = logprobs_by_transformers(rig.model_dir, rig.adapter(rig.first), prompt_ids, token_ids, frame)
     np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE)
 
 

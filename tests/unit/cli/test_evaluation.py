@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.jobs import job
+from tests.support.trainer import named_by_content
 from visionrl_cli import main
 from visionrl_cli.evaluation.plan import EvalOptions, make_plan
 from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
@@ -93,22 +95,34 @@ def test_errors_name_the_fix_on_one_line(capsys: pytest.CaptureFixture[str]) -> 
 def run_folder(root: Path, versions: tuple[int, ...] = (4,), published: tuple[int, ...] = ()) -> Path:
     root.mkdir()
     (root / "config.json").write_text(job().model_dump_json(by_alias=True))
-    folders = [(root / "checkpoints" / f"{number:06d}", number) for number in versions]
-    folders += [(root / "adapters" / f"demo-v{number:06d}", number) for number in published]
-    for folder, number in folders:
-        folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text("{}")
-        (folder / "adapter_model.safetensors").write_text(str(number))
-        (folder / "state.json").write_text(json.dumps({"version": number}))
+    for number in versions:
+        write_adapter(root / "checkpoints" / f"{number:06d}", number)
+        (root / "checkpoints" / f"{number:06d}" / "state.json").write_text(json.dumps({"version": number}))
+    for number in published:
+        write_adapter(root / "adapters" / "draft", number)
+        named_by_content(root / "adapters" / "draft", "demo", number)
     return root
+
+
+def write_adapter(folder: Path, number: int) -> None:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_text(str(number))
+
+
+def name(number: int) -> str:
+    """Name of the version with this number, by its content."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(Path(folder) / "draft", number)
+        return named_by_content(Path(folder) / "draft", "demo", number)
 
 
 def test_a_run_plays_its_newest_checkpoint_another_version_or_its_base(tmp_path: Path) -> None:
     root = run_folder(tmp_path / "run", versions=(3, 5), published=(5, 6))
-    assert open_run(root).model == "demo-v000005"
-    assert open_run(root, version="demo-v000006").adapter == root / "adapters" / "demo-v000006"
+    assert open_run(root).model == name(5)
+    assert open_run(root, version=name(6)).adapter == root / "adapters" / name(6)
     assert open_run(root, base=True).model == "base"
-    with pytest.raises(EvalError, match="no version demo-v000009; there are demo-v000003, demo-v000005, demo-v000006"):
+    with pytest.raises(EvalError, match=f"no version demo-v000009; there are {name(3)}, {name(5)}, {name(6)}"):
         open_run(root, version="demo-v000009")
 
 
@@ -122,7 +136,7 @@ def test_a_version_is_served_as_the_trainer_would(tmp_path: Path) -> None:
     run = open_run(run_folder(tmp_path / "run"))
     (tmp_path / "adapters").mkdir()
     run.publish_to(tmp_path / "adapters")
-    manifest = json.loads((tmp_path / "adapters" / "demo-v000004" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "adapters" / name(4) / "manifest.json").read_text())
     assert manifest["files"]["adapter_model.safetensors"]["sha256"] == run.adapter_sha256
 
 

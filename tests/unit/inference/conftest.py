@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.inference import KEY
-from tests.support.trainer import StandInTrainer
+from tests.support.trainer import StandInTrainer, named_by_content
 
 MODULE = "model.language_model.layers.0.self_attn.q_proj"
 RANK, OUT, IN = 4, 12, 8
@@ -37,10 +37,17 @@ def write_adapter(folder: Path, **changes: object) -> None:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Iterator[StandInTrainer]:
     root = tmp_path / "trainer"
-    write_adapter(root / "adapters" / "job-v000001")
+    write_adapter(root / "adapters" / "draft")
+    named_by_content(root / "adapters" / "draft", "job", 1)
     base = root / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
     (base / "model.safetensors").write_bytes(b"weights" * 1000)
     with StandInTrainer(root, KEY) as trainer:
         yield trainer
+
+
+@pytest.fixture
+def name(trainer: StandInTrainer) -> str:
+    """Name of the trainer's one version."""
+    return next((trainer.root / "adapters").iterdir()).name

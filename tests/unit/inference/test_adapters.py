@@ -23,7 +23,7 @@ from visionrl_inference.fetch import FetchError, KeyRefusedError, trainer_client
 
 pytestmark = pytest.mark.vision
 
-NAME = "job-v000001"
+DIGEST = "0123456789ab"
 BASE = {f"{MODULE}.weight": (OUT, IN)}
 
 
@@ -36,25 +36,31 @@ def source(trainer: StandInTrainer, root: Path, key: str = KEY) -> AdapterSource
     )
 
 
+def named(version: int) -> str:
+    """Name of a version of this job, whatever its content."""
+    return f"job-v{version:06d}-{DIGEST}"
+
+
 # --- names
 
 
 @given(st.integers(0, 999_999))
 def test_a_name_stands_for_its_version(version: int) -> None:
-    assert VersionNames("job").version(f"job-v{version:06d}") == version
+    assert VersionNames("job").version(named(version)) == version
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "job",
-        "job-v1",
-        "job-v0000001",
-        "job-v00000a",
-        "job-v000001/..",
-        "../job-v000001",
-        "jobb-v000001",
-        "job-v00000１",
+        "job-v000001",
+        f"job-v1-{DIGEST}",
+        f"job-v0000001-{DIGEST}",
+        f"job-v00000a-{DIGEST}",
+        f"job-v000001-{DIGEST}/..",
+        f"../job-v000001-{DIGEST}",
+        f"jobb-v000001-{DIGEST}",
+        f"job-v00000１-{DIGEST}",
     ],
 )
 def test_no_other_name_stands_for_one(name: str) -> None:
@@ -62,76 +68,80 @@ def test_no_other_name_stands_for_one(name: str) -> None:
 
 
 def test_a_jobs_name_is_no_pattern() -> None:
-    assert VersionNames("a.b").version("axb-v000001") is None
+    assert VersionNames("a.b").version(f"axb-v000001-{DIGEST}") is None
 
 
 # --- fetching
 
 
-async def test_an_adapter_is_fetched_once_and_kept(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_an_adapter_is_fetched_once_and_kept(trainer: StandInTrainer, name: str, tmp_path: Path) -> None:
     adapters = source(trainer, tmp_path / "store")
-    folder = await adapters.folder(NAME)
-    assert folder == tmp_path / "store" / NAME
-    assert await adapters.folder(NAME) == folder
-    assert trainer.requests[f"/adapters/{NAME}/adapter_model.safetensors"] == 1
-    original = trainer.root / "adapters" / NAME / "adapter_model.safetensors"
+    folder = await adapters.folder(name)
+    assert folder == tmp_path / "store" / name
+    assert await adapters.folder(name) == folder
+    assert trainer.requests[f"/adapters/{name}/adapter_model.safetensors"] == 1
+    original = trainer.root / "adapters" / name / "adapter_model.safetensors"
     assert (folder / "adapter_model.safetensors").read_bytes() == original.read_bytes()
 
 
-async def test_concurrent_first_requests_share_one_download(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_concurrent_first_requests_share_one_download(trainer: StandInTrainer, name: str, tmp_path: Path) -> None:
     adapters = source(trainer, tmp_path / "store")
-    folders = await asyncio.gather(*(adapters.folder(NAME) for _ in range(16)))
+    folders = await asyncio.gather(*(adapters.folder(name) for _ in range(16)))
     assert len(set(folders)) == 1
-    assert trainer.requests[f"/adapters/{NAME}/manifest.json"] == 1
+    assert trainer.requests[f"/adapters/{name}/manifest.json"] == 1
 
 
-async def test_a_caller_that_hangs_up_does_not_end_the_others_download(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_a_caller_that_hangs_up_does_not_end_the_others_download(
+    trainer: StandInTrainer, name: str, tmp_path: Path
+) -> None:
     adapters = source(trainer, tmp_path / "store")
-    first, second = (asyncio.create_task(adapters.folder(NAME)) for _ in range(2))
+    first, second = (asyncio.create_task(adapters.folder(name)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
-    assert await second == tmp_path / "store" / NAME
+    assert await second == tmp_path / "store" / name
 
 
 async def test_an_unknown_version_is_none_and_another_jobs_name_is_not_even_asked(
     trainer: StandInTrainer, tmp_path: Path
 ) -> None:
     adapters = source(trainer, tmp_path / "store")
-    assert await adapters.folder("job-v000009") is None
-    assert await adapters.folder("other-v000001") is None
-    assert set(trainer.requests) == {"/adapters/job-v000009/manifest.json"}
+    assert await adapters.folder(named(9)) is None
+    assert await adapters.folder(f"other-v000001-{DIGEST}") is None
+    assert set(trainer.requests) == {f"/adapters/{named(9)}/manifest.json"}
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "truncated", "stalled", "not_ready"])
 async def test_a_bad_delivery_is_tried_again_and_leaves_nothing(
-    trainer: StandInTrainer, tmp_path: Path, fault: str
+    trainer: StandInTrainer, name: str, tmp_path: Path, fault: str
 ) -> None:
     adapters = source(trainer, tmp_path / "store")
     trainer.fault = fault
     with pytest.raises(FetchError):
-        await adapters.folder(NAME)
-    assert trainer.requests[f"/adapters/{NAME}/manifest.json"] == 3
+        await adapters.folder(name)
+    assert trainer.requests[f"/adapters/{name}/manifest.json"] == 3
     assert list((tmp_path / "store").iterdir()) == []
     trainer.fault = ""
-    assert await adapters.folder(NAME)
+    assert await adapters.folder(name)
 
 
-async def test_a_wrong_key_is_not_tried_again(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_a_wrong_key_is_not_tried_again(trainer: StandInTrainer, name: str, tmp_path: Path) -> None:
     with pytest.raises(KeyRefusedError):
-        await source(trainer, tmp_path / "store", key="wrong").folder(NAME)
+        await source(trainer, tmp_path / "store", key="wrong").folder(name)
     assert trainer.requests.total() == 1
 
 
-async def test_a_manifest_with_other_files_is_not_followed(trainer: StandInTrainer, tmp_path: Path) -> None:
-    (trainer.root / "adapters" / NAME / "more.bin").write_bytes(b"1")
+async def test_a_manifest_with_other_files_is_not_followed(trainer: StandInTrainer, name: str, tmp_path: Path) -> None:
+    (trainer.root / "adapters" / name / "more.bin").write_bytes(b"1")
     with pytest.raises(FetchError, match=r"more\.bin"):
-        await source(trainer, tmp_path / "store").folder(NAME)
+        await source(trainer, tmp_path / "store").folder(name)
 
 
-async def test_a_new_process_trusts_nothing_that_an_earlier_one_left(trainer: StandInTrainer, tmp_path: Path) -> None:
-    write_adapter(tmp_path / "store" / NAME)
-    await source(trainer, tmp_path / "store").folder(NAME)
-    assert trainer.requests[f"/adapters/{NAME}/adapter_model.safetensors"] == 1
+async def test_a_new_process_trusts_nothing_that_an_earlier_one_left(
+    trainer: StandInTrainer, name: str, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "store" / name)
+    await source(trainer, tmp_path / "store").folder(name)
+    assert trainer.requests[f"/adapters/{name}/adapter_model.safetensors"] == 1
 
 
 # --- checking
@@ -213,7 +223,7 @@ class FakeServer:
         self.names.remove(name)
 
     def load(self, version: int) -> str:
-        name = f"job-v{version:06d}"
+        name = named(version)
         self.store.folder(name).mkdir(exist_ok=True)
         self.names.add(name)
         return name
@@ -253,7 +263,7 @@ async def test_an_old_version_is_unloaded_then_deleted_a_grace_later(tmp_path: P
     assert server.store.names() >= set(old)
     clock.now = 20
     await retire.sweep()
-    assert server.store.names() == {"job-v000002", "job-v000003"}
+    assert server.store.names() == {named(2), named(3)}
 
 
 async def test_a_version_in_use_stays_however_old(tmp_path: Path) -> None:
@@ -262,7 +272,7 @@ async def test_a_version_in_use_stays_however_old(tmp_path: Path) -> None:
     server.used.add(oldest)
     for clock.now in range(0, 100, 5):
         await retire.sweep()
-    assert server.names == {oldest, "job-v000002", "job-v000003"}
+    assert server.names == {oldest, named(2), named(3)}
 
 
 async def test_a_version_that_is_being_resolved_is_left_alone(tmp_path: Path) -> None:
@@ -287,7 +297,7 @@ def test_no_folder_goes_while_anything_can_still_ask_for_it(
         server, clock, retire = retirement(tmp_path_factory.mktemp("retire") / "store", keep=1)
         for action, version, seconds in steps:
             clock.now += seconds
-            name = f"job-v{version:06d}"
+            name = named(version)
             if action == "load":
                 server.load(version)
             elif action == "use" and name in server.names:

@@ -21,7 +21,7 @@ from visionrl_taskapp.policies.inference_client import (
     read_completion,
 )
 
-CONFIG = PolicyConfig(model="job-v000001", inference_url="http://inference:8000", top_p=0.9)
+CONFIG = PolicyConfig(model="job-v000001-0123456789ab", inference_url="http://inference:8000", top_p=0.9)
 
 
 @pytest.mark.parametrize(

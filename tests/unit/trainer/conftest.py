@@ -60,7 +60,7 @@ def samples(policy: Policy, frames: list[np.ndarray]) -> list[Sample]:
             completion_ids=(*tokenizer.encode(tool_call_text(ACTIONS[: n + 1])), tokenizer.eos_token_id),
             logprobs=(),
             images=(frame_hash(frame),),
-            model="crafter-v000000",
+            model="crafter-v000000-0123456789ab",
         )
         for n, frame in enumerate(frames)
     ]

@@ -13,7 +13,7 @@ SUMMARY = {
     "iterations": 2,
     "episodes": 8,
     "turns": 40,
-    "adapter": "crafter-v000002",
+    "adapter": "crafter-v000002-0123456789ab",
     "mismatch": {"max_abs": 1e-6},
     "seconds": {"rollout": 12.0},
     "evaluation": {"before": {"mean": 1.5, "low": 1.0, "high": 2.0, "episodes": 4}},
@@ -41,7 +41,7 @@ EVALUATIONS = [
 
 def a_replay(iteration: int) -> Replay:
     frames = [ReplayFrame(png="aGVsbG8=", actions=["do", "noop"], unlocked=["collect_wood"], valid=True)]
-    return Replay(iteration=iteration, policy="crafter-v000000", seed=3, frames=frames)
+    return Replay(iteration=iteration, policy="crafter-v000000-0123456789ab", seed=3, frames=frames)
 
 
 def test_it_shows_scores_curves_rates_and_films(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def sampler(taskapp: TaskApp, **training: int) -> Sampler:
 
 async def test_a_group_is_one_start_state_played_as_often_as_asked() -> None:
     taskapp = StandIn()
-    batch = await sampler(taskapp).collect(0, "crafter-v000000")
+    batch = await sampler(taskapp).collect(0, "crafter-v000000-0123456789ab")
     assert Counter(request.env.seed for request in taskapp.requests) == dict.fromkeys(training_seeds(0, 0, 2), 4)
     assert [len(group.episodes) for group in batch.groups] == [4, 4]
     assert taskapp.most <= 3
@@ -74,7 +74,7 @@ async def test_a_group_is_one_start_state_played_as_often_as_asked() -> None:
 
 async def test_training_samples_the_whole_distribution_without_banned_tokens() -> None:
     taskapp = StandIn()
-    await sampler(taskapp).collect(0, "crafter-v000000")
+    await sampler(taskapp).collect(0, "crafter-v000000-0123456789ab")
     config = taskapp.requests[0].policy.config
     assert config.top_p == 1.0
     assert config.tool_choice == "auto"
@@ -83,7 +83,7 @@ async def test_training_samples_the_whole_distribution_without_banned_tokens() -
 
 async def test_an_aborted_episode_is_played_again_under_another_name() -> None:
     taskapp = StandIn({"g0/e1/r0"})
-    batch = await sampler(taskapp).collect(0, "crafter-v000000")
+    batch = await sampler(taskapp).collect(0, "crafter-v000000-0123456789ab")
     assert batch.aborted == 1
     assert len(batch.groups[0].episodes) == 4
     assert len({request.run_id for request in taskapp.requests}) == 9
@@ -93,7 +93,7 @@ async def test_an_aborted_episode_is_played_again_under_another_name() -> None:
 async def test_a_poisoned_answer_costs_one_sample(poison: str) -> None:
     """The task app would repeat it for the same ``run_id``: another one is asked for."""
     taskapp = StandIn(**{poison: "g0/e1/r0"})  # type: ignore[arg-type]
-    batch = await sampler(taskapp).collect(0, "crafter-v000000")
+    batch = await sampler(taskapp).collect(0, "crafter-v000000-0123456789ab")
     assert (batch.rejected, batch.aborted, batch.rejected_rate) == (1, 0, pytest.approx(1 / 9))
     assert [len(group.episodes) for group in batch.groups] == [4, 4]
     assert len({request.run_id for request in taskapp.requests}) == 9
@@ -101,27 +101,27 @@ async def test_a_poisoned_answer_costs_one_sample(poison: str) -> None:
 
 async def test_answers_of_another_version_alone_end_in_an_error_that_says_so() -> None:
     with pytest.raises(SamplingFailed, match=r"24 rejected \(the last: .*'base' answered, but 'crafter-v000003' was"):
-        await sampler(StandIn(foreign="/g")).collect(0, "crafter-v000003")
+        await sampler(StandIn(foreign="/g")).collect(0, "crafter-v000003-0123456789ab")
 
 
 async def test_an_episode_cut_at_max_ops_is_trained_on_as_far_as_it_was_played() -> None:
-    batch = await sampler(StandIn({"/g"}, reason="max_ops")).collect(0, "crafter-v000000")
+    batch = await sampler(StandIn({"/g"}, reason="max_ops")).collect(0, "crafter-v000000-0123456789ab")
     assert (batch.aborted, len(batch.episodes)) == (0, 8)
 
 
 async def test_a_group_goes_on_without_an_episode_that_keeps_failing() -> None:
-    batch = await sampler(StandIn({"g0/e1"})).collect(0, "crafter-v000000")
+    batch = await sampler(StandIn({"g0/e1"})).collect(0, "crafter-v000000-0123456789ab")
     assert [len(group.episodes) for group in batch.groups] == [3, 4]
 
 
 async def test_nothing_to_train_on_is_an_error_not_an_empty_step() -> None:
     with pytest.raises(SamplingFailed, match=r"no group kept two episodes: 24 aborted \(the last: turn_timeout"):
-        await sampler(StandIn({"/g"})).collect(0, "crafter-v000000")
+        await sampler(StandIn({"/g"})).collect(0, "crafter-v000000-0123456789ab")
 
 
 async def test_groups_that_teach_nothing_are_replaced_as_often_as_allowed() -> None:
     taskapp = StandIn(same="t0/g1")
-    batch = await sampler(taskapp, max_resampling=2).collect(0, "crafter-v000000")
+    batch = await sampler(taskapp, max_resampling=2).collect(0, "crafter-v000000-0123456789ab")
     assert batch.resampled == 1
     assert all(group.has_variance for group in batch.groups)
     assert len(batch.groups) == 2
@@ -129,5 +129,5 @@ async def test_groups_that_teach_nothing_are_replaced_as_often_as_allowed() -> N
 
 
 async def test_without_resampling_groups_that_teach_nothing_stay() -> None:
-    batch = await sampler(StandIn(same="g1")).collect(0, "crafter-v000000")
+    batch = await sampler(StandIn(same="g1")).collect(0, "crafter-v000000-0123456789ab")
     assert [group.has_variance for group in batch.groups] == [True, False]

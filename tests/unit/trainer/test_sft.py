@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.unit.trainer.conftest import IMAGE_SIZE
+from visionrl.adapters import MANIFEST
 from visionrl.component import ConfigurationError
 from visionrl.frames import frame_hash
 from visionrl.job import EnvSettings, JobSpec, Lora, PolicyModel, Rollout, Training, WarmStart
@@ -22,7 +23,6 @@ from visionrl_trainer.sft import train as sft
 from visionrl_trainer.sft.teacher import Demonstration, Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
 from visionrl_trainer.state.runfolder import SftFolder
-from visionrl_trainer.sync.publish import MANIFEST
 
 pytestmark = pytest.mark.vision
 

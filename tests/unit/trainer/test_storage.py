@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from visionrl.adapters import verified_manifest
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.state.checkpoints import Checkpoints, RunState
 from visionrl_trainer.state.runfolder import RunFolder
-from visionrl_trainer.sync.publish import AdapterStore, version_name, version_number
+from visionrl_trainer.sync.publish import AdapterStore
 
 pytestmark = pytest.mark.vision
 
@@ -31,8 +32,10 @@ def weights(policy: Policy) -> torch.Tensor:
 
 def test_a_manifest_names_size_and_digest_of_each_file(policy: Policy, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path, "crafter")
-    name = store.publish(policy, 3)
-    assert name == "crafter-v000003"
+    version = store.publish(policy, 3)
+    assert version.name.startswith("crafter-v000003-")
+    assert version.matches(verified_manifest(store.folder(version)))
+    name = version.name
     manifest_file = store.path(name, "manifest.json")
     assert manifest_file is not None
     manifest = json.loads(manifest_file.read_text())
@@ -46,18 +49,36 @@ def test_a_manifest_names_size_and_digest_of_each_file(policy: Policy, tmp_path:
 
 def test_only_published_files_of_this_job_can_be_asked_for(policy: Policy, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path, "crafter")
-    name = store.publish(policy, 1)
+    name = store.publish(policy, 1).name
     (tmp_path / name / "secret").write_text("x")
-    for asked in ((name, "secret"), ("..", "manifest.json"), ("other-v000001", "manifest.json"), (name, "../x")):
+    for asked in (
+        (name, "secret"),
+        ("..", "manifest.json"),
+        ("other-v000001-0123456789ab", "manifest.json"),
+        (name, "../x"),
+    ):
         assert store.path(*asked) is None
 
 
-def test_what_a_killed_process_left_is_swept_away(policy: Policy, tmp_path: Path) -> None:
-    (tmp_path / ".crafter-v000004").mkdir()
+def test_a_version_that_is_published_again_is_the_same_and_other_weights_are_another(
+    policy: Policy, tmp_path: Path
+) -> None:
+    first = AdapterStore(tmp_path, "crafter").publish(policy, 1)
+    assert AdapterStore(tmp_path, "crafter").publish(policy, 1) == first
+    with torch.no_grad():
+        next(parameter for _, parameter in policy.trainable()).add_(1)
     store = AdapterStore(tmp_path, "crafter")
-    assert store.numbers() == []
-    store.publish(policy, 4)
-    assert store.numbers() == [4]
+    other = store.publish(policy, 1)
+    assert (other.number, other.digest == first.digest) == (1, False)
+    assert store.versions() == sorted([first, other])
+
+
+def test_what_a_killed_process_left_is_swept_away(policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / ".4").mkdir()
+    store = AdapterStore(tmp_path, "crafter")
+    assert store.versions() == []
+    version = store.publish(policy, 4)
+    assert store.versions() == [version]
 
 
 def test_pruning_keeps_the_newest(policy: Policy, tmp_path: Path) -> None:
@@ -65,13 +86,7 @@ def test_pruning_keeps_the_newest(policy: Policy, tmp_path: Path) -> None:
     for number in range(4):
         store.publish(policy, number)
     store.prune(keep=2)
-    assert store.numbers() == [2, 3]
-
-
-def test_version_names_round_trip() -> None:
-    assert version_number(version_name("a-v000001", 12)) == 12
-    with pytest.raises(ValueError, match="not the name of a version"):
-        version_number("base")
+    assert [version.number for version in store.versions()] == [2, 3]
 
 
 def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Adapters by name: vLLM asks for ``<job>-v000012``, the trainer has it, this fetches it."""
+"""Adapters by name: vLLM asks for ``<job>-v000012-0a1b2c3d4e5f``, the trainer has it, this fetches it."""

@@ -1,17 +1,20 @@
-"""Names of adapter versions: ``<job>-v000012``."""
+"""Names of the adapter versions of one job."""
 
 from __future__ import annotations
 
-import re
+from visionrl.adapters import Version
 
 
 class VersionNames:
     """The names that one job's adapters can have. Nothing else becomes part of a URL or a path."""
 
     def __init__(self, job_name: str) -> None:
-        self._pattern = re.compile(rf"{re.escape(job_name)}-v([0-9]{{6}})")
+        self.job_name = job_name
 
     def version(self, name: str) -> int | None:
         """The version that a name stands for; ``None`` where it is no name of this job's adapters."""
-        match = self._pattern.fullmatch(name)
-        return int(match[1]) if match else None
+        try:
+            version = Version.parse(name)
+        except ValueError:
+            return None
+        return version.number if version.job == self.job_name else None

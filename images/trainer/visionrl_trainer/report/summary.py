@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from visionrl.adapters import Version
 from visionrl.job import Job
 from visionrl_trainer.rollout.evaluate import paired_gain
 from visionrl_trainer.state.checkpoints import RunState
-from visionrl_trainer.sync.publish import version_name
 
 
-def summarise(job: Job, state: RunState, metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(job: Job, state: RunState, version: Version, metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a person or a script wants to know about a finished run."""
     rollout_minutes = state.seconds.get("rollout", 0.0) / 60
     summary: dict[str, Any] = {
@@ -20,7 +20,7 @@ def summarise(job: Job, state: RunState, metrics: Sequence[dict[str, Any]]) -> d
         "episodes": state.episodes,
         "turns": state.turns,
         "tokens": state.tokens,
-        "adapter": version_name(job.name, state.version),
+        "adapter": version.name,
         "mismatch": {"max_abs": state.worst_mismatch, "mean_abs": state.mean_mismatch},
         "episodes_per_minute": state.episodes / rollout_minutes if rollout_minutes else None,
         "seconds": {name: round(seconds, 1) for name, seconds in state.seconds.items()},

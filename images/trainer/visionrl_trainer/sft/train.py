@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from visionrl.adapters import write_manifest
 from visionrl.durable import fsync
 from visionrl.frames import decode_png, frame_hash
 from visionrl.job import JobSpec
@@ -30,7 +31,6 @@ from visionrl_trainer.sft.checkpoint import SftCheckpoint
 from visionrl_trainer.sft.teacher import Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
 from visionrl_trainer.state.runfolder import SftFolder
-from visionrl_trainer.sync.publish import write_manifest
 
 VALIDATION_DECISIONS = 384
 WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5)(\.index\.json)?$")
@@ -159,7 +159,7 @@ def export(policy: Policy, source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and not (draft / path.name).exists() and not WEIGHTS.search(path.name):
             shutil.copy2(path, draft)
-    write_manifest(draft, "base")
+    write_manifest(draft)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     fsync(target.parent)

@@ -17,8 +17,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from visionrl.adapters import MANIFEST
 from visionrl.status import TrainerReport
-from visionrl_trainer.sync.publish import MANIFEST, AdapterStore
+from visionrl_trainer.sync.publish import AdapterStore
 
 
 class StatusPublisher:

@@ -8,8 +8,8 @@ import time
 
 import httpx
 
+from visionrl.adapters import Version
 from visionrl.job import JobSpec
-from visionrl_trainer.model.compute import compute
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
 from visionrl_trainer.sync import canary
@@ -30,20 +30,16 @@ class WeightSync:
         self.store, self.inference, self.spec, self.publisher = store, inference, spec, publisher
         publisher.adapters = store
 
-    async def push(self, policy: Policy, number: int) -> float:
-        """Publish the policy as version ``number``, unless it is, and return when the server answers as it.
+    async def push(self, policy: Policy, version: Version) -> None:
+        """Return when the server answers as the policy, which was published as ``version``.
 
-        Returns the seconds this took. A server that is away is waited for. Raises
-        :class:`visionrl_trainer.sync.canary.CanaryFailed` where it serves other weights, ``ConnectionError`` where it
-        stays away.
+        A server that is away is waited for. Raises :class:`visionrl_trainer.sync.canary.CanaryFailed` where it serves
+        other weights, ``ConnectionError`` where it stays away.
         """
-        started = time.monotonic()
-        name = await compute(self.store.publish, policy, number)
         self.store.prune(keep=2 + self.spec.training.max_staleness)
-        self.publisher.set_policy(trained=name)
-        await self._prove(policy, name)
-        self.publisher.set_policy(serving=name)
-        return time.monotonic() - started
+        self.publisher.set_policy(trained=version.name)
+        await self._prove(policy, version.name)
+        self.publisher.set_policy(serving=version.name)
 
     async def _prove(self, policy: Policy, name: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
