@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from visionrl.adapters import write_manifest
+from visionrl.folders import is_whole, place
 from visionrl.job import EnvSettings, TinyModel
 from visionrl.tiny import tokenizer as tiny_tokenizer
 from visionrl.tools import ACTIONS
@@ -61,7 +63,7 @@ def recipe_digest(shape: TinyModel, env: EnvSettings) -> str:
 
 
 def build_tiny(shape: TinyModel, env: EnvSettings, directory: Path) -> Path:
-    """The model directory ``<directory>/tiny-<digest>``, built if it is not there.
+    """The model directory ``<directory>/tiny-<digest>``, built if it is not there whole: a damaged file is not used.
 
     It appears in one rename, so a reader never sees half of it and concurrent builders do not disturb each other.
     Raises ``ValueError`` for a shape that cannot be built.
@@ -69,19 +71,16 @@ def build_tiny(shape: TinyModel, env: EnvSettings, directory: Path) -> Path:
     _check(shape, env)
     digest = recipe_digest(shape, env)
     target = directory / f"tiny-{digest[:16]}"
-    if target.is_dir():
+    if is_whole(target):
         return target
     directory.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory))
     try:
         _write(shape, env, draft)
         (draft / RECIPE_FILE).write_text(json.dumps(recipe(shape, env) | {"digest": digest}, indent=1))
+        write_manifest(draft)
         draft.chmod(0o755)
-        try:
-            draft.rename(target)
-        except OSError:  # another process was first: a directory is not replaced by a rename onto it
-            if not target.is_dir():
-                raise
+        place(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target

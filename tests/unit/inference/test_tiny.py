@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,25 @@ def test_a_directory_that_is_there_is_used_again(model_dir: Path) -> None:
     before = (model_dir / "model.safetensors").stat()
     assert build_tiny(TinyModel(), ENV, model_dir.parent) == model_dir
     assert (model_dir / "model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "deleted", "added"])
+def test_a_directory_that_is_damaged_is_built_again(model_dir: Path, tmp_path: Path, damage: str) -> None:
+    copy = shutil.copytree(model_dir, tmp_path / model_dir.name)
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "flipped":
+        weights.write_bytes(whole[:5000] + bytes([whole[5000] ^ 0x40]) + whole[5001:])
+    elif damage == "truncated":
+        weights.write_bytes(whole[:1000])
+    elif damage == "deleted":
+        weights.unlink()
+    else:
+        (copy / "added_tokens.json").write_text("{}")
+    assert build_tiny(TinyModel(), ENV, tmp_path) == copy
+    assert weights.read_bytes() == whole
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in model_dir.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
 
 
 def test_building_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
