@@ -22,10 +22,20 @@ MAX_MANIFEST_BYTES = 1 << 20
 DIGEST_DIGITS = 12
 """Hexadecimal digits of the content's digest in a version's name."""
 
+LOADED_PATH = "/visionrl/adapters"
+"""Where an inference server lists what it has loaded: ``{"adapters": {<name>: <manifest digest>}}``."""
+SERVER_HEADER = "x-visionrl-server"
+"""Header of an inference server's answers: an identifier of its process, another one after each start."""
+
 # Plain file names only: a manifest never chooses another folder.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(rf"(?P<job>.+)-v(?P<number>[0-9]{{6}})-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})")
+
+
+def probe_job(job: str) -> str:
+    """What :attr:`Version.job` is for the adapter that shows whether a server applies adapters at all."""
+    return f"{job}-probe"
 
 
 class ManifestError(ValueError):

@@ -1,32 +1,32 @@
-"""Folders from the trainer, over HTTP: a manifest of sizes and SHA-256 digests, then the files it names.
+"""Folders from the trainer, over HTTP: a manifest of sizes and SHA-256 digests, then the files that it names.
 
 A folder arrives whole or not at all: files are checked while they stream into a draft, which then takes its place
-with one rename. Used for the base model (:mod:`visionrl_inference.base_model`) and for adapters.
+with one rename. Every answer has a size limit and a total deadline, so that a trainer that sends without end, or a
+byte a second, costs one attempt. Used for the base model (:mod:`visionrl_inference.base_model`) and for adapters.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from visionrl.durable import fsync, sha256
+from visionrl.adapters import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, Manifest, ManifestError
+from visionrl.durable import fsync
+from visionrl.folders import place
 
-MANIFEST = "manifest.json"
 CHUNK_BYTES = 1 << 20
-# Plain file names only: what the trainer sends never chooses another folder.
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+ANSWER_SECONDS = 10.0
+"""Total time for a manifest, and for a file on top of its transfer."""
+SLOWEST_BYTES_PER_SECOND = 1 << 20
+"""A file that arrives more slowly is given up."""
 
 
 class FetchError(Exception):
@@ -45,112 +45,68 @@ class KeyRefusedError(FetchError):
     """The trainer does not accept the key (401, 403)."""
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """Size in bytes and SHA-256 (hex) of a file."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The files of a folder, by name."""
-
-    files: Mapping[str, FileEntry]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(entry.size for entry in self.files.values())
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) over names, sizes and digests: the identity of the folder's content."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """The manifest as the trainer writes it, files in the order of their names."""
-        files = {name: {"size": e.size, "sha256": e.sha256} for name, e in sorted(self.files.items())}
-        return json.dumps({"files": files})
-
-
-def parse_manifest(data: Any) -> Manifest:
-    """Read a manifest's JSON value. Raises :class:`FetchError` for anything that is not one."""
-    files = data.get("files") if isinstance(data, dict) else None
-    if not isinstance(files, dict) or not files:
-        raise FetchError(f"{MANIFEST} names no files")
-    entries = {}
-    for name, entry in files.items():
-        size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise FetchError(f"{MANIFEST} has the file name {name!r}")
-        if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-            raise FetchError(f"{MANIFEST} has no size and sha256 for {name}")
-        entries[name] = FileEntry(size, sha256)
-    return Manifest(entries)
-
-
-def trainer_client(url: str, key: str, timeout_s: float = 30.0) -> httpx.Client:
-    """A client for the trainer. Proxies of the environment are not used: the trainer is a neighbour."""
-    return httpx.Client(
+def trainer_client(url: str, key: str, timeout_s: float = 30.0) -> httpx.AsyncClient:
+    """A client for the trainer; ``timeout_s`` is the longest silence. Answers are asked for uncompressed: their sizes
+    are those of the manifest. Proxies of the environment are not used: the trainer is in the same cluster."""
+    return httpx.AsyncClient(
         base_url=url.rstrip("/"),
-        headers={"Authorization": f"Bearer {key}"},
+        headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
         timeout=httpx.Timeout(timeout_s, connect=5.0),
         trust_env=False,
     )
 
 
-def fetch_manifest(client: httpx.Client, path: str) -> Manifest:
-    """``GET <path>/manifest.json``."""
-    with _answer(client, f"{path}/{MANIFEST}") as response:
-        try:
-            return parse_manifest(json.loads(response.read()))
-        except ValueError as error:
-            raise FetchError(f"{path}/{MANIFEST} is not JSON: {error}") from None
+async def fetch_manifest(client: httpx.AsyncClient, path: str) -> Manifest:
+    """``GET <path>/manifest.json``. Raises :class:`FetchError`."""
+    body = bytearray()
+    async with _answer(client, f"{path}/{MANIFEST}", ANSWER_SECONDS) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > MAX_MANIFEST_BYTES:
+                raise FetchError(f"{path}/{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        return Manifest.parse(bytes(body))
+    except ManifestError as error:
+        raise FetchError(f"{path}: {error}") from None
 
 
-def fetch_folder(
-    client: httpx.Client, path: str, manifest: Manifest, target: Path, check: Callable[[Path], None] | None = None
+async def fetch_folder(
+    client: httpx.AsyncClient,
+    path: str,
+    manifest: Manifest,
+    target: Path,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Download the manifest's files from ``<path>/<file>`` into the folder ``target``, which must not exist.
+    """Download the manifest's files from ``<path>/<file>`` into the folder ``target``.
 
-    ``check`` sees the complete draft before it takes its place; what it raises is passed on. The manifest is kept in
-    the folder as ``manifest.json``, so :func:`is_intact` can verify it later.
+    A damaged folder that is there makes room. ``check`` sees the complete draft before it takes its place; what it
+    raises is passed on. The folder keeps its ``manifest.json``, so that it can be verified later. Raises
+    :class:`FetchError`, ``OSError`` where the folder cannot be written.
     """
     draft = Path(tempfile.mkdtemp(prefix=".fetch-", dir=target.parent))
     try:
         for name, entry in manifest.files.items():
-            _fetch_file(client, f"{path}/{name}", entry, draft / name)
-        if check is not None:
-            check(draft)
-        (draft / MANIFEST).write_text(manifest.to_json())
+            await _fetch_file(client, f"{path}/{name}", entry, draft / name)
+        check(draft)
+        (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         draft.chmod(0o755)
         fsync(draft)
-        draft.rename(target)
-        fsync(target.parent)
+        place(draft, target, manifest)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether every file of a fetched folder still has its manifest's digest."""
-    try:
-        manifest = parse_manifest(json.loads((folder / MANIFEST).read_text()))
-        return all(sha256(folder / name) == entry.sha256 for name, entry in manifest.files.items())
-    except (OSError, ValueError, FetchError):
-        return False
-
-
-def _fetch_file(client: httpx.Client, path: str, entry: FileEntry, target: Path) -> None:
+async def _fetch_file(client: httpx.AsyncClient, path: str, entry: FileEntry, target: Path) -> None:
     digest, received = hashlib.sha256(), 0
-    with _answer(client, path) as response, target.open("wb") as file:
-        for chunk in response.iter_bytes(CHUNK_BYTES):
-            received += len(chunk)
-            if received > entry.size:
-                raise FetchError(f"{path} has more than the {entry.size} bytes of its manifest")
-            digest.update(chunk)
-            file.write(chunk)
+    seconds = ANSWER_SECONDS + entry.size / SLOWEST_BYTES_PER_SECOND
+    with target.open("wb") as file:
+        async with _answer(client, path, seconds) as chunks:
+            async for chunk in chunks:
+                received += len(chunk)
+                if received > entry.size:
+                    raise FetchError(f"{path} has more than the {entry.size} bytes of its manifest")
+                digest.update(chunk)
+                file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     if received < entry.size:
@@ -159,21 +115,29 @@ def _fetch_file(client: httpx.Client, path: str, entry: FileEntry, target: Path)
         raise FetchError(f"{path} has the SHA-256 {digest.hexdigest()}, its manifest says {entry.sha256}")
 
 
-@contextmanager
-def _answer(client: httpx.Client, path: str) -> Iterator[httpx.Response]:
-    """A successful streaming answer; every failure as a :class:`FetchError`."""
+@asynccontextmanager
+async def _answer(client: httpx.AsyncClient, path: str, seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The bytes of a successful answer; every failure as a :class:`FetchError`, also one that takes longer."""
     try:
-        with client.stream("GET", path) as response:
-            if response.status_code == 404:
-                raise MissingError(f"{path}: the trainer has no such file")
-            if response.status_code == 503:
-                raise NotReadyError(f"{path}: the trainer is not ready")
-            if response.status_code in (401, 403):
-                raise KeyRefusedError(f"{path}: the trainer refuses the key")
-            if response.status_code != 200:
-                raise FetchError(f"{path}: the trainer answered {response.status_code}")
-            yield response
+        async with asyncio.timeout(seconds), client.stream("GET", path) as response:
+            _check_status(path, response)
+            yield response.aiter_raw(CHUNK_BYTES)
+    except TimeoutError:
+        raise FetchError(f"{path} is not complete after {seconds:.0f} s") from None
     except httpx.ConnectError as error:
         raise NotReadyError(f"{path}: no connection to the trainer ({error})") from error
     except httpx.HTTPError as error:
         raise FetchError(f"{path}: {type(error).__name__} {error}".rstrip()) from error
+
+
+def _check_status(path: str, response: httpx.Response) -> None:
+    if response.status_code == 404:
+        raise MissingError(f"{path}: the trainer has no such file")
+    if response.status_code == 503:
+        raise NotReadyError(f"{path}: the trainer is not ready")
+    if response.status_code in (401, 403):
+        raise KeyRefusedError(f"{path}: the trainer refuses the key")
+    if response.status_code != 200:
+        raise FetchError(f"{path}: the trainer answered {response.status_code}")
+    if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise FetchError(f"{path}: the trainer answered in the encoding {encoding!r}, which was not asked for")

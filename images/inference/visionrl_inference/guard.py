@@ -1,6 +1,7 @@
 """ASGI middleware in front of vLLM: the job's key on every path, no adapter administration, bounded bodies.
 
-vLLM's own ``--api-key`` leaves ``/adapters``, ``/invocations`` and ``/tokenize`` open.
+vLLM's own ``--api-key`` leaves ``/adapters``, ``/invocations`` and ``/tokenize`` open. Every answer names the process
+that gave it: the trainer tests each new one (``visionrl_trainer.sync.canary``).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import os
 import secrets
 from pathlib import Path
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from visionrl.adapters import SERVER_HEADER
 
 OPEN = frozenset({"/health", "/metrics"})
 """Paths for probes and scrapers."""
@@ -30,17 +33,18 @@ class Guard:
         if not key:
             raise ValueError("VISIONRL_KEY_FILE names an empty file")
         self.expected = f"Bearer {key}".encode()
+        self.process = secrets.token_hex(8)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, send = Headers(scope=scope), self._signed(send)
         if scope["path"] not in OPEN and not self._knows_the_key(headers):
             await _refuse(401, "Authorization: Bearer <key> is missing or wrong", scope, receive, send)
         elif scope["path"].startswith(SHUT):
             await _refuse(404, "adapters are loaded by name, on request", scope, receive, send)
-        elif int(headers.get("content-length") or 0) > MAX_BODY_BYTES:
+        elif _declared_length(headers) > MAX_BODY_BYTES:
             await _refuse(413, _TOO_LARGE, scope, receive, send)
         else:
             await self.app(scope, _bounded(receive), send)
@@ -48,8 +52,22 @@ class Guard:
     def _knows_the_key(self, headers: Headers) -> bool:
         return secrets.compare_digest(headers.get("authorization", "").encode(), self.expected)
 
+    def _signed(self, send: Send) -> Send:
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[SERVER_HEADER] = self.process
+            await send(message)
+
+        return signed
+
 
 _TOO_LARGE = f"the body exceeds {MAX_BODY_BYTES >> 20} MiB"
+
+
+def _declared_length(headers: Headers) -> int:
+    """0 where none is declared, or one that is no number: what arrives is counted all the same."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
 
 
 async def _refuse(status: int, message: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,6 +13,18 @@ from tests.support.trainer import StandInTrainer, named_by_content
 
 MODULE = "model.language_model.layers.0.self_attn.q_proj"
 RANK, OUT, IN = 4, 12, 8
+CONFIG = {
+    "peft_type": "LORA",
+    "r": RANK,
+    "lora_alpha": 8,
+    "bias": "none",
+    "target_modules": ["q_proj"],
+    "lora_dropout": 0.1,
+    "use_dora": False,
+    "rank_pattern": {},
+    "modules_to_save": None,
+}
+"""As peft writes it, with fewer keys."""
 
 
 def write_adapter(folder: Path, **changes: object) -> None:
@@ -30,8 +42,15 @@ def write_adapter(folder: Path, **changes: object) -> None:
         if isinstance(tensor, torch.Tensor):
             tensors[name] = tensor
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "peft_type": "LORA"}))
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
     save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def name(trainer: StandInTrainer) -> str:
+    """Of the trainer's one version."""
+    (folder,) = (trainer.root / "adapters").iterdir()
+    return folder.name
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from pathlib import Path
@@ -11,14 +12,15 @@ import pytest
 
 from tests.support.inference import KEY, tiny_job
 from tests.support.trainer import StandInTrainer
+from visionrl.adapters import write_manifest
 from visionrl.base_model import ModelError
 from visionrl_inference.base_model import fetch_base, resolve_base_model
-from visionrl_inference.fetch import FetchError, parse_manifest, trainer_client
+from visionrl_inference.fetch import trainer_client
 
 WARM = {"training": {"iterations": 1, "warmStart": {"episodes": 1, "steps": 1}}}
 
 
-def no_trainer() -> httpx.Client:
+def no_trainer() -> httpx.AsyncClient:
     raise AssertionError("this job needs no trainer for its base")
 
 
@@ -32,45 +34,65 @@ def test_a_warm_started_base_is_fetched_once_and_kept_by_its_digest(trainer: Sta
     assert resolve_base_model(tiny_job(**WARM), tmp_path / "cache", connect) != folder
 
 
-def test_a_damaged_copy_is_fetched_again(trainer: StandInTrainer, tmp_path: Path) -> None:
-    with trainer_client(trainer.url, KEY) as client:
-        folder = fetch_base(client, tmp_path)
-        (folder / "model.safetensors").write_bytes(b"half")
-        assert fetch_base(client, tmp_path) == folder
+async def test_a_damaged_copy_is_fetched_again(trainer: StandInTrainer, tmp_path: Path) -> None:
+    connect = functools.partial(trainer_client, trainer.url, KEY)
+    folder = await fetch_base(connect, tmp_path / "cache")
+    (folder / "model.safetensors").write_bytes(b"half")
+    assert await fetch_base(connect, tmp_path / "cache") == folder
+    assert (folder / "model.safetensors").stat().st_size == 7000
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+async def test_another_model_by_the_same_name_is_not_taken_for_it(trainer: StandInTrainer, tmp_path: Path) -> None:
+    """Whole in itself, with a manifest of its own, and not what the trainer serves."""
+    connect = functools.partial(trainer_client, trainer.url, KEY)
+    folder = await fetch_base(connect, tmp_path / "cache")
+    (folder / "model.safetensors").write_bytes(b"another")
+    write_manifest(folder)
+    assert await fetch_base(connect, tmp_path / "cache") == folder
     assert (folder / "model.safetensors").stat().st_size == 7000
 
 
-def test_it_waits_while_the_trainer_trains_and_through_bad_deliveries(
+async def test_servers_that_fetch_at_once_end_with_one_copy(trainer: StandInTrainer, tmp_path: Path) -> None:
+    connect = functools.partial(trainer_client, trainer.url, KEY)
+    folders = await asyncio.gather(*(fetch_base(connect, tmp_path / "cache") for _ in range(3)))
+    (folder,) = set(folders)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+async def test_it_waits_while_the_trainer_trains_and_through_bad_deliveries(
     trainer: StandInTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults = iter(["not_ready", "truncated", "corrupt", ""])
     trainer.fault = next(faults)
 
-    def next_fault(_: float) -> None:
+    async def next_fault(_: float) -> None:
         trainer.fault = next(faults)
 
-    with caplog.at_level(logging.INFO), trainer_client(trainer.url, KEY) as client:
-        folder = fetch_base(client, tmp_path / "cache", sleep=next_fault)
+    connect = functools.partial(trainer_client, trainer.url, KEY)
+    with caplog.at_level(logging.INFO):
+        folder = await fetch_base(connect, tmp_path / "cache", sleep=next_fault)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert "waiting for the trainer's base model (0 s): /base/manifest.json: the trainer is not ready" in caplog.text
 
 
-def test_it_waits_while_nobody_listens(trainer: StandInTrainer, tmp_path: Path) -> None:
-    unreachable = "http://127.0.0.1:1"
-    with trainer_client(unreachable, KEY) as client:
+async def test_it_waits_while_nobody_listens(trainer: StandInTrainer, tmp_path: Path) -> None:
+    client = trainer_client("http://127.0.0.1:1", KEY)
 
-        def trainer_comes_up(_: float) -> None:
-            client.base_url = trainer.url
+    async def trainer_comes_up(_: float) -> None:
+        client.base_url = httpx.URL(trainer.url)
 
-        assert fetch_base(client, tmp_path, sleep=trainer_comes_up).is_dir()
+    assert (await fetch_base(lambda: client, tmp_path, sleep=trainer_comes_up)).is_dir()
 
 
-def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(trainer: StandInTrainer, tmp_path: Path) -> None:
-    with trainer_client(trainer.url, "wrong") as client, pytest.raises(ModelError, match="VISIONRL_KEY_FILE"):
-        fetch_base(client, tmp_path)
+async def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(
+    trainer: StandInTrainer, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="VISIONRL_KEY_FILE"):
+        await fetch_base(functools.partial(trainer_client, trainer.url, "wrong"), tmp_path)
     (trainer.root / "base").rename(trainer.root / "elsewhere")
-    with trainer_client(trainer.url, KEY) as client, pytest.raises(ModelError, match="warmStart"):
-        fetch_base(client, tmp_path)
+    with pytest.raises(ModelError, match="warmStart"):
+        await fetch_base(functools.partial(trainer_client, trainer.url, KEY), tmp_path)
 
 
 def test_a_path_is_used_where_it_lies(tmp_path: Path) -> None:
@@ -93,24 +115,3 @@ def test_the_tiny_model_is_built_in_the_cache(tmp_path: Path) -> None:
     folder = resolve_base_model(tiny_job(), tmp_path / "cache", no_trainer)
     assert folder.parent == tmp_path / "cache"
     assert (folder / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        None,
-        [],
-        {},
-        {"files": {}},
-        {"files": {"../x": {"size": 1, "sha256": "0" * 64}}},
-        {"files": {"a/b": {"size": 1, "sha256": "0" * 64}}},
-        {"files": {"manifest.json": {"size": 1, "sha256": "0" * 64}}},
-        {"files": {"x": {"size": -1, "sha256": "0" * 64}}},
-        {"files": {"x": {"size": True, "sha256": "0" * 64}}},
-        {"files": {"x": {"size": 1, "sha256": "F" * 64}}},
-        {"files": {"x": None}},
-    ],
-)
-def test_what_is_no_manifest_is_not_followed(manifest: object) -> None:
-    with pytest.raises(FetchError):
-        parse_manifest(manifest)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from visionrl.adapters import SERVER_HEADER
 from visionrl_inference import guard
 from visionrl_inference.guard import Guard
 
@@ -63,6 +64,20 @@ async def test_a_body_beyond_the_limit_is_refused_declared_or_not(client: httpx.
     assert (await client.post("/v1/x", headers=bearer(KEY), content=b"x" * 1000)).text == "1000"
     assert (await client.post("/v1/x", headers=bearer(KEY), content=b"x" * 1001)).status_code == 413
     assert (await client.post("/v1/x", headers=bearer(KEY), content=pieces())).status_code == 413
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "٣", "9" * 5000, "x"])
+async def test_a_length_that_is_no_number_is_no_error_of_ours(client: httpx.AsyncClient, length: str) -> None:
+    headers = [(b"authorization", f"Bearer {KEY}".encode()), (b"content-length", length.encode())]
+    assert (await client.post("/v1/x", headers=headers, content=b"x")).status_code == 200
+
+
+async def test_every_answer_names_the_process_that_gave_it(
+    client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [await client.get("/health"), await client.get("/x"), await client.get("/x", headers=bearer(KEY))]
+    (process,) = {answer.headers[SERVER_HEADER] for answer in answers}
+    assert process and Guard(Starlette()).process != process
 
 
 def test_an_empty_key_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

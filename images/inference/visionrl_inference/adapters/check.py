@@ -10,9 +10,24 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FILES = frozenset({CONFIG, WEIGHTS})
+MAX_CONFIG_BYTES = 1 << 16
+LARGEST_SCALE = 1e4
+"""Of ``lora_alpha / r``."""
+LARGEST_WEIGHT = 1e4
+"""Of either matrix. Trained ones stay below 10; with numbers near a dtype's end the product is not finite."""
+DESCRIPTIVE = frozenset(
+    [
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_version", "revision"),
+        *("lora_dropout", "qalora_group_size", "target_modules", "task_type"),
+    ]
+)
+"""Keys of the configuration that change nothing of what is computed when the adapter is served: the modules are those
+of the tensors, dropout is for training."""
+REQUIRED = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False)}
+"""Values of keys that have others which mean another computation."""
 
 Shape = tuple[int, ...]
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -34,12 +49,13 @@ def weight_shapes(model_dir: Path) -> dict[str, Shape]:
 
 
 def check_adapter(folder: Path, base: Mapping[str, Shape], max_rank: int) -> None:
-    """Raise :class:`AdapterError` unless every tensor is finite, of the declared rank, and fits the base model.
+    """Raise :class:`AdapterError` unless the adapter is a plain LoRA whose tensors have bounded values, the declared
+    rank and the base model's shapes.
 
     ``base`` has the base model's weight shapes ([out, in] for a linear). Where a checkpoint uses other names than the
     adapter for all modules (transformers renames some architectures on loading), only rank and values are checked.
     """
-    rank = _rank(folder / CONFIG, max_rank)
+    rank = _rank(_configuration(folder / CONFIG), max_rank)
     pairs = _pairs(folder / WEIGHTS)
     comparable = any(f"{module}.weight" in base for module in pairs)
     for module, shapes in pairs.items():
@@ -57,19 +73,36 @@ def check_adapter(folder: Path, base: Mapping[str, Shape], max_rank: int) -> Non
             raise AdapterError(f"{module} is {[b[0], a[1]]}, the base model's is {list(linear)}")
 
 
-def _rank(path: Path, max_rank: int) -> int:
+def _configuration(path: Path) -> dict[str, Any]:
+    """The adapter's configuration, which is that of a plain LoRA: any other key than the known ones must be unset."""
     try:
-        config = json.loads(path.read_text())
-        rank = config["r"]
-    except (ValueError, KeyError, TypeError) as error:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        config = json.loads(text) if len(text) <= MAX_CONFIG_BYTES else None
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{CONFIG} cannot be read: {type(error).__name__}: {error}") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{CONFIG} is no JSON object of at most {MAX_CONFIG_BYTES} bytes")
+    for key, value in config.items():
+        if key in DESCRIPTIVE or key in ("r", "lora_alpha"):
+            continue
+        allowed = REQUIRED.get(key)
+        if (allowed is None and value) or (allowed is not None and value not in allowed):
+            raise AdapterError(f"{CONFIG} has {key} {value!r:.100}; the server takes plain LoRA adapters only")
+    return config
+
+
+def _rank(config: Mapping[str, Any], max_rank: int) -> int:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= max_rank:
-        raise AdapterError(f"{CONFIG} has rank {rank!r}; the server takes 1 to {max_rank}")
+        raise AdapterError(f"{CONFIG} has rank {rank!r:.100}; the server takes 1 to {max_rank}")
+    if type(alpha) not in (int, float) or not 0 < alpha <= LARGEST_SCALE * rank:
+        raise AdapterError(f"{CONFIG} has lora_alpha {alpha!r:.100}; the server takes up to {LARGEST_SCALE:g} times r")
     return rank
 
 
 def _pairs(path: Path) -> dict[str, dict[str, Shape]]:
-    """Shapes of each module's two matrices, all of them finite."""
+    """Shapes of each module's two matrices, all of them of bounded floating-point numbers."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -81,8 +114,13 @@ def _pairs(path: Path) -> dict[str, dict[str, Shape]]:
                 if match is None:
                     raise AdapterError(f"{name} is no LoRA matrix")
                 tensor = file.get_tensor(name)
-                if not torch.isfinite(tensor).all():
-                    raise AdapterError(f"{name} has values that are not finite")
+                if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not tensor.numel():
+                    raise AdapterError(f"{name} is no matrix of floating-point numbers")
+                largest = tensor.abs().max().item()
+                if not largest <= LARGEST_WEIGHT:
+                    raise AdapterError(
+                        f"{name} has values that are not finite, or beyond {LARGEST_WEIGHT:g}: {largest:g}"
+                    )
                 pairs.setdefault(match["module"], {})[match["side"]] = tuple(tensor.shape)
     except SafetensorError as error:
         raise AdapterError(f"{WEIGHTS} cannot be read: {error}") from None

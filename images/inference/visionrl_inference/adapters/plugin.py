@@ -1,7 +1,7 @@
 """The vLLM plugin (entry point ``vllm.endpoint_plugins``, loaded in the API server process alone).
 
-It adds no routes. vLLM calls :meth:`AdapterPlugin.attach_router` before it looks for LoRA resolvers and
-:meth:`AdapterPlugin.init_state` when its model list exists: the two moments that adapters by name need.
+vLLM calls :meth:`AdapterPlugin.attach_router` before it looks for LoRA resolvers and :meth:`AdapterPlugin.init_state`
+when its model list exists: the two moments that adapters by name need. Its one route tells which adapters are loaded.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import uvicorn.config
 from fastapi import FastAPI, HTTPException
 from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from visionrl.job import Job
+from visionrl.adapters import LOADED_PATH
+from visionrl.component import ComponentContext
 from visionrl_inference.adapters.check import AdapterError, check_adapter, weight_shapes
-from visionrl_inference.adapters.names import VersionNames
 from visionrl_inference.adapters.resolver import AdapterSource
 from visionrl_inference.adapters.retire import Retirement
 from visionrl_inference.adapters.store import Store
 from visionrl_inference.fetch import FetchError, trainer_client
 from visionrl_inference.vllm_args import adapters_in_use
+
+SILENCE_SECONDS = 10.0
+"""Longest pause in an answer of the trainer's."""
 
 
 class TrainerResolver(LoRAResolver):
@@ -41,6 +45,8 @@ class TrainerResolver(LoRAResolver):
             folder = await self.source.folder(lora_name)
         except FetchError as error:
             raise HTTPException(503, f"adapter {lora_name} could not be fetched: {error}") from error
+        except OSError as error:
+            raise HTTPException(503, f"adapter {lora_name} could not be stored: {error}") from error
         except AdapterError as error:
             raise HTTPException(422, f"adapter {lora_name} is refused: {error}") from error
         if folder is None:
@@ -49,35 +55,47 @@ class TrainerResolver(LoRAResolver):
 
 
 class AdapterPlugin:
-    """The entry point's factory. Reads what every part gets: ``VISIONRL_JOB``, ``VISIONRL_TRAINER_URL`` and so on."""
+    """The entry point's factory. Reads what every component gets: ``VISIONRL_JOB``, ``VISIONRL_TRAINER_URL`` and so
+    on."""
 
     name = "visionrl_adapters"
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self.job = Job.model_validate_json(Path(os.environ["VISIONRL_JOB"]).read_text(encoding="utf-8"))
-        self.names = VersionNames(self.job.metadata.name)
-        self.store = Store(Path(os.environ["VISIONRL_CACHE_DIR"]) / "adapters" / self.job.metadata.name)
+        self.context = ComponentContext.from_environment()
+        self.job = self.context.job()
 
     def attach_router(self, app: FastAPI) -> None:
+        _bound_headers()
         arguments = app.state.args
-        key = Path(os.environ["VISIONRL_KEY_FILE"]).read_text(encoding="utf-8").strip()
-        source = AdapterSource(
-            self.names,
-            self.store,
-            trainer=functools.partial(trainer_client, os.environ["VISIONRL_TRAINER_URL"], key, timeout_s=10.0),
+        self.source = AdapterSource(
+            self.job.name,
+            Store(self.context.cache_dir / "adapters"),
+            trainer=functools.partial(trainer_client, self.context.trainer_url, self.context.key, SILENCE_SECONDS),
             check=functools.partial(
                 check_adapter, base=weight_shapes(Path(arguments.model)), max_rank=arguments.max_lora_rank
             ),
         )
-        LoRAResolverRegistry.register_resolver(self.name, TrainerResolver(source))
+        LoRAResolverRegistry.register_resolver(self.name, TrainerResolver(self.source))
+        app.add_api_route(LOADED_PATH, self.loaded, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         # The routes were attached, or not, before this: now only the resolver is switched on.
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-        server = VllmServer(engine_client, state.openai_serving_models)
-        retirement = Retirement(server, self.store, self.names, keep=adapters_in_use(self.job))
+        self.server = VllmServer(engine_client, state.openai_serving_models)
+        retirement = Retirement(self.server, self.source.store, keep=adapters_in_use(self.job))
         self._sweeping = asyncio.create_task(retirement.run())  # a task lives as long as its reference
+
+    async def loaded(self) -> dict[str, dict[str, str]]:
+        """``GET /visionrl/adapters``: the digest of the content that each loaded adapter was read from."""
+        names = sorted(self.server.loaded() & self.source.digests.keys())
+        return {"adapters": {name: self.source.digests[name] for name in names}}
+
+
+def _bound_headers() -> None:
+    """Let uvicorn parse requests with h11, for which vLLM sets limits on headers. Its other parser, which it prefers,
+    keeps what comes in without any limit and before anybody is asked for a key."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = uvicorn.config.HTTP_PROTOCOLS["h11"]
 
 
 class VllmServer:

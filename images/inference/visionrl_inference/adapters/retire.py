@@ -1,6 +1,6 @@
 """Old adapters go: unloaded when idle, deleted an idle grace later.
 
-The order matters: vLLM reads an adapter's folder again when it comes back from its cache, and dies where the folder is
+The order matters: vLLM reads an adapter's folder again when it comes back from its cache, and ends where the folder is
 gone. So a version first loses its name, and its folder is deleted once no request that still had it can be left.
 """
 
@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from visionrl_inference.adapters.names import VersionNames
 from visionrl_inference.adapters.store import Store
 
 logger = logging.getLogger("vllm.visionrl")
@@ -38,60 +37,60 @@ class Server(Protocol):
 
 
 class Retirement:
-    """Keeps the newest ``keep`` versions, and older ones while they are used."""
+    """Keeps the adapters that are used, and of the others the ``keep`` that were loaded or used last.
+
+    Their numbers say nothing here: a run that begins anew, or goes back to its last checkpoint, counts from below.
+    """
 
     def __init__(
         self,
         server: Server,
         store: Store,
-        names: VersionNames,
         keep: int,
         grace_s: float = GRACE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.server, self.store, self.names, self.keep, self.grace_s, self.clock = (
-            server,
-            store,
-            names,
-            keep,
-            grace_s,
-            clock,
-        )
-        self._idle_since: dict[str, float] = {}
+        self.server, self.store, self.keep, self.grace_s, self.clock = server, store, keep, grace_s, clock
+        self._loaded: set[str] = set()
+        """Names that vLLM knew at the last sweep."""
+        self._last_used: dict[str, float] = {}
+        """When a sweep last saw an adapter used, newly loaded or, for one without a name, unloaded."""
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Sweep for ever; an error is logged and the next sweep goes on."""
+        """Sweep for ever; an error is logged and the next sweep tries again."""
         while True:
             await sleep(SWEEP_SECONDS)
             try:
+                await asyncio.to_thread(self.store.heartbeat)
                 await self.sweep()
             except Exception:
                 logger.exception("retiring old adapters failed; trying again")
 
     async def sweep(self) -> None:
-        """One pass: each old version that was idle for the grace takes its next step."""
-        now, busy = self.clock(), self.server.busy()
-        for name in self._old():
-            idle_since = self._idle_since.setdefault(name, now)
-            if name in busy:
-                self._idle_since[name] = now
-            elif now - idle_since >= self.grace_s and not self.server.lock(name).locked():
-                await self._step(name)
+        """One pass: each surplus adapter that was idle for the grace takes its next step."""
+        loaded, busy, stored = self.server.loaded(), self.server.busy(), self.store.names()
+        self._notice(loaded, busy, stored)
+        by_last_use = sorted(loaded - busy, key=lambda name: (self._last_used[name], name))
+        for name in by_last_use[: -self.keep]:
+            if self._is_idle(name):
+                await self.server.unload(name)
+                self._last_used[name] = self.clock()
+        for name in stored - loaded:
+            if self._is_idle(name):
+                await self._remove(name)
 
-    def _old(self) -> list[str]:
-        """Versions beyond the newest ``keep``, oldest first."""
-        versions = {name: self.names.version(name) for name in self.server.loaded() | self.store.names()}
-        ours = sorted((version, name) for name, version in versions.items() if version is not None)
-        return [name for _, name in ours[: -self.keep]]
+    def _notice(self, loaded: set[str], busy: set[str], stored: set[str]) -> None:
+        now, known = self.clock(), loaded | stored
+        used = (loaded - self._loaded) | busy | (known - self._last_used.keys())
+        self._last_used = {name: now if name in used else self._last_used[name] for name in known}
+        self._loaded = loaded
 
-    async def _step(self, name: str) -> None:
-        if name in self.server.loaded():
-            await self.server.unload(name)
-            self._idle_since[name] = self.clock()
-            return
+    def _is_idle(self, name: str) -> bool:
+        return self.clock() - self._last_used[name] >= self.grace_s and not self.server.lock(name).locked()
+
+    async def _remove(self, name: str) -> None:
         async with self.server.lock(name):
             if name in self.server.loaded() | self.server.busy():
                 return
             await asyncio.to_thread(self.store.remove, name)
-        self._idle_since.pop(name, None)
         logger.info("removed adapter %s", name)
