@@ -347,7 +347,7 @@ def test_a_request_of_the_references_client_is_played_and_its_unused_fields_are_
     client: httpx.Client, openai: FakeOpenAI
 ) -> None:
     config = {"provider": "openai", "use_tools": True, "model": "tiny", "inference_url": openai.url, "max_llm_calls": 2}
-    request = {
+    request: dict[str, Any] = {
         "run_id": "reference-1",
         "mode": "eval",
         "env": {
@@ -372,7 +372,7 @@ def test_a_request_of_the_references_client_is_played_and_its_unused_fields_are_
         "policy.config.use_tools",
         "record.value",
     ]
-    request["policy"]["provider"] = "openai"  # type: ignore[index]
+    request["policy"]["provider"] = "openai"
     assert set(fields(client.post("/rollout", json=request))) == {"policy.provider"}
 
 
