@@ -189,7 +189,9 @@ OWNER = "import sys; from pathlib import Path; from visionrl_inference.adapters.
 def leave_a_folder(root: Path) -> Path:
     """The folder of a server process that has ended, as nothing but its end leaves it."""
     code = OWNER + "print(Store(Path(sys.argv[1])).root)"
-    return Path(subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=-1, text=True).stdout.strip())
+    return Path(
+        subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=-1, text=True).stdout.strip()
+    )
 
 
 def age(folder: Path) -> None:

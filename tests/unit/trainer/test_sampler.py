@@ -100,7 +100,7 @@ async def test_a_poisoned_answer_costs_one_sample(poison: str) -> None:
 
 
 async def test_answers_of_another_version_alone_end_in_an_error_that_says_so() -> None:
-    with pytest.raises(SamplingFailed, match=r"24 rejected \(the last: .*'base' answered, but 'crafter-v000003' was"):
+    with pytest.raises(SamplingFailed, match=r"24 rejected \(the last: .*'base' answered, but 'crafter-v000003-"):
         await sampler(StandIn(foreign="/g")).collect(0, "crafter-v000003-0123456789ab")
 
 
