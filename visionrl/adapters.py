@@ -120,9 +120,20 @@ class Manifest:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Manifest:
-        """The files of a folder, except its own ``manifest.json``."""
-        paths = (path for path in folder.iterdir() if path.name != MANIFEST)
+        """The files of a folder, except its own ``manifest.json`` and hidden ones, which file systems and file managers
+        leave."""
+        paths = (path for path in folder.iterdir() if path.name != MANIFEST and not path.name.startswith("."))
         return cls({path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths})
+
+    def check(self, folder: Path) -> None:
+        """Read every file that is named here. Raises :class:`ManifestError` where one is missing or damaged,
+        ``OSError`` where one cannot be read."""
+        for name, entry in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise ManifestError(f"{folder.name}: {name} is missing")
+            if FileEntry(path.stat().st_size, sha256(path)) != entry:
+                raise ManifestError(f"{folder.name}: {name} is damaged: its content is not what {MANIFEST} says")
 
 
 def write_manifest(folder: Path) -> Manifest:
@@ -147,13 +158,9 @@ def verified_manifest(folder: Path) -> Manifest:
     Raises :class:`ManifestError` where they are not, ``OSError`` where one cannot be read.
     """
     manifest = read_manifest(folder)
-    found = Manifest.of_folder(folder)
-    for name, entry in manifest.files.items():
-        if name not in found.files:
-            raise ManifestError(f"{folder.name}: {name} is missing")
-        if found.files[name] != entry:
-            raise ManifestError(f"{folder.name}: {name} is damaged: its content is not what {MANIFEST} says")
-    if extra := found.files.keys() - manifest.files.keys():
+    manifest.check(folder)
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if extra := names - manifest.files.keys() - {MANIFEST}:
         raise ManifestError(f"{folder.name}: {min(extra)} is not in {MANIFEST}")
     return manifest
 

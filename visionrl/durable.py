@@ -27,4 +27,5 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
+    fsync(draft)  # or a power cut could leave the name with nothing behind it
     draft.replace(path)

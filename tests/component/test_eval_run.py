@@ -39,10 +39,11 @@ def run(tmp_path: Path) -> Path:
     (root / "base" / "manifest.json").unlink(missing_ok=True)
     write_manifest(root / "base")
     (root / "config.json").write_text(JOB.model_dump_json(by_alias=True))
-    for number, folder in ((1, root / "adapters" / "draft"), (2, root / "checkpoints" / "000002")):
-        make_adapter(model, folder, seed=number)
-    named_by_content(root / "adapters" / "draft", JOB.name, 1)
-    (root / "checkpoints" / "000002" / "state.json").write_text(json.dumps({"iteration": 2, "version": 2}))
+    for number in (1, 2, 3):
+        make_adapter(model, root / "adapters" / "draft", seed=number)
+        name = named_by_content(root / "adapters" / "draft", JOB.name, number)
+        if number == 2:
+            (root / "checkpoints" / name).mkdir(parents=True)
     return root
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from visionrl.adapters import ADAPTER_FILES, MANIFEST, FileEntry, Manifest, Version, write_manifest
+from visionrl.adapters import ADAPTER_FILES, MANIFEST, Version, write_manifest
 from visionrl.base_model import locate_base
 from visionrl.checks import exports_base
 from visionrl.durable import sha256
@@ -46,14 +46,16 @@ class LocalRun:
         return sorted(token["id"] for token in tokens if token["content"] in VISION_TOKENS)
 
     def publish_to(self, folder: Path) -> None:
-        """Copy the adapter, with its manifest, to where an ``AdapterStore`` of visionrl_trainer serves it."""
+        """Copy the adapter, with its manifest, to where an ``AdapterStore`` of visionrl_trainer serves it. Raises
+        :class:`EvalError` where it is damaged."""
         if self.adapter is None:
             return
         target = folder / self.model
         target.mkdir()
         for name in ADAPTER_FILES:
             shutil.copy2(self.adapter / name, target)
-        write_manifest(target)
+        if not Version.parse(self.model).matches(write_manifest(target)):
+            raise EvalError(f"{self.adapter} is damaged: its content is not that of {self.model}")
 
 
 def open_run(root: Path, version: str | None = None, base: bool = False) -> LocalRun:
@@ -66,7 +68,8 @@ def open_run(root: Path, version: str | None = None, base: bool = False) -> Loca
     known = versions(root, job.name)
     if not known:
         raise EvalError(f"{root}: no checkpoint yet; --base plays the base model")
-    name = version or max(_checkpointed(root, job.name), default=max(known))
+    checkpointed = known.keys() & {path.name for path in _entries(root / "checkpoints")}
+    name = version or max(checkpointed, default=max(known))
     if name not in known:
         raise EvalError(f"{root}: no version {name}; there are {', '.join(sorted(known))}")
     return LocalRun(root, job, name, known[name], sha256(known[name] / "adapter_model.safetensors"))
@@ -88,30 +91,16 @@ def read_config(root: Path) -> Job:
 
 
 def versions(root: Path, job_name: str) -> dict[str, Path]:
-    """Folders of the adapters that are left, by version: published ones, and those of the checkpoints."""
-    published = {path.name: path for path in _entries(root / "adapters")}
-    return {
-        name: path
-        for name, path in {**published, **_checkpointed(root, job_name)}.items()
-        if all((path / file).is_file() for file in ADAPTER_FILES)
-    }
+    """Folders of the published adapters that are left, by the names of their versions."""
+    return {path.name: path for path in _entries(root / "adapters") if _is_version(path, job_name)}
 
 
-def _checkpointed(root: Path, job_name: str) -> dict[str, Path]:
-    found = {}
-    for path in _entries(root / "checkpoints"):
-        state = path / "state.json"
-        try:
-            found[Version.of(job_name, json.loads(state.read_bytes())["version"], _adapter(path)).name] = path
-        except (OSError, ValueError, KeyError, TypeError):
-            raise EvalError(f"{state}: not the state of a checkpoint") from None
-    return found
-
-
-def _adapter(folder: Path) -> Manifest:
-    """The manifest of the adapter in a checkpoint."""
-    paths = (folder / name for name in ADAPTER_FILES)
-    return Manifest({path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths})
+def _is_version(folder: Path, job_name: str) -> bool:
+    try:
+        version = Version.parse(folder.name)
+    except ValueError:
+        return False
+    return version.job == job_name and all((folder / file).is_file() for file in ADAPTER_FILES)
 
 
 def _entries(folder: Path) -> list[Path]:

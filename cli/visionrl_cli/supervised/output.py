@@ -64,10 +64,9 @@ class Output:
 
     def _clear(self) -> None:
         """Delete what a training writes, nothing else."""
-        for folder in (self.model, self.adapters):
+        for folder in (self.model, self.adapters, self.training.checkpoints):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (
-            self.training.checkpoint,
             self.training.metrics.path,
             self.curve_file,
             self.summary_file,

@@ -98,7 +98,7 @@ def _learn(plan: Plan, output: Output, view: View, stop: Stop) -> dict[str, Any]
     }
     curves.save_png(curves.loss_curve(output.training.metrics.records(), plan.job.name), output.curve_file)
     output.write_summary(summary)
-    output.training.checkpoint.unlink(missing_ok=True)
+    output.training.forget_checkpoints()
     return summary
 
 

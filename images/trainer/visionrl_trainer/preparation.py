@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from visionrl.adapters import ManifestError, read_manifest
 from visionrl.base_model import locate_base
 from visionrl.checks import exports_base
 from visionrl.component import ConfigurationError
@@ -46,18 +47,35 @@ class Preparation:
         if not exports_base(self.job.spec):
             self.publisher.update(base_ready=True)
             return source
-        if not self.folder.base.exists():
+        if not self._has_base():
             policy = await compute(Policy.load, source, self.job.spec.model.dtype, self.device, full=True)
             await self.warm_start(policy)
             await compute(sft.export, policy, source, self.folder.base)
-            self.folder.warm_start.checkpoint.unlink(missing_ok=True)
+            self.folder.warm_start.forget_checkpoints()
         self.publisher.base = self.folder.base
         self.publisher.update(base_ready=True)
         return self.folder.base
 
+    def _has_base(self) -> bool:
+        """Whether the warm start's model is there, and whole. A damaged one is trained again, unless adapters have
+        been trained on it."""
+        base = self.folder.base
+        try:
+            read_manifest(base).check(base)
+            return True
+        except (ManifestError, FileNotFoundError) as error:
+            if self.folder.has_checkpoints:
+                raise ConfigurationError(
+                    f"the base model that this run's adapters belong to is not whole: {error}; put {base} back, or "
+                    "start over with an empty run folder (visionrl run --fresh)"
+                ) from None
+            if base.exists():
+                logger.warning("the warm start is done again, its result is damaged: %s", error)
+            return False
+
     async def warm_start(self, policy: Policy) -> None:
-        """Train the policy on files or on the scripted player's episodes. Its checkpoint is left for the caller to
-        delete, once what it led to is kept."""
+        """Train the policy on files or on the scripted player's episodes. The caller deletes its checkpoints, once
+        what they led to is kept."""
         self.publisher.update(phase="WarmStart")
         data = await self._demonstrations()
         stopping = threading.Event()
@@ -75,7 +93,7 @@ class Preparation:
     def _check_files(self) -> None:
         """What is not there is better told before gigabytes are fetched."""
         settings = self.job.spec.training.warm_start
-        done = self.folder.base.exists() or any(self.folder.checkpoints.glob("[0-9]*"))
+        done = self.folder.base.exists() or self.folder.has_checkpoints
         if settings is None or settings.data is None or done:
             return
         for name, file in settings.data:

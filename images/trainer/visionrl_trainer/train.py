@@ -31,6 +31,7 @@ from visionrl_trainer.preparation import Preparation
 from visionrl_trainer.report import curves
 from visionrl_trainer.report import html as report
 from visionrl_trainer.report import replay as replay
+from visionrl_trainer.report.not_essential import not_essential
 from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout import evaluate
@@ -38,9 +39,8 @@ from visionrl_trainer.rollout.ahead import Rollouts
 from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
-from visionrl_trainer.state.checkpoints import Checkpoints, RunState
+from visionrl_trainer.state.run import RunState, RunStore
 from visionrl_trainer.state.runfolder import RunFolder
-from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher
 from visionrl_trainer.sync.weight_sync import WeightSync
 
@@ -58,13 +58,14 @@ async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -
     for what one may."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(context.run_dir)
-    folder.write_config(job.model_dump_json(by_alias=True, indent=2))
     meter = Meter(publisher, total=policy_iterations(job.spec))
     headers = {"Authorization": f"Bearer {context.key}"}
     async with (
+        folder.owned(),
         TaskApp(context.taskapp_url, context.key, job.spec.rollout.max_concurrent) as taskapp,
         httpx.AsyncClient(base_url=context.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
     ):
+        folder.accept(job)
         preparation = Preparation(job, folder, device, taskapp, publisher, meter)
         base = await preparation.base(context.cache_dir)
         policy = await compute(Policy.load, base, job.spec.model.dtype, device)
@@ -81,17 +82,14 @@ class _Run:
     preparation: Preparation
     policy: Policy
     inference: httpx.AsyncClient
-    state: RunState = field(default_factory=RunState)
-    version: Version = field(init=False)
-    """The policy as it is; published."""
+    state: RunState = field(init=False)
 
     def __post_init__(self) -> None:
         spec, training = self.job.spec, self.job.spec.training
         self.folder, self.meter = self.preparation.folder, self.preparation.meter
         self.publisher, self.taskapp = self.preparation.publisher, self.preparation.taskapp
-        self.adapters = AdapterStore(self.folder.adapters, self.job.name)
-        self.weight_sync = WeightSync(self.adapters, self.inference, spec, self.publisher)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, training.keep_checkpoints)
+        self.store = RunStore(self.folder, self.job.name, training.keep_checkpoints)
+        self.weight_sync = WeightSync(self.store.adapters, self.inference, spec, self.publisher)
         self.optimizer = adapter_optimizer(self.policy.trainable(), training.learning_rate, training.weight_decay)
         self.shuffle = torch.Generator().manual_seed(training.seed)
         self.expect = self.policy.image_tokens(spec.rollout.env_config.image_size)
@@ -102,70 +100,71 @@ class _Run:
 
     async def train(self) -> None:
         """From the last checkpoint, or from the start, to the summary."""
-        resumed = self.checkpoints.load(self.policy, self.optimizer, self.shuffle)
-        self.state = resumed or self.state
-        self.folder.metrics.rewind(self.state.iteration)
+        resumed = await compute(self.store.resume, self.policy, self.optimizer, self.shuffle)
+        self.state = resumed or await self._begin()
+        self.folder.warm_start.forget_checkpoints()
         self._report_state()
-        if resumed is None:
-            warm_start = self.job.spec.training.warm_start
-            if warm_start is not None and warm_start.trains == "adapter":
-                await self.preparation.warm_start(self.policy)
-            self._checkpoint()
-            self.folder.warm_start.checkpoint.unlink(missing_ok=True)
-        await self._publish()
-        if not self.state.evaluations:
-            await self._evaluate()
-            self._checkpoint()
+        await self._sync()
         try:
-            while self.state.iteration < self._refresh():
+            while True:
+                total = self._refresh()
+                if self._evaluation_is_due(total):
+                    await self._evaluate()
+                if self.state.iteration >= total:
+                    break
                 await self._iterate()
         finally:
             await self.rollouts.close()
-        if self.state.evaluations and self.state.evaluations[-1]["iteration"] < self.state.iteration:
-            await self._evaluate()
-        self._checkpoint()
+        await self._checkpoint()
         self._finish()
 
+    async def _begin(self) -> RunState:
+        """The state before the first iteration, in a checkpoint."""
+        warm_start = self.job.spec.training.warm_start
+        if warm_start is not None and warm_start.trains == "adapter":
+            await self.preparation.warm_start(self.policy)
+        version = await compute(self.store.publish, self.policy)
+        self.state = RunState(version=version.name)
+        await self._checkpoint()
+        return self.state
+
     async def _iterate(self) -> None:
-        """Sample, learn, note, checkpoint, publish: in this order, so that nothing is learned from twice and a
-        version's name never gets other weights."""
+        """Sample, learn, note, publish, checkpoint, serve: in this order, so that whatever is killed, the checkpoint
+        is that of a published version, and what was noted beyond it is done again."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
         self.publisher.update(phase="Training")
         with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
-            batch = await self.rollouts.take(iteration, self.version.name)
+            batch = await self.rollouts.take(iteration, self.state.version)
         ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
-        self.rollouts.start(range(iteration + 1, ahead), self.version.name)
+        self.rollouts.start(range(iteration + 1, ahead), self.state.version)
         with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
             learned = await compute(self._learn, batch)
         times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)
         check(self.folder.metrics.records(), spec.training.guards)
-        self._advance(record)
-        if self.state.iteration % spec.training.checkpoint_every == 0:
-            self._checkpoint()
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
-            await self._publish()
+            self.state = self._after(record, await compute(self.store.publish, self.policy))
+            if self.state.iteration % spec.training.checkpoint_every == 0:
+                await self._checkpoint()
+            await self._sync()
         self._report_iteration(record, time.monotonic() - started)
-        every = spec.evaluation.every_iterations
-        if every and self.state.iteration % every == 0 and self.state.iteration < policy_iterations(spec):
-            await self._evaluate()
 
-    async def _publish(self) -> None:
-        """Publish the policy, and have it served."""
+    async def _sync(self) -> None:
+        """Have the policy served, and delete the versions that nobody needs any more."""
         started = time.monotonic()
-        self.version = await compute(self.adapters.publish, self.policy, self.state.version)
+        await compute(self.store.prune, {self.state.version, *self.rollouts.versions})
         if runs_inference(self.job.spec):
-            await self.weight_sync.push(self.policy, self.version)
+            await self.weight_sync.push(self.policy, Version.parse(self.state.version))
         self.sync_seconds = time.monotonic() - started
 
-    def _advance(self, record: dict[str, Any]) -> None:
-        """The state after an iteration."""
+    def _after(self, record: dict[str, Any], version: Version) -> RunState:
+        """The state after an iteration, whose policy was published as ``version``."""
         state = self.state
-        self.state = state.model_copy(
+        return state.model_copy(
             update={
                 "iteration": record["iteration"],
-                "version": max([state.version, *(each.number for each in self.adapters.versions())]) + 1,
+                "version": version.name,
                 "episodes": state.episodes + record["episodes"],
                 "turns": state.turns + record["turns"],
                 "tokens": state.tokens + record["tokens"],
@@ -207,7 +206,7 @@ class _Run:
             "rejected": batch.rejected,
             "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
             "resampled_groups": batch.resampled,
-            "staleness": self.version.number - Version.parse(batch.version).number,
+            "staleness": Version.parse(self.state.version).number - Version.parse(batch.version).number,
             "mismatch_max": gap.max_abs,
             "mismatch_mean": gap.mean_abs,
             "mismatch_kl": gap.kl,
@@ -219,25 +218,33 @@ class _Run:
     ) -> Mismatch:
         """Serving against training under the weights that the server had: for a batch that was played ahead, those
         of its version, on as many samples as one micro-batch holds."""
-        if batch.version == self.version.name:
+        if batch.version == self.state.version:
             return mismatch(samples, current)
         settings = self.job.spec.training
         some = samples[: settings.micro_batch_size]
         now = self.policy.adapter_weights()
         try:
-            self.policy.load_adapter(self.adapters.root / batch.version)
+            self.policy.load_adapter(self.store.adapters.root / batch.version)
             temperature = self.job.spec.rollout.policy_config.temperature
             played = trained_logprobs(self.policy, some, image_features, temperature, settings.micro_batch_size)
         finally:
             self.policy.set_adapter_weights(now)
         return mismatch(some, played)
 
+    def _evaluation_is_due(self, total: int) -> bool:
+        """Before training, after it, and every so many iterations in between; once each, whatever is restarted."""
+        evaluation, iteration = self.job.spec.evaluation, self.state.iteration
+        done = {record["iteration"] for record in self.store.evaluations.records()}
+        if not evaluation_seeds(self.job.spec) or iteration in done:
+            return False
+        every = evaluation.every_iterations
+        return not done or iteration >= total or (every > 0 and iteration % every == 0)
+
     async def _evaluate(self) -> None:
-        """Play the held-out seeds with the current version and keep the result."""
-        seeds = evaluation_seeds(self.job.spec)
-        if not seeds:
-            return
-        spec, name, iteration = self.job.spec, self.version.name, self.state.iteration
+        """Play the held-out seeds with the current version, which a checkpoint has, and keep the result."""
+        await self._checkpoint()
+        spec, name, iteration = self.job.spec, self.state.version, self.state.iteration
+        seeds = evaluation_seeds(spec)
         policy = policy_spec(spec, name, self.context.inference_url, self.expect.banned_ids)
         temperature = spec.evaluation.temperature
         settings = {"top_p": spec.rollout.policy_config.top_p}
@@ -249,10 +256,9 @@ class _Run:
             found = await evaluate.evaluate(
                 self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
             )
-            replay.save(await replay.record(self.taskapp, spec, policy, iteration), self.folder.replays)
-        self.state = self.state.model_copy(
-            update={"evaluations": [*self.state.evaluations, {"iteration": iteration, **found.summary()}]}
-        )
+            self.store.evaluations.append({"iteration": iteration, **found.summary()})
+            with not_essential("the replay"):
+                replay.save(await replay.record(self.taskapp, spec, policy, iteration), self.folder.replays)
         self.meter.evaluation(iteration, found.score)
         score = found.score
         logger.info(
@@ -260,11 +266,12 @@ class _Run:
             *(iteration, score.mean, score.low, score.high, score.episodes, 100 * found.invalid_rate),
         )
 
-    def _checkpoint(self) -> None:
+    async def _checkpoint(self) -> None:
+        """Keep the state to resume from."""
         seconds = {name: self.state.seconds.get(name, 0.0) + s for name, s in self.meter.seconds.items()}
         self.state = self.state.model_copy(update={"seconds": {**self.state.seconds, **seconds}})
         self.meter.seconds.clear()
-        self.checkpoints.save(self.state, self.policy, self.optimizer, self.shuffle)
+        await compute(self.store.checkpoint, self.state, self.optimizer, self.shuffle)
 
     def _refresh(self) -> int:
         """Take over what may change while the job runs, iterations and evaluation; returns the iterations to do."""
@@ -279,17 +286,18 @@ class _Run:
         self.meter.set(iteration=self.state.iteration, episodes=self.state.episodes)
         if last := self.folder.metrics.records()[-1:]:
             self.meter.set(**{name: last[0].get(name) for name in SHOWN})
-        for result in self.state.evaluations:
+        for result in self.store.evaluations.records():
             score = Score(**{name: result[name] for name in Score.model_fields})
             self.meter.evaluation(result["iteration"], score)
 
     def _finish(self) -> None:
         """Write the summary, the picture and the report."""
-        metrics, evaluations, name = self.folder.metrics.records(), self.state.evaluations, self.job.name
-        summary = summarise(self.job, self.state, self.version, metrics)
+        metrics, evaluations, name = self.folder.metrics.records(), self.store.evaluations.records(), self.job.name
+        summary = summarise(self.job, self.state, metrics, evaluations)
         self.folder.write_summary(summary)
-        curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
-        replays = replay.load_all(self.folder.replays)
-        supervised = self.folder.warm_start.metrics.records()
-        report.write_report(name, summary, metrics, supervised, evaluations, replays, self.folder.report_file)
+        with not_essential(str(self.folder.curve_file)):
+            curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
+        with not_essential(str(self.folder.report_file)):
+            replays, supervised = replay.load_all(self.folder.replays), self.folder.warm_start.metrics.records()
+            report.write_report(name, summary, metrics, supervised, evaluations, replays, self.folder.report_file)
         self.publisher.update(phase="Complete", message="")

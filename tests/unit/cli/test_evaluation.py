@@ -96,9 +96,8 @@ def run_folder(root: Path, versions: tuple[int, ...] = (4,), published: tuple[in
     root.mkdir()
     (root / "config.json").write_text(job().model_dump_json(by_alias=True))
     for number in versions:
-        write_adapter(root / "checkpoints" / f"{number:06d}", number)
-        (root / "checkpoints" / f"{number:06d}" / "state.json").write_text(json.dumps({"version": number}))
-    for number in published:
+        (root / "checkpoints" / name(number)).mkdir(parents=True)
+    for number in {*versions, *published}:
         write_adapter(root / "adapters" / "draft", number)
         named_by_content(root / "adapters" / "draft", "demo", number)
     return root
@@ -124,6 +123,15 @@ def test_a_run_plays_its_newest_checkpoint_another_version_or_its_base(tmp_path:
     assert open_run(root, base=True).model == "base"
     with pytest.raises(EvalError, match=f"no version demo-v000009; there are {name(3)}, {name(5)}, {name(6)}"):
         open_run(root, version="demo-v000009")
+
+
+def test_a_damaged_version_is_told_before_it_plays(tmp_path: Path) -> None:
+    run = open_run(run_folder(tmp_path / "run"))
+    assert run.adapter is not None
+    (run.adapter / "adapter_model.safetensors").write_text("5")
+    (tmp_path / "adapters").mkdir()
+    with pytest.raises(EvalError, match=f"its content is not that of {name(4)}"):
+        run.publish_to(tmp_path / "adapters")
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:

@@ -144,13 +144,44 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert torch.equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizers.pt", "state.json"])
+def test_a_training_resumes_from_the_newest_whole_checkpoint(
+    file: str, tiny_directory: Path, data: Demonstrations, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = spec(steps=8)
+    whole = fresh(tiny_directory)
+    train(whole, data, wanted, tmp_path / "whole")
+    folder, seen = SftFolder(tmp_path / "cut"), list[sft.SftReport]()
+    with pytest.raises(sft.Stopped):
+        sft.train(fresh(tiny_directory), data, wanted, folder, seen.append, lambda: len(seen) == 5)
+    older, newest = sorted(folder.checkpoints.iterdir())
+    content = (newest / file).read_bytes()
+    (newest / file).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    resumed = fresh(tiny_directory)
+    assert train(resumed, data, wanted, tmp_path / "cut")[0].step == int(older.name.removeprefix("step-")) + 1
+    assert f"checkpoint {newest.name} is damaged and passed over: {newest.name}: {file} is damaged" in caplog.text
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_training_without_a_whole_checkpoint_starts_over(
+    tiny_directory: Path, data: Demonstrations, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SftFolder(tmp_path)
+    with pytest.raises(sft.Stopped):
+        sft.train(fresh(tiny_directory), data, spec(steps=3), folder, lambda report: None, lambda: True)
+    (only,) = folder.checkpoints.iterdir()
+    (only / "weights.safetensors").write_bytes(b"")
+    assert [report.step for report in train(fresh(tiny_directory), data, spec(steps=3), tmp_path)] == [1, 2, 3]
+    assert "the supervised training starts over" in caplog.text
+
+
 def test_a_training_does_not_go_on_with_other_data(tiny_directory: Path, data: Demonstrations, tmp_path: Path) -> None:
     wanted, folder = spec(), SftFolder(tmp_path)
     with pytest.raises(sft.Stopped):
         sft.train(
             fresh(tiny_directory), replace(data, digest="a"), wanted, folder, lambda report: None, stop=lambda: True
         )
-    with pytest.raises(ConfigurationError, match=r"not what the first 1 steps learned from.*checkpoint.pt"):
+    with pytest.raises(ConfigurationError, match=r"not what the first 1 steps learned from.*checkpoints"):
         train(fresh(tiny_directory), replace(data, digest="b"), wanted, tmp_path)
 
 

@@ -1,9 +1,10 @@
-"""Versions, checkpoints and the run folder: whole or absent, and resumable."""
+"""A run's versions and checkpoints: whole or absent, resumable, and kept for as long as they are needed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from visionrl.adapters import verified_manifest
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.model.policy import Policy
-from visionrl_trainer.state.checkpoints import Checkpoints, RunState
+from visionrl_trainer.state.checkpoints import NoWholeCheckpoint
+from visionrl_trainer.state.run import RunState, RunStore
 from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.publish import AdapterStore
 
@@ -74,60 +76,209 @@ def test_a_version_that_is_published_again_is_the_same_and_other_weights_are_ano
 
 
 def test_what_a_killed_process_left_is_swept_away(policy: Policy, tmp_path: Path) -> None:
-    (tmp_path / ".4").mkdir()
+    (tmp_path / ".draft-4").mkdir()
     store = AdapterStore(tmp_path, "crafter")
     assert store.versions() == []
     version = store.publish(policy, 4)
     assert store.versions() == [version]
 
 
-def test_pruning_keeps_the_newest(policy: Policy, tmp_path: Path) -> None:
-    store = AdapterStore(tmp_path, "crafter")
-    for number in range(4):
-        store.publish(policy, number)
-    store.prune(keep=2)
-    assert [version.number for version in store.versions()] == [2, 3]
+class Run:
+    """A run without rollouts: an iteration is one optimizer step and one draw of the batches' order."""
+
+    def __init__(self, root: Path, policy: Policy, keep_checkpoints: int = 2) -> None:
+        self.policy, self.folder = policy, RunFolder(root)
+        self.store = RunStore(self.folder, "crafter", keep_checkpoints)
+        self.optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
+        self.shuffle = torch.Generator().manual_seed(5)
+        self.state = self.store.resume(policy, self.optimizer, self.shuffle) or self.publish(0)
+
+    def publish(self, iteration: int) -> RunState:
+        return RunState(version=self.store.publish(self.policy).name, iteration=iteration)
+
+    def iterate(self, checkpoint: bool = True, playing: str = "") -> None:
+        step(self.policy, self.optimizer)
+        torch.randperm(10, generator=self.shuffle)
+        self.state = self.publish(self.state.iteration + 1)
+        if checkpoint:
+            self.checkpoint()
+        self.store.prune({self.state.version, playing})
+
+    def checkpoint(self) -> None:
+        self.store.checkpoint(self.state, self.optimizer, self.shuffle)
+
+    def checkpointed(self) -> list[Path]:
+        return [self.folder.checkpoints / name for name in self.store.checkpoints.names()]
+
+    def published(self) -> list[int]:
+        return [version.number for version in self.store.adapters.versions()]
 
 
 def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
-    shuffle = torch.Generator().manual_seed(5)
-    step(policy, optimizer)
-    torch.randperm(10, generator=shuffle)
-    checkpoints.save(RunState(iteration=1, version=7), policy, optimizer, shuffle)
-    step(policy, optimizer)
-    expected, order = weights(policy), torch.randperm(10, generator=shuffle)
+    run = Run(tmp_path, policy)
+    run.iterate()
+    step(policy, run.optimizer)
+    expected, order = weights(policy), torch.randperm(10, generator=run.shuffle)
 
-    resumed_optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
-    resumed_shuffle = torch.Generator()
-    state = Checkpoints(tmp_path, keep=2).load(policy, resumed_optimizer, resumed_shuffle)
-    assert state == RunState(iteration=1, version=7)
-    step(policy, resumed_optimizer)
+    resumed = Run(tmp_path, policy)
+    assert resumed.state == run.state
+    step(policy, resumed.optimizer)
     assert torch.equal(weights(policy), expected)
-    assert torch.equal(torch.randperm(10, generator=resumed_shuffle), order)
+    assert torch.equal(torch.randperm(10, generator=resumed.shuffle), order)
 
 
-def test_a_half_written_checkpoint_is_not_resumed_from(policy: Policy, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
-    for iteration in (1, 2, 3):
-        checkpoints.save(RunState(iteration=iteration), policy, optimizer, torch.Generator())
-    (tmp_path / ".draft").mkdir()
-    again = Checkpoints(tmp_path, keep=2)
-    assert [path.name for path in again.paths()] == ["000002", "000003"]
-    state = again.load(policy, optimizer, torch.Generator())
-    assert state is not None
-    assert state.iteration == 3
+def test_a_version_stays_while_a_checkpoint_or_a_rollout_needs_it(policy: Policy, tmp_path: Path) -> None:
+    """Also where it is older than many that were published after the checkpoint."""
+    run = Run(tmp_path, policy, keep_checkpoints=1)
+    run.iterate()
+    played = run.state.version
+    for _ in range(5):
+        run.iterate(checkpoint=False)
+    assert run.published() == [1, 6]
+
+    resumed = Run(tmp_path, policy, keep_checkpoints=1)
+    resumed.store.prune({resumed.state.version})
+    assert resumed.state.version == played
+    assert resumed.store.adapters.path(played, "manifest.json") is not None
+    resumed.iterate(playing=played)
+    assert resumed.published() == [1, 7]
+    resumed.store.prune({resumed.state.version})
+    assert resumed.published() == [7]
 
 
-def test_metrics_of_lost_iterations_are_dropped_and_cut_off_lines_ignored(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    for iteration in (1, 2, 3):
-        folder.metrics.append({"iteration": iteration})
-    with (tmp_path / "metrics.jsonl").open("a") as stream:
-        stream.write('{"iteration": 4, "rew')
-    assert [record["iteration"] for record in folder.metrics.records()] == [1, 2, 3]
-    folder.metrics.rewind(2)
-    folder.metrics.append({"iteration": 3, "again": True})
-    assert folder.metrics.records() == [{"iteration": 1}, {"iteration": 2}, {"iteration": 3, "again": True}]
+def test_a_number_is_never_given_twice(policy: Policy, tmp_path: Path) -> None:
+    """Not even where the versions that had them were pruned by one attempt, and the next one died at once."""
+    run = Run(tmp_path, policy)
+    run.iterate()
+    for _ in range(3):
+        run.iterate(checkpoint=False)
+    for _ in range(2):
+        resumed = Run(tmp_path, policy)
+        resumed.store.prune({resumed.state.version})
+    assert resumed.state.iteration == 1
+    assert resumed.store.publish(policy).number == 5
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "state.json", "manifest.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "delete"])
+def test_the_newest_whole_checkpoint_is_resumed_and_the_damaged_one_named(
+    policy: Policy, tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path, policy)
+    run.iterate()
+    good, expected = run.state, weights(policy)
+    run.iterate()
+    newest = run.checkpointed()[-1]
+    spoil(newest / file if (newest / file).exists() else run.folder.adapters / newest.name / file, damage)
+
+    resumed = Run(tmp_path, policy)
+    assert resumed.state == good
+    assert torch.equal(weights(policy), expected)
+    assert f"checkpoint {newest.name} is damaged and passed over" in caplog.text
+    resumed.iterate()
+    assert resumed.state.iteration == 2
+    assert resumed.state.version != newest.name
+    # The damaged one does not push a whole one out of those that are kept.
+    assert [path.name for path in resumed.checkpointed()] == [good.version, resumed.state.version]
+
+
+def spoil(path: Path, damage: str) -> None:
+    content = path.read_bytes()
+    match damage:
+        case "flip":
+            path.write_bytes(content[:-40] + bytes([content[-40] ^ 4]) + content[-39:])
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "delete":
+            path.unlink()
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again_in_silence(policy: Policy, tmp_path: Path) -> None:
+    run = Run(tmp_path, policy)
+    run.iterate()
+    for checkpoint in run.checkpointed():
+        spoil(checkpoint / "optimizer.pt", "empty")
+    for _ in range(2):  # neither now nor by the next attempt
+        with pytest.raises(NoWholeCheckpoint, match=rf"no checkpoint is whole \({run.state.version}.*start over"):
+            Run(tmp_path, policy)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_where_it_is(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, policy)
+    run.iterate()
+
+    def fails(*arguments: object, **named: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("visionrl_trainer.state.run.torch.load", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            Run(tmp_path, policy)
+    assert Run(tmp_path, policy).state == run.state
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "adapters"])
+def test_what_is_not_the_runs_own_is_passed_over(policy: Policy, tmp_path: Path, folder: str) -> None:
+    run = Run(tmp_path, policy)
+    run.iterate()
+    for stray in (".DS_Store", "Thumbs.db"):
+        (tmp_path / folder / stray).write_bytes(b"x")
+        (tmp_path / folder / run.state.version / stray).write_bytes(b"x")
+    for stray in ("lost+found", f"{run.state.version}.bak", "other-v000009-0123456789ab", ".snapshot"):
+        (tmp_path / folder / stray).mkdir()
+    resumed = Run(tmp_path, policy)
+    assert resumed.state == run.state
+    for _ in range(3):
+        resumed.iterate()
+    assert (tmp_path / folder / f"{run.state.version}.bak").exists()
+
+
+def test_what_cannot_be_deleted_now_is_deleted_later(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(path: Path, *arguments: object, **named: object) -> None:
+        if path.exists():
+            raise OSError(39, "Directory not empty")
+        raise FileNotFoundError(path)
+
+    run = Run(tmp_path, policy, keep_checkpoints=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("visionrl_trainer.state.folders.shutil.rmtree", busy)
+        for _ in range(3):
+            run.iterate()
+    assert "is not deleted yet" in caplog.text
+    assert run.published() == [3]
+    assert Run(tmp_path, policy, keep_checkpoints=1).state == run.state
+    hidden = [path for folder in (run.folder.adapters, run.folder.checkpoints) for path in folder.glob(".*")]
+    assert hidden == []
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_state_is_saved_once_and_never_deleted_first(
+    policy: Policy, tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, policy)
+    run.checkpoint()
+    kept = whole_checkpoints(run)
+
+    def watched(action: Callable[..., object]) -> Callable[..., object]:
+        def act(*arguments: object, **named: object) -> object:
+            found = action(*arguments, **named)
+            assert whole_checkpoints(run) >= kept
+            return found
+
+        return act
+
+    monkeypatch.setattr("shutil.rmtree", watched(__import__("shutil").rmtree))
+    if not again:
+        run.iterate()
+    run.checkpoint()
+    assert len(run.checkpointed()) == (1 if again else 2)
+
+
+def whole_checkpoints(run: Run) -> set[str]:
+    return {path.name for path in run.checkpointed() if (path / "manifest.json").exists()}

@@ -71,7 +71,7 @@ async def test_a_stop_keeps_a_checkpoint_that_the_next_attempt_goes_on_from(data
     with pytest.raises(asyncio.CancelledError):
         await task
     await compute(lambda: None)  # in the same thread, so after the step that was under way
-    assert first.folder.warm_start.checkpoint.exists()
+    assert any(first.folder.warm_start.checkpoints.iterdir())
 
     again = preparation(tmp_path, data={"train": str(data)})
     base = await again.base(tmp_path / "cache")
@@ -80,4 +80,21 @@ async def test_a_stop_keeps_a_checkpoint_that_the_next_attempt_goes_on_from(data
     steps = [record["step"] for record in metrics.records()]
     assert steps == sorted(set(steps))
     assert (steps[0], steps[-1]) == (2, 200)  # the first attempt's lines are kept
-    assert not again.folder.warm_start.checkpoint.exists()
+    assert not again.folder.warm_start.checkpoints.exists()
+
+
+async def test_a_damaged_base_is_trained_again_but_not_under_adapters_that_belong_to_it(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = preparation(tmp_path, data={"train": str(data)}, steps=1)
+    base = await first.base(tmp_path / "cache")
+    whole = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    await preparation(tmp_path, data={"train": str(data)}, steps=1).base(tmp_path / "cache")
+    assert "model.safetensors is damaged" in caplog.text
+    assert (base / "model.safetensors").read_bytes() == whole
+
+    (base / "model.safetensors").write_bytes(b"")
+    (first.folder.checkpoints / "crafter-v000001-0123456789ab").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match=r"adapters belong to is not whole: base: model.safetensors.*put"):
+        await preparation(tmp_path, data={"train": str(data)}, steps=1).base(tmp_path / "cache")

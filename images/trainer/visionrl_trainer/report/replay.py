@@ -1,7 +1,8 @@
-"""Films: one episode on a held-out seed, frame by frame, kept to look at."""
+"""Replays: one episode on a held-out seed, frame by frame, kept to look at."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -12,6 +13,8 @@ from visionrl.job import JobSpec
 from visionrl.rollout import EnvSpec, PolicySpec, Record, RolloutRequest, Safety
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
+
+logger = logging.getLogger(__name__)
 
 
 class ReplayFrame(BaseModel):
@@ -64,5 +67,11 @@ def save(replay: Replay, folder: Path) -> None:
 
 
 def load_all(folder: Path) -> list[Replay]:
-    """All replays of a run, by iteration."""
-    return [Replay.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]
+    """All replays of a run, by iteration; one that cannot be read is left out."""
+    found = []
+    for path in sorted(folder.glob("[0-9]*.json")):
+        try:
+            found.append(Replay.model_validate_json(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            logger.warning("%s is damaged and left out: %s", path, error)
+    return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from visionrl.adapters import Version
 from visionrl.job import Job
 from visionrl_trainer.rollout.evaluate import paired_gain
-from visionrl_trainer.state.checkpoints import RunState
+from visionrl_trainer.state.run import RunState
 
 
-def summarise(job: Job, state: RunState, version: Version, metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(
+    job: Job, state: RunState, metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """What a person or a script wants to know about a finished run."""
     rollout_minutes = state.seconds.get("rollout", 0.0) / 60
     summary: dict[str, Any] = {
@@ -20,17 +21,17 @@ def summarise(job: Job, state: RunState, version: Version, metrics: Sequence[dic
         "episodes": state.episodes,
         "turns": state.turns,
         "tokens": state.tokens,
-        "adapter": version.name,
+        "adapter": state.version,
         "mismatch": {"max_abs": state.worst_mismatch, "mean_abs": state.mean_mismatch},
         "episodes_per_minute": state.episodes / rollout_minutes if rollout_minutes else None,
         "seconds": {name: round(seconds, 1) for name, seconds in state.seconds.items()},
         "reward": [record["reward"] for record in metrics],
     }
-    if state.evaluations:
-        before, after = state.evaluations[0], state.evaluations[-1]
+    if evaluations:
+        before, after = evaluations[0], evaluations[-1]
         summary["evaluation"] = {"before": before, "after": after}
         earlier, later = _by_seed(before), _by_seed(after)
-        if len(state.evaluations) > 1 and (seeds := earlier.keys() & later.keys()):
+        if len(evaluations) > 1 and (seeds := earlier.keys() & later.keys()):
             pairs = [(earlier[seed], later[seed]) for seed in sorted(seeds)]
             gain = paired_gain([pair[0] for pair in pairs], [pair[1] for pair in pairs])
             summary["evaluation"]["gain"] = gain.model_dump()

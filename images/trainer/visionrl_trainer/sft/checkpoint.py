@@ -1,53 +1,84 @@
-"""Where a supervised training is: weights and optimizers, in one file that is whole or absent."""
+"""Where a supervised training is: weights and optimizers."""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from visionrl.adapters import ManifestError
 from visionrl.component import ConfigurationError
-from visionrl.durable import fsync
 from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.state.checkpoints import STATE, Checkpoints, NoWholeCheckpoint
+
+logger = logging.getLogger(__name__)
+
+KEEP = 2
+"""The newest, and one to go back to where it is damaged."""
+WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.pt"
 
 
-class SftCheckpoint:
-    """The file at ``path``. ``digest`` names the data: a training goes on with what it began with."""
+class SftCheckpoints:
+    """Checkpoints under ``root``. ``digest`` names the data: a training is resumed with what it began with."""
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self.path, self.digest = path, digest
+    def __init__(self, root: Path, digest: str) -> None:
+        self.digest = digest
+        self.checkpoints = Checkpoints(root, KEEP, _step)
 
     def save(self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-        """Replace the checkpoint in one step."""
-        draft = self.path.with_suffix(".draft")
-        state = {
-            "step": step,
-            "data": self.digest,
-            "weights": {name: parameter.detach() for name, parameter in policy.trainable()},
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, draft)
-        fsync(draft)
-        draft.rename(self.path)
+        """Keep the training as it is after a step."""
+
+        def fill(folder: Path) -> None:
+            save_file({name: parameter.detach() for name, parameter in policy.trainable()}, folder / WEIGHTS)
+            torch.save([optimizer.state_dict() for optimizer in optimizers], folder / OPTIMIZERS)
+            (folder / STATE).write_text(json.dumps({"step": step, "data": self.digest}), encoding="utf-8")
+
+        self.checkpoints.save(f"step-{step:08d}", fill)
 
     def load(self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-        """Restore weights and optimizers; returns the step to go on with, 0 where there is no checkpoint.
+        """Restore the newest whole checkpoint; returns the step to go on with, 0 where there is none.
 
         Raises :class:`visionrl.component.ConfigurationError` where the data is not what it was.
         """
-        if not self.path.exists():
+
+        def read(folder: Path) -> int:
+            step = self._step(folder)
+            with safe_open(folder / WEIGHTS, framework="pt") as weights, torch.no_grad():
+                for name, parameter in policy.trainable():
+                    parameter.copy_(weights.get_tensor(name))
+            states = torch.load(folder / OPTIMIZERS, map_location=policy.device, weights_only=True)
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+            return step
+
+        try:
+            return self.checkpoints.load(read) or 0
+        except NoWholeCheckpoint as error:
+            logger.warning("the supervised training starts over, which ends with the same weights: %s", error)
             return 0
-        saved = torch.load(self.path, map_location=policy.device, weights_only=True)
-        if saved["data"] != self.digest:
+
+    def _step(self, folder: Path) -> int:
+        """The step that a checkpoint was made after."""
+        try:
+            state = json.loads((folder / STATE).read_bytes())
+            step, data = int(state["step"]), state["data"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ManifestError(f"{folder / STATE}: not the state of a supervised training: {error}") from None
+        if data != self.digest:
             raise ConfigurationError(
-                f"the supervised data is not what the first {saved['step']} steps learned from; "
-                f"put the files back as they were, or delete {self.path} to start over"
+                f"the supervised data is not what the first {step} steps learned from; put the files back as they "
+                f"were, or delete {folder.parent} to start over"
             )
-        with torch.no_grad():
-            for name, parameter in policy.trainable():
-                parameter.copy_(saved["weights"][name])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        return int(saved["step"])
+        return step
+
+
+def _step(name: str) -> int | None:
+    """The step of a checkpoint's name."""
+    match = re.fullmatch(r"step-([0-9]{8})", name)
+    return int(match[1]) if match else None

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from visionrl.adapters import write_manifest
-from visionrl.durable import fsync
 from visionrl.frames import decode_png, frame_hash
 from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
@@ -27,9 +26,10 @@ from visionrl_trainer.algo.optim import full_optimizers, schedule
 from visionrl_trainer.algo.update import micro_batches
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import Sample, sequences
-from visionrl_trainer.sft.checkpoint import SftCheckpoint
+from visionrl_trainer.sft.checkpoint import SftCheckpoints
 from visionrl_trainer.sft.teacher import Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
+from visionrl_trainer.state import folders
 from visionrl_trainer.state.runfolder import SftFolder
 
 VALIDATION_DECISIONS = 384
@@ -82,8 +82,8 @@ def train(
     tokens = Tokens(policy, data.tools, policy.image_tokens(spec.rollout.env_config.image_size).per_image)
     samples = [tokens.sample(demonstration) for demonstration in data.training]
     held_out = [tokens.sample(demonstration) for demonstration in data.validation[:VALIDATION_DECISIONS]]
-    checkpoint = SftCheckpoint(folder.checkpoint, data.digest)
-    done = checkpoint.load(policy, optimizers)
+    checkpoints = SftCheckpoints(folder.checkpoints, data.digest)
+    done = checkpoints.load(policy, optimizers)
     folder.metrics.rewind(done)
     every_report, every_checkpoint = pace(settings.steps)
     window = _Window()
@@ -97,7 +97,7 @@ def train(
             done += 1
             last = done == settings.steps
             if not last and stop():
-                checkpoint.save(policy, optimizers, done)
+                checkpoints.save(policy, optimizers, done)
                 raise Stopped(f"stopped after step {done} of {settings.steps}")
             whole = last or done % every_checkpoint == 0
             if whole or done % every_report == 0:
@@ -106,7 +106,7 @@ def train(
                 latest = SftReport(done, settings.steps, *means, validation)
                 folder.metrics.append(asdict(latest))
                 if whole and not last:
-                    checkpoint.save(policy, optimizers, done)
+                    checkpoints.save(policy, optimizers, done)
                 report(latest)
                 window = _Window()
     policy.eval()
@@ -153,16 +153,13 @@ def validate(
 
 def export(policy: Policy, source: Path, target: Path) -> None:
     """Write the model as a directory with a manifest: weights from the policy, all else from ``source``."""
-    draft = target.with_name(f".{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = folders.new_draft(target.parent, target.name)
     policy.save_model(draft)
     for path in source.iterdir():
         if path.is_file() and not (draft / path.name).exists() and not WEIGHTS.search(path.name):
             shutil.copy2(path, draft)
     write_manifest(draft)
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    fsync(target.parent)
+    folders.place(draft, target)
 
 
 def _step(

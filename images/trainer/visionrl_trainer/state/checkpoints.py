@@ -1,78 +1,92 @@
-"""Checkpoints: everything a run resumes from, complete or absent."""
+"""Checkpoints: folders that are whole by their manifest, and the newest whole one of them."""
 
 from __future__ import annotations
 
-import shutil
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import torch
-from pydantic import Field
+from visionrl.adapters import MANIFEST, ManifestError, read_manifest, write_manifest
+from visionrl.component import ConfigurationError
+from visionrl_trainer.state import folders
 
-from visionrl.durable import fsync
-from visionrl.job import Model
-from visionrl_trainer.model.policy import Policy
+logger = logging.getLogger(__name__)
 
 STATE = "state.json"
+DAMAGED = ".damaged"
+"""Ending of the name of a checkpoint that was passed over."""
+
+T = TypeVar("T")
 
 
-class RunState(Model):
-    """Where a run is. Replaced, never changed."""
-
-    iteration: int = 0
-    """Iterations completed."""
-    version: int = 0
-    """Number of the policy's version at this point; never used for other weights."""
-    episodes: int = 0
-    turns: int = 0
-    tokens: int = 0
-    """Completion tokens trained on."""
-    seconds: dict[str, float] = Field(default_factory=dict)
-    """Wall-clock seconds by phase, over all attempts."""
-    evaluations: list[dict[str, Any]] = Field(default_factory=list)
-    """Results in the order they were made; each names its iteration."""
-    worst_mismatch: float = 0.0
-    """Largest absolute logprob difference between serving and training so far."""
-    mean_mismatch: float = 0.0
-    """Mean absolute difference of the last iteration."""
+class NoWholeCheckpoint(ConfigurationError):
+    """There are checkpoints, and none can be used."""
 
 
 class Checkpoints:
-    """Numbered directories under ``root``; the highest is the last completed iteration."""
+    """The checkpoints under ``root``, by name. ``number`` orders the names; ``None`` is the number of a name that is
+    no checkpoint's."""
 
-    def __init__(self, root: Path, keep: int) -> None:
-        self.root, self.keep = root, keep
+    def __init__(self, root: Path, keep: int, number: Callable[[str], int | None]) -> None:
+        self.root, self.keep, self._number = root, keep, number
         root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(".*"):
-            shutil.rmtree(leftover)
+        folders.sweep(root)
 
-    def paths(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(path for path in self.root.iterdir() if not path.name.startswith("."))
+    def names(self) -> list[str]:
+        """Checkpoints, oldest first."""
+        numbers = {path.name: self._number(path.name) for path in self.root.iterdir() if path.is_dir()}
+        return sorted((name for name in numbers if numbers[name] is not None), key=lambda name: (numbers[name], name))
 
-    def save(self, state: RunState, policy: Policy, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> None:
-        """Write adapter, optimizer, random state and progress in one atomic step; keep the newest few."""
-        draft = self.root / ".draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        policy.save_adapter(draft)
-        torch.save({"optimizer": optimizer.state_dict(), "shuffle": shuffle.get_state()}, draft / "optimizer.pt")
-        (draft / STATE).write_text(state.model_dump_json())
-        for path in draft.iterdir():
-            fsync(path)
-        target = self.root / f"{state.iteration:06d}"
-        shutil.rmtree(target, ignore_errors=True)  # only a repeated save of the same iteration
-        draft.rename(target)
-        fsync(self.root)
-        for old in self.paths()[: -self.keep]:
-            shutil.rmtree(old)
+    def save(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Make a checkpoint of the files that ``fill`` writes into a folder, unless there is one of this name, and
+        keep the newest few."""
+        if (self.root / name).exists():
+            return
+        draft = folders.new_draft(self.root, name)
+        fill(draft)
+        write_manifest(draft)
+        folders.place(draft, self.root / name)
+        for old in self.names()[: -self.keep]:
+            folders.retire(self.root / old)
 
-    def load(self, policy: Policy, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> RunState | None:
-        """Restore the newest checkpoint into the arguments; ``None`` where there is none."""
-        paths = self.paths()
-        if not paths:
-            return None
-        policy.load_adapter(paths[-1])
-        saved = torch.load(paths[-1] / "optimizer.pt", map_location=policy.device, weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
-        shuffle.set_state(saved["shuffle"].cpu())
-        return RunState.model_validate_json((paths[-1] / STATE).read_bytes())
+    def load(self, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of the newest checkpoint that is whole; ``None`` where there is no checkpoint.
+
+        A checkpoint whose files are not what its manifest says, or for which ``read`` raises :class:`ManifestError`
+        or ``FileNotFoundError``, is set aside with a warning. Where no other is left, raises
+        :class:`NoWholeCheckpoint`, or the ``OSError`` of one that could not be read.
+        """
+        unreadable: OSError | None = None
+        for name in reversed(self.names()):
+            folder = self.root / name
+            try:
+                read_manifest(folder).check(folder)
+                return read(folder)
+            except (ManifestError, FileNotFoundError) as error:
+                logger.warning("checkpoint %s is damaged and passed over: %s", name, error)
+                self._set_aside(folder)
+            except OSError as error:
+                logger.warning("checkpoint %s cannot be read and is passed over: %s", name, error)
+                unreadable = unreadable or error
+        if unreadable is not None:
+            raise unreadable
+        if unusable := self._unusable():
+            raise NoWholeCheckpoint(
+                f"{self.root}: no checkpoint is whole ({', '.join(unusable)}), so the run cannot be resumed; put one "
+                "back, or start over with an empty run folder (visionrl run --fresh)"
+            )
+        return None
+
+    def _set_aside(self, folder: Path) -> None:
+        target = folder.with_name(folder.name + DAMAGED)
+        if target.exists():
+            folders.retire(target)
+        folder.rename(target)
+
+    def _unusable(self) -> list[str]:
+        """Entries that hold, or held, the state of a run."""
+        # os.path: what may not be read, such as lost+found, is none.
+        found = (path for path in self.root.iterdir() if not path.name.startswith("."))
+        return sorted(p.name for p in found if any(os.path.exists(p / file) for file in (STATE, MANIFEST)))  # noqa: PTH110

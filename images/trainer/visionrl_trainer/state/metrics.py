@@ -1,44 +1,82 @@
-"""A run's numbers over time: one JSON object a line, readable while it is written."""
+"""A run's numbers over time: one JSON object per line, readable while it is written.
+
+They are for people and for the report. A line that is damaged is passed over, and a file that cannot be written is
+told: neither ends a run.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from visionrl.durable import write_atomically
+from visionrl.durable import fsync, write_atomically
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
 
 class MetricsFile:
-    """Lines in the order of ``index``, a key that every record has."""
+    """Lines in the order of ``index``, a whole number that every record has; a line without one of ``fields`` is
+    passed over."""
 
-    def __init__(self, path: Path, index: str) -> None:
-        self.path, self.index = path, index
+    def __init__(self, path: Path, index: str, fields: Collection[str] = ()) -> None:
+        self.path, self.index, self.fields = path, index, frozenset(fields)
 
     def records(self) -> list[Record]:
-        """All complete lines; one that a crash cut off is left out."""
-        return list(self._lines())
+        """All whole records."""
+        return list(self._records())
 
     def append(self, record: Record) -> None:
         """Add one line, on disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = not self.path.exists()
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            if new:
+                fsync(self.path.parent)
+        except OSError as error:
+            logger.warning("%s %s is not noted: %s", self.index, record[self.index], error)
 
     def rewind(self, last: int) -> None:
         """Drop lines beyond this index: what a killed attempt did after its last checkpoint is done again."""
-        kept = [record for record in self._lines() if record[self.index] <= last]
-        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = "".join(json.dumps(record) + "\n" for record in self._records() if record[self.index] <= last)
+        try:
+            if kept.encode() != self._content():
+                write_atomically(self.path, kept)
+        except OSError as error:
+            logger.warning("%s keeps what is done again now: %s", self.path, error)
 
-    def _lines(self) -> Iterator[Record]:
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            logger.warning("%s cannot be read: %s", self.path, error)
+            return b""
+
+    def _records(self) -> Iterator[Record]:
+        *lines, rest = self._content().split(b"\n")
+        for number, line in enumerate((*lines, *filter(None, [rest])), start=1):
+            record = _parsed(line)
+            if type(record.get(self.index)) is int and self.fields <= record.keys():
+                yield record
+            else:
+                logger.warning("%s:%d is damaged and passed over", self.path, number)
+
+
+def _parsed(line: bytes) -> Record:
+    """The object of a line; an empty one where it has none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import fcntl
 import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from visionrl.component import ConfigurationError
 from visionrl.durable import write_atomically
+from visionrl.job import Job
+from visionrl.versions import validate_known
+from visionrl_trainer.state.learned import differences
 from visionrl_trainer.state.metrics import MetricsFile
 
+logger = logging.getLogger(__name__)
+
 METRICS, SUMMARY, CURVE, REPORT = "metrics.jsonl", "summary.json", "reward.png", "report.html"
+LOCK_PATIENCE_SECONDS = 60.0
+"""How long a trainer waits for the one before it to end: it may still write its last checkpoint."""
+
+
+class RunFolderInUse(RuntimeError):
+    """Another trainer has the run folder."""
 
 
 class RunFolder:
@@ -19,14 +41,80 @@ class RunFolder:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         self.adapters, self.checkpoints, self.base = root / "adapters", root / "checkpoints", root / "base"
-        self.metrics = MetricsFile(root / METRICS, "iteration")
+        self.metrics = MetricsFile(root / METRICS, "iteration", ("reward", "invalid_rate", "entropy"))
+        self.evaluations = MetricsFile(
+            root / "evaluations.jsonl", "iteration", ("mean", "low", "high", "episodes", "rates", "returns", "seeds")
+        )
+        """Results in the order in which they were made."""
         self.warm_start = SftFolder(root / "warm-start")
+        self.config_file, self.lock_file = root / "config.json", root / "trainer.lock"
         self.summary_file, self.curve_file, self.report_file = root / SUMMARY, root / CURVE, root / REPORT
         self.replays = root / "films"
 
-    def write_config(self, job_json: str) -> None:
-        """Keep the job that runs here, as ``config.json``."""
-        write_atomically(self.root / "config.json", job_json)
+    @contextlib.asynccontextmanager
+    async def owned(self) -> AsyncIterator[None]:
+        """Have the folder alone within the block. The lock goes with the process, however that ends.
+
+        Waits for another trainer to end. Raises :class:`RunFolderInUse` where it does not.
+        """
+        with self.lock_file.open("a+", encoding="utf-8") as stream:
+            await self._lock(stream.fileno(), time.monotonic() + LOCK_PATIENCE_SECONDS)
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
+            yield
+
+    async def _lock(self, descriptor: int, deadline: float) -> None:
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = self.lock_file.read_text(encoding="utf-8", errors="replace").strip()
+                if time.monotonic() > deadline:
+                    raise RunFolderInUse(
+                        f"{self.root} is in use by another trainer ({holder or 'unknown'}); give each job a run "
+                        "folder of its own, or end that one"
+                    ) from None
+                logger.info("waiting for another trainer to leave %s (%s)", self.root, holder or "unknown")
+                await asyncio.sleep(1.0)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                return logger.warning("%s: the file system has no locks; nothing else may write here", self.root)
+
+    def accept(self, job: Job) -> None:
+        """Keep the job that runs here, as ``config.json``.
+
+        Raises :class:`ConfigurationError` where the folder has something to resume of a job that learns something
+        else.
+        """
+        before = self._accepted()
+        if before is not None and self.has_progress and (changed := differences(before, job)):
+            raise ConfigurationError(
+                f"{self.root} holds a run with another {', '.join(changed)}, which cannot change once something was "
+                "learned; set it back, or start over with an empty run folder (visionrl run --fresh)"
+            )
+        write_atomically(self.config_file, job.model_dump_json(by_alias=True, indent=2))
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether anything was learned that a run would resume from."""
+        return self.base.exists() or self.has_checkpoints or _has_entries(self.warm_start.checkpoints)
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return _has_entries(self.checkpoints)
+
+    def _accepted(self) -> Job | None:
+        """The job of ``config.json``; ``None`` where there is none, or none that can be read."""
+        try:
+            job, _ = validate_known(Job, json.loads(self.config_file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+            logger.warning("%s is damaged and written anew: %s", self.config_file, error)
+            return None
+        return job
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.summary_file, json.dumps(summary, indent=2) + "\n")
@@ -36,5 +124,13 @@ class SftFolder:
     """What supervised training writes while it runs."""
 
     def __init__(self, root: Path) -> None:
-        self.checkpoint = root / "checkpoint.pt"
+        self.checkpoints = root / "checkpoints"
         self.metrics = MetricsFile(root / METRICS, "step")
+
+    def forget_checkpoints(self) -> None:
+        """Once what the training led to is kept elsewhere."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def _has_entries(folder: Path) -> bool:
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionrl.adapters import ADAPTER_FILES, MANIFEST, Version, write_manifest
-from visionrl.durable import fsync
+from visionrl.adapters import ADAPTER_FILES, MANIFEST, ManifestError, Version, verified_manifest, write_manifest
+from visionrl_trainer.state import folders
 
 if TYPE_CHECKING:  # it brings torch: serving files needs none of it
     from visionrl_trainer.model.policy import Policy
@@ -19,28 +20,33 @@ class AdapterStore:
     def __init__(self, root: Path, job: str) -> None:
         self.root, self.job = root, job
         root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(".*"):
-            shutil.rmtree(leftover)  # what a killed process left half-written
+        folders.sweep(root)
 
     def versions(self) -> list[Version]:
-        """Published versions, ascending."""
-        return sorted(Version.parse(path.name) for path in self.root.iterdir() if not path.name.startswith("."))
+        """Published versions of this job, ascending."""
+        return sorted(version for path in self.root.iterdir() if (version := self.version(path.name)) is not None)
 
     def publish(self, policy: Policy, number: int) -> Version:
-        """Write the policy's adapter as a version. A version that was published before a restart is found again by
-        its content."""
-        draft = self.root / f".{number}"
+        """Write the policy's adapter as a version. One that is there already is left as it is."""
+        draft = folders.new_draft(self.root, str(number))
         policy.save_adapter(draft)
         for path in draft.iterdir():
             if path.name not in ADAPTER_FILES:
                 path.unlink()  # peft's model card
         version = Version.of(self.job, number, write_manifest(draft))
-        if version in self.versions():
+        if self._is_whole(version):
             shutil.rmtree(draft)
-            return version
-        draft.rename(self.folder(version))
-        fsync(self.root)
+        else:
+            folders.place(draft, self.folder(version))
         return version
+
+    def version(self, name: str) -> Version | None:
+        """The version of this job that a name stands for, published or not; ``None`` for any other name."""
+        try:
+            version = Version.parse(name)
+        except ValueError:
+            return None
+        return version if version.job == self.job else None
 
     def folder(self, version: Version) -> Path:
         """Where a version lies or would lie."""
@@ -48,17 +54,20 @@ class AdapterStore:
 
     def path(self, name: str, file: str) -> Path | None:
         """A published file, or ``None`` where there is no such version or file."""
-        try:
-            version = Version.parse(name)
-        except ValueError:
+        version = self.version(name)
+        if version is None or (file not in ADAPTER_FILES and file != MANIFEST):
             return None
         path = self.folder(version) / file
-        known = version.job == self.job and (file in ADAPTER_FILES or file == MANIFEST)
-        return path if known and path.is_file() else None
+        return path if path.is_file() else None
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest ``keep`` versions."""
-        for version in self.versions()[:-keep]:
-            retired = self.root / f".{version.name}"
-            self.folder(version).rename(retired)  # out of sight in one step, then deleted
-            shutil.rmtree(retired)
+    def prune(self, keep: Collection[str]) -> None:
+        """Delete all versions but the newest and those of these names."""
+        for version in self.versions()[:-1]:
+            if version.name not in keep:
+                folders.retire(self.folder(version))
+
+    def _is_whole(self, version: Version) -> bool:
+        try:
+            return version.matches(verified_manifest(self.folder(version)))
+        except (OSError, ManifestError):
+            return False

@@ -36,7 +36,6 @@ class WeightSync:
         A server that is away is waited for. Raises :class:`visionrl_trainer.sync.canary.CanaryFailed` where it serves
         other weights, ``ConnectionError`` where it stays away.
         """
-        self.store.prune(keep=2 + self.spec.training.max_staleness)
         self.publisher.set_policy(trained=version.name)
         await self._prove(policy, version.name)
         self.publisher.set_policy(serving=version.name)

@@ -1,0 +1,42 @@
+"""Which fields of a job change what is learned: a run is resumed with the same ones, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from visionrl.job import Job
+
+SECTIONS = ("algorithm", "model", "rollout", "training")
+"""Of the specification; the others say where and how the same is learned."""
+FREE = frozenset(
+    {
+        "training.iterations",
+        "training.checkpointEvery",
+        "training.keepCheckpoints",
+        "training.microBatchSize",
+        "training.guards",
+        "rollout.maxConcurrent",
+        "rollout.maxTimeS",
+        "rollout.policyConfig.topP",
+        "rollout.policyConfig.turnTimeoutS",
+    }
+)
+"""Fields of these sections that leave it as it is."""
+
+
+def differences(before: Job, now: Job) -> list[str]:
+    """Names of the fields in which two jobs differ, of those that change what is learned."""
+    name = ["metadata.name"] if before.name != now.name else []
+    one, other = (job.spec.model_dump(mode="json", by_alias=True, include=set(SECTIONS)) for job in (before, now))
+    return [*name, *(f"spec.{path}" for path in _differences(one, other, ""))]
+
+
+def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
+    if path in FREE or one == other:
+        return
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted(one.keys() | other.keys()):
+            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+    else:
+        yield path

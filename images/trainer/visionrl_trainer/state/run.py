@@ -1,0 +1,122 @@
+"""A run's versions, checkpoints and evaluations: one owner publishes, saves, prunes and resumes them.
+
+A checkpoint names the published version whose adapter belongs to it, and has the rest: optimizer, random state,
+progress. So an adapter is written, hashed and kept once, and a version stays for as long as a checkpoint needs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from pydantic import Field, ValidationError
+
+from visionrl.adapters import ManifestError, Version, read_manifest
+from visionrl.job import Model
+from visionrl.versions import validate_known
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.state.checkpoints import STATE, Checkpoints
+from visionrl_trainer.state.runfolder import RunFolder
+from visionrl_trainer.sync.publish import AdapterStore
+
+OPTIMIZER = "optimizer.pt"
+
+
+class RunState(Model):
+    """Where a run is. Replaced, never changed."""
+
+    version: str
+    """Name of the policy version at this point."""
+    iteration: int = 0
+    """Iterations completed. Start states and batches are functions of it and of the job's seed."""
+    episodes: int = 0
+    turns: int = 0
+    tokens: int = 0
+    """Completion tokens trained on."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Wall-clock seconds by phase, over all attempts."""
+    worst_mismatch: float = 0.0
+    """Largest absolute logprob difference between serving and training so far."""
+    mean_mismatch: float = 0.0
+    """Mean absolute difference of the last iteration."""
+
+
+class RunStore:
+    """What one run has in its folder."""
+
+    def __init__(self, folder: RunFolder, job: str, keep_checkpoints: int) -> None:
+        self.adapters = AdapterStore(folder.adapters, job)
+        self.checkpoints = Checkpoints(folder.checkpoints, keep_checkpoints, self._number)
+        self.metrics, self.evaluations = folder.metrics, folder.evaluations
+
+    def resume(self, policy: Policy, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> RunState | None:
+        """Restore the newest whole checkpoint into the arguments; ``None`` where there is none. What was noted of
+        later iterations is dropped: they are done again.
+
+        Raises :class:`visionrl_trainer.state.checkpoints.NoWholeCheckpoint` where all are damaged.
+        """
+
+        def read(folder: Path) -> RunState:
+            state = _read_state(folder / STATE)
+            policy.load_adapter(self._whole_adapter(state.version))
+            saved = torch.load(folder / OPTIMIZER, map_location=policy.device, weights_only=True)
+            optimizer.load_state_dict(saved["optimizer"])
+            shuffle.set_state(saved["shuffle"].cpu())
+            return state
+
+        state = self.checkpoints.load(read)
+        for records in (self.metrics, self.evaluations):
+            records.rewind(state.iteration if state else 0)
+        return state
+
+    def publish(self, policy: Policy) -> Version:
+        """Make the policy as it is a version, under a number that this run has not used."""
+        known = {version.number for version in self.adapters.versions()} | self._checkpointed().keys()
+        return self.adapters.publish(policy, max(known, default=-1) + 1)
+
+    def checkpoint(self, state: RunState, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> None:
+        """Keep a state, whose version is published, to resume from; nothing where it is kept already."""
+        if state.version in self.checkpoints.names():
+            return
+
+        def fill(folder: Path) -> None:
+            torch.save({"optimizer": optimizer.state_dict(), "shuffle": shuffle.get_state()}, folder / OPTIMIZER)
+            (folder / STATE).write_text(state.model_dump_json(by_alias=True), encoding="utf-8")
+
+        self.checkpoints.save(state.version, fill)
+
+    def prune(self, in_use: Iterable[str]) -> None:
+        """Delete the versions that are neither in use nor a checkpoint's. The newest stays, too: its number must not
+        be given again."""
+        self.adapters.prune({*in_use, *self._checkpointed().values()})
+
+    def _number(self, name: str) -> int | None:
+        """The number of a checkpoint's name, which is that of its version."""
+        version = self.adapters.version(name)
+        return None if version is None else version.number
+
+    def _checkpointed(self) -> dict[int, str]:
+        return {Version.parse(name).number: name for name in self.checkpoints.names()}
+
+    def _whole_adapter(self, name: str) -> Path:
+        """The folder of a version. Raises :class:`ManifestError` or ``OSError`` where it is not whole."""
+        version = Version.parse(name)
+        folder = self.adapters.folder(version)
+        manifest = read_manifest(folder)
+        if not version.matches(manifest):
+            raise ManifestError(f"{folder}: its content's digest is {manifest.digest}")
+        manifest.check(folder)
+        return folder
+
+
+def _read_state(file: Path) -> RunState:
+    """Fields that this version of the code does not know are left out. Raises :class:`ManifestError` where it is no
+    state."""
+    try:
+        state, _ = validate_known(RunState, json.loads(file.read_bytes()))
+        Version.parse(state.version)
+    except (ValidationError, ValueError) as error:
+        raise ManifestError(f"{file}: not the state of a run: {error}") from None
+    return state
