@@ -1,0 +1,39 @@
+"""Kill the trainer before any of its writes: it resumes, and has learned exactly what it would have."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCENARIOS = ("checkpoint-every-1", "checkpoint-every-3", "warm-start")
+
+pytestmark = pytest.mark.vision
+
+
+def kills(scenario: str, folder: Path, first: int, stride: int, mode: str) -> list[dict[str, object]]:
+    words = [sys.executable, "-m", "tests.faults.trainer_kills", scenario, folder, first, stride, mode]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_trainer_killed_before_some_writes_loses_and_doubles_nothing(scenario: str, tmp_path: Path) -> None:
+    """Some of them: the slow test takes all."""
+    found = kills(scenario, tmp_path, first=7, stride=23, mode="once")
+    assert len(found) >= 3
+    assert [kill for kill in found if kill["wrong"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["once", "twice"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_trainer_killed_before_any_write_loses_and_doubles_nothing(scenario: str, mode: str, tmp_path: Path) -> None:
+    """``twice``: the attempt that resumes is killed as well."""
+    found = kills(scenario, tmp_path, first=1, stride=1, mode=mode)
+    assert len(found) >= 60
+    assert [kill for kill in found if kill["wrong"]] == []

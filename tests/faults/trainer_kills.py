@@ -1,0 +1,340 @@
+"""SIGKILL before every write of a trainer: ``python -m tests.faults.trainer_kills SCENARIO FOLDER FIRST STEP TWICE``.
+
+All of it is the trainer's own, but for the episodes, which are a function of the iteration, and for the inference
+server, which only looks whether it could fetch the version. One process loads torch and the model, and forks for every
+attempt. It prints a JSON object per kill: the write before which the process died, and what is wrong with what the
+attempts after it made of the run (nothing, that is).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.support.jobs import job
+from visionrl.adapters import Version, verified_manifest
+from visionrl.component import ComponentContext
+from visionrl.frames import frame_hash
+from visionrl.job import Job, TinyModel
+from visionrl.status import TrainerReport
+from visionrl.tiny.model import build_tiny
+from visionrl.tools import ACTIONS, tool_call_text
+from visionrl_trainer import train
+from visionrl_trainer.algo.update import update
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.report.replay import Replay
+from visionrl_trainer.rollout.batch import EpisodeSamples, Group, Sample
+from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult
+from visionrl_trainer.rollout.sampler import Batch
+from visionrl_trainer.state.run import RunStore
+from visionrl_trainer.sync.service import StatusPublisher
+
+SIZE, UPDATES = 80, 2
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "checkpoint-every-1": {"training.checkpointEvery": 1, "evaluation.everyIterations": 2},
+    "checkpoint-every-3": {"training.checkpointEvery": 3, "training.maxStaleness": 1},
+    "warm-start": {"training.iterations": 1, "training.warmStart": {"trains": "adapter", "steps": 3, "batchSize": 1}},
+}
+
+
+def scenario_job(scenario: str, data: Path) -> Job:
+    changes: dict[str, Any] = {
+        "model.dtype": "float32",
+        "model.lora": {"r": 2, "alpha": 4},
+        "rollout.envConfig": {"imageSize": SIZE},
+        "training.learningRate": 1e-3,
+        "training.updatesPerIteration": UPDATES,
+        "training.guards": {"maxMismatchKL": None},
+        "evaluation.episodes": 2,
+        **SCENARIOS[scenario],
+    }
+    if "training.warmStart" in changes:
+        changes["training.warmStart"] = {**changes["training.warmStart"], "data": {"train": str(data)}}
+    return job(changes)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the attempts of one run did, in order: outside the run folder, through a descriptor that is open already."""
+
+    file: Path
+    descriptor: int
+
+    def note(self, what: str, value: object) -> None:
+        os.write(self.descriptor, json.dumps([what, value]).encode() + b"\n")
+
+    def entries(self) -> list[tuple[str, Any]]:
+        return [(what, value) for what, value in map(json.loads, self.file.read_text().splitlines())]
+
+    def values(self, what: str) -> list[Any]:
+        return [value for each, value in self.entries() if each == what]
+
+
+class Writes:
+    """Counts the file system's changes by this process, and kills it before the one with number ``fatal``."""
+
+    def __init__(self, fatal: int, ledger: Ledger) -> None:
+        self.fatal, self.ledger, self.count = fatal, ledger, 0
+        fsync = os.fsync
+
+        def counted(descriptor: int) -> None:
+            self._about_to("fsync")
+            fsync(descriptor)
+
+        mock.patch("os.fsync", counted).start()
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
+            self._about_to(f"{event.removeprefix('os.')} {arguments[0]}")
+        elif event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            self._about_to(f"open {arguments[0]}")
+
+    def _about_to(self, write: str) -> None:
+        self.count += 1
+        if self.count == self.fatal:
+            self.ledger.note("killed before", write)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- an attempt
+
+
+class Trainer:
+    """The model, loaded once, and a trainer around it."""
+
+    def __init__(self, scenario: str, folder: Path) -> None:
+        self.job = scenario_job(scenario, folder / "train.jsonl")
+        self.cache = folder / "cache"
+        (folder / "train.jsonl").write_text(demonstration())
+        self.job_file, self.key_file = folder / "job.json", folder / "key"
+        self.key_file.write_text("key")
+        self.job_file.write_text(self.job.model_dump_json(by_alias=True))
+        base = build_tiny(TinyModel(), self.job.spec.rollout.env_config, self.cache)
+        self.policy = Policy.load(base, "float32", torch.device("cpu"))
+
+    def attempt(self, run: Path, fatal: int, ledger: Ledger) -> int:
+        """Train in a process of its own until the end, or until write number ``fatal``; the exit code."""
+        child = os.fork()
+        if child == 0:
+            try:
+                if fatal:
+                    Writes(fatal, ledger)
+                asyncio.run(self._train(run, ledger))
+                ledger.note("complete", True)
+                os._exit(0)
+            except BaseException:
+                ledger.note("failed", traceback.format_exc())
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    async def _train(self, run: Path, ledger: Ledger) -> None:
+        replace_the_world(self.policy, ledger)
+        variables = {
+            "VISIONRL_JOB": str(self.job_file),
+            "VISIONRL_RUN_DIR": str(run),
+            "VISIONRL_CACHE_DIR": str(self.cache),
+            "VISIONRL_KEY_FILE": str(self.key_file),
+            "VISIONRL_TASKAPP_URL": "http://127.0.0.1:9",
+            "VISIONRL_INFERENCE_URL": "http://127.0.0.1:9",
+        }
+        await train.run(ComponentContext(variables), self.job, StatusPublisher(TrainerReport(phase="Starting")))
+
+
+def replace_the_world(policy: Policy, ledger: Ledger) -> None:
+    """Put stand-ins in the places of the model's files, the task app and the inference server, and witnesses beside
+    what the trainer does. In a process that does nothing else."""
+    resume, checkpoint = RunStore.resume, RunStore.checkpoint
+
+    def witnessed_resume(store: RunStore, *arguments: Any) -> Any:
+        state = resume(store, *arguments)
+        ledger.note("resumed", -1 if state is None else state.iteration)
+        return state
+
+    def witnessed_checkpoint(store: RunStore, state: Any, *arguments: Any) -> None:
+        checkpoint(store, state, *arguments)
+        ledger.note("checkpoint", state.iteration)
+
+    def witnessed_update(*arguments: Any) -> Any:
+        stats = update(*arguments)
+        ledger.note("updates", stats.updates)
+        return stats
+
+    async def collect(sampler: Any, iteration: int, version: str) -> Batch:
+        await asyncio.sleep(0)
+        ledger.note("played", [iteration, version])
+        return batch(policy, iteration, version)
+
+    async def push(sync: Any, policy: Policy, version: Version) -> None:
+        manifest = sync.store.path(version.name, "manifest.json")
+        assert manifest is not None, f"{version.name} cannot be fetched"
+        assert version.matches(verified_manifest(manifest.parent)), f"{version.name} is other weights"
+        ledger.note("served", version.name)
+
+    async def evaluate(taskapp: Any, spec: Any, policy: Any, seeds: Any, *arguments: Any) -> EvaluationResult:
+        ledger.note("evaluated", policy.config.model)
+        scores = (score(seed, policy.config.model) for seed in seeds)
+        return EvaluationResult(policy.config.model, tuple(scores))
+
+    async def record(taskapp: Any, spec: Any, policy: Any, iteration: int) -> Replay:
+        return Replay(iteration=iteration, policy=policy.config.model, seed=0, frames=[])
+
+    replacements: dict[str, Any] = {
+        "train.Policy.load": lambda *arguments, **named: policy,
+        "preparation.locate_base": lambda *arguments: Path("base"),
+        "train.RunStore.resume": witnessed_resume,
+        "train.RunStore.checkpoint": witnessed_checkpoint,
+        "train.update": witnessed_update,
+        "train.Sampler.collect": collect,
+        "train.WeightSync.push": push,
+        "train.evaluate.evaluate": evaluate,
+        "train.replay.record": record,
+        # Half a second each.
+        "train.curves.save_png": lambda figure, path: path.write_bytes(b"png"),
+        "train.report.write_report": lambda *arguments: arguments[-1].write_text("html"),
+    }
+    for name, replacement in replacements.items():
+        mock.patch(f"visionrl_trainer.{name}", replacement).start()
+
+
+def batch(policy: Policy, iteration: int, version: str) -> Batch:
+    """Two episodes of one decision each, with other frames and answers in each iteration."""
+    frames = [np.full((SIZE, SIZE, 3), 40 * iteration + 20 * n, np.uint8) for n in range(2)]
+    tokenizer = policy.processor.tokenizer
+    visual = policy.image_tokens(SIZE).per_image
+    prompt = tuple(tokenizer.encode("<|vision_start|>" + "<|image_pad|>" * visual + "<|vision_end|>"))
+    episodes = []
+    for n, frame in enumerate(frames):
+        answer = tuple(tokenizer.encode(tool_call_text([ACTIONS[iteration + n]])))
+        sample = Sample(prompt, answer, (-1.0,) * len(answer), (frame_hash(frame),), version)
+        episodes.append(EpisodeSamples(n, (sample,), (float(n),), ("state",), float(n), 0))
+    return Batch(version, [Group(0, tuple(episodes))], {frame_hash(frame): frame for frame in frames})
+
+
+def score(seed: int, version: str) -> EpisodeScore:
+    """A function of the policy, so that a result of another one is told from it."""
+    value = int(version[-6:], 16) % 20 + seed
+    return EpisodeScore(seed=seed, achievements=value, unlocked=(), turns=1, steps=1, invalid=0, env_return=0.0)
+
+
+def demonstration() -> str:
+    """A line of supervised data."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    prompt = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    return json.dumps({"messages": [prompt, {"role": "assistant", "content": tool_call_text(["noop"])}]}) + "\n"
+
+
+# --- what must be true afterwards
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has learned, whatever happened on the way: equal for two runs that learned the same."""
+
+    weights: str
+    """Digest of the last version's content."""
+    steps: tuple[int, ...]
+    """Optimizer steps of each parameter, as the optimizer counts them."""
+    iterations: tuple[int, ...]
+    """As noted in ``metrics.jsonl``."""
+    evaluations: tuple[tuple[int, str, float], ...]
+    """Iteration, digest of the policy, mean."""
+
+    @classmethod
+    def of(cls, run: Path) -> Outcome:
+        summary = json.loads((run / "summary.json").read_text())
+        version = Version.parse(summary["adapter"])
+        assert version.matches(verified_manifest(run / "adapters" / version.name)), "the result is damaged"
+        saved = torch.load(run / "checkpoints" / version.name / "optimizer.pt", weights_only=True)
+        steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
+        assert summary["iterations"] == len(summary["reward"])
+        return cls(
+            version.digest,
+            tuple(sorted(steps)),
+            tuple(record["iteration"] for record in records(run / "metrics.jsonl")),
+            tuple(
+                (record["iteration"], Version.parse(record["policy"]).digest, record["mean"])
+                for record in records(run / "evaluations.jsonl")
+            ),
+        )
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def broken_promises(ledger: Ledger, expected: Outcome, run: Path) -> Iterator[str]:
+    """What is wrong with a run that was killed and resumed."""
+    yield from ledger.values("failed")
+    if not ledger.values("complete"):
+        yield "the run is not complete"
+        return
+    if (found := Outcome.of(run)) != expected:
+        yield f"learned something else: {found}, expected {expected}"
+    last = -1
+    for what, value in ledger.entries():
+        if what == "resumed" and value < last:
+            yield f"iteration {last} was in a checkpoint, resumed from {value}"
+        if what in ("resumed", "checkpoint"):
+            last = value
+    names: dict[int, str] = {}
+    for name in ledger.values("served"):
+        version = Version.parse(name)
+        if names.setdefault(version.number, name) != name:
+            yield f"number {version.number} is {names[version.number]} and {name}"
+    if leftovers := [str(path) for path in run.rglob(".*") if path.is_dir()]:
+        yield f"left behind: {leftovers}"
+
+
+def main(scenario: str, folder: Path, first: int, stride: int, twice: bool) -> int:
+    """Kill at write ``first``, ``first + stride`` and so on; with ``twice``, kill the attempt that resumes, too."""
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    trainer = Trainer(scenario, folder)
+
+    def begin(name: str) -> tuple[Path, Ledger]:
+        file = folder / f"{name}.ledger"
+        return folder / name, Ledger(file, os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+    run, ledger = begin("undisturbed")
+    assert trainer.attempt(run, 0, ledger) == 0, ledger.values("failed")
+    expected = Outcome.of(run)
+    assert len(expected.iterations) * UPDATES == expected.steps[-1] == sum(ledger.values("updates"))
+    fatal = first
+    while True:
+        run, ledger = begin(f"killed-{fatal}")
+        if trainer.attempt(run, fatal, ledger) == 0:
+            break  # it ended before that many writes
+        if twice:
+            trainer.attempt(run, 1 + fatal * 7 % 40, ledger)
+        if not ledger.values("complete"):
+            trainer.attempt(run, 0, ledger)
+        wrong = list(broken_promises(ledger, expected, run))
+        print(json.dumps({"fatal": fatal, "before": ledger.values("killed before"), "wrong": wrong}), flush=True)
+        if not wrong:
+            shutil.rmtree(run)
+        fatal += stride
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "twice"))
