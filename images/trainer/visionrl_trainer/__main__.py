@@ -1,4 +1,4 @@
-"""``python -m visionrl_trainer``: train the job that the environment names."""
+"""``python -m visionrl_trainer``: train the job of the environment variables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 EXIT_FAILED = 1
 LINGER_SECONDS = 5.0
-"""How long the report stays up after the end, so that whoever polls it sees the last state."""
+"""How long the report stays available after the end, so that the last poll sees the final state."""
 
 logger = logging.getLogger("visionrl_trainer")
 
@@ -57,7 +57,7 @@ async def _main() -> int:
 
 
 async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
-    """Run until the end, an error or SIGTERM; the report tells which."""
+    """Run until the end, an error or SIGTERM; the report shows which."""
     from visionrl_trainer.train import run  # torch and transformers: seconds; the service answers meanwhile
 
     task = asyncio.ensure_future(run(context, context.job(), publisher))
@@ -68,7 +68,7 @@ async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
         await task
         code = 0
     except asyncio.CancelledError:
-        logger.info("stopped; the run goes on from its last checkpoint")
+        logger.info("stopped; the run resumes from its last checkpoint")
         return 128 + signal.SIGTERM
     except Exception as error:
         causes = list(leaves(error))

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preparation:
-    """What getting ready needs."""
+    """The base model and the warm start of a run."""
 
     job: Job
     folder: RunFolder
@@ -40,8 +40,9 @@ class Preparation:
     meter: Meter
 
     async def base(self, cache: Path) -> Path:
-        """Directory of the base that adapters are trained on; a warm start that makes one trains it first, unless it
-        is there already. Raises :class:`visionrl.component.ConfigurationError` where the model does not exist."""
+        """Directory of the base that adapters are trained on. A warm start that makes a new base trains it first,
+        unless an earlier attempt did. Raises :class:`visionrl.component.ConfigurationError` if there is no such
+        model."""
         self._check_files()
         source = await asyncio.to_thread(locate_base, self.job, cache)
         if not exports_base(self.job.spec):
@@ -57,8 +58,8 @@ class Preparation:
         return self.folder.base
 
     def _has_base(self) -> bool:
-        """Whether the warm start's model is there, and whole. A damaged one is trained again, unless adapters have
-        been trained on it."""
+        """Whether an earlier attempt completed the base, and it is undamaged. A damaged base is trained again, unless
+        adapters have been trained on it."""
         base = self.folder.base
         try:
             read_manifest(base).check(base)
@@ -70,7 +71,7 @@ class Preparation:
                     "start over with an empty run folder (visionrl run --fresh)"
                 ) from None
             if base.exists():
-                logger.warning("the warm start is done again, its result is damaged: %s", error)
+                logger.warning("repeating the warm start, because its result is damaged: %s", error)
             return False
 
     async def warm_start(self, policy: Policy) -> None:
@@ -85,13 +86,13 @@ class Preparation:
                     sft.train, policy, data, self.job.spec, self.folder.warm_start, self._tell, stopping.is_set
                 )
             except asyncio.CancelledError:
-                stopping.set()  # the thread goes on to the end of its step and keeps a checkpoint
+                stopping.set()  # the thread finishes its step and keeps a checkpoint
                 raise
         if last.validation_loss is not None:
             logger.info("the warm start ended at %.3f nats per decision on held-out data", last.validation_loss)
 
     def _check_files(self) -> None:
-        """What is not there is better told before gigabytes are fetched."""
+        """Report missing data files before gigabytes are downloaded."""
         settings = self.job.spec.training.warm_start
         done = self.folder.base.exists() or self.folder.has_checkpoints
         if settings is None or settings.data is None or done:

@@ -1,7 +1,7 @@
 """The training run, from the base model to the summary: read it from top to bottom.
 
-Everything that happens between two checkpoints can be done again: a killed run goes on from the last one with the
-same adapter, optimizer state and random state, and asks for the same start states.
+Everything between two checkpoints can be repeated: a killed run resumes from the last one with the same adapter,
+optimizer state and random state, and requests the same start states.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ SHOWN = (
     *("reward", "mismatch_kl", "entropy", "clip_fraction", "ratio_mean", "ratio_max", "advantage_std"),
     *("zero_variance_groups", "invalid_rate", "grad_norm", "staleness"),
 )
-"""Metrics of the last iteration that the status carries too."""
+"""Metrics of the last iteration that the status shows, too."""
 
 
 async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -> None:
-    """Train to the end. Raises :class:`visionrl.component.ConfigurationError` for what no retry mends, anything else
-    for what one may."""
+    """Train to the end. Raises :class:`visionrl.component.ConfigurationError` where a retry would fail again, anything
+    else where it may succeed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(context.run_dir)
     meter = Meter(publisher, total=policy_iterations(job.spec))
@@ -75,7 +75,7 @@ async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -
 
 @dataclass
 class _Run:
-    """The run's fixtures; ``state`` is where it is."""
+    """The parts of a run, and its state."""
 
     context: ComponentContext
     job: Job
@@ -129,8 +129,8 @@ class _Run:
         return self.state
 
     async def _iterate(self) -> None:
-        """Sample, learn, note, publish, checkpoint, serve: in this order, so that whatever is killed, the checkpoint
-        is that of a published version, and what was noted beyond it is done again."""
+        """Sample, learn, note, publish, checkpoint, serve. In this order, a checkpoint always has a published version,
+        and a kill at any point repeats whole iterations."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
         self.publisher.update(phase="Training")
         with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
@@ -151,7 +151,7 @@ class _Run:
         self._report_iteration(record, time.monotonic() - started)
 
     async def _sync(self) -> None:
-        """Have the policy served, and delete the versions that nobody needs any more."""
+        """Delete the versions that are no longer needed, and wait until the server answers as the current one."""
         started = time.monotonic()
         await compute(self.store.prune, {self.state.version, *self.rollouts.versions})
         if runs_inference(self.job.spec):
@@ -232,7 +232,7 @@ class _Run:
         return mismatch(some, played)
 
     def _evaluation_is_due(self, total: int) -> bool:
-        """Before training, after it, and every so many iterations in between; once each, whatever is restarted."""
+        """Whether the job evaluates the current iteration, and no attempt has done so yet."""
         evaluation, iteration = self.job.spec.evaluation, self.state.iteration
         done = {record["iteration"] for record in self.store.evaluations.records()}
         if not evaluation_seeds(self.job.spec) or iteration in done:
@@ -241,8 +241,8 @@ class _Run:
         return not done or iteration >= total or (every > 0 and iteration % every == 0)
 
     async def _evaluate(self) -> None:
-        """Play the held-out seeds with the current version, which a checkpoint has, and keep the result."""
-        await self._checkpoint()
+        """Play the held-out seeds with the current version and keep the result."""
+        await self._checkpoint()  # or a crash would leave the result of a version that is gone
         spec, name, iteration = self.job.spec, self.state.version, self.state.iteration
         seeds = evaluation_seeds(spec)
         policy = policy_spec(spec, name, self.context.inference_url, self.expect.banned_ids)
@@ -274,7 +274,7 @@ class _Run:
         await compute(self.store.checkpoint, self.state, self.optimizer, self.shuffle)
 
     def _refresh(self) -> int:
-        """Take over what may change while the job runs, iterations and evaluation; returns the iterations to do."""
+        """Read the fields that may change during a run, iterations and evaluation; returns the total iterations."""
         now = self.context.job().spec
         training = self.job.spec.training.model_copy(update={"iterations": now.training.iterations})
         spec = self.job.spec.model_copy(update={"training": training, "evaluation": now.evaluation})
@@ -282,7 +282,7 @@ class _Run:
         return policy_iterations(spec)
 
     def _report_state(self) -> None:
-        """Tell the world where the run is; after a restart the report starts empty."""
+        """Fill the report, which is empty after a restart."""
         self.meter.set(iteration=self.state.iteration, episodes=self.state.episodes)
         if last := self.folder.metrics.records()[-1:]:
             self.meter.set(**{name: last[0].get(name) for name in SHOWN})

@@ -152,7 +152,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes, caplog: 
     file = MetricsFile(tmp_path / "metrics.jsonl", "iteration", ["reward"])
     file.path.write_bytes(line + b'\n{"iteration": 3, "reward": 1}\n')
     assert [record["iteration"] for record in file.records()] == [3]
-    assert "metrics.jsonl:1 is damaged and passed over" in caplog.text
+    assert "metrics.jsonl:1 is damaged and skipped" in caplog.text
 
 
 def test_records_that_cannot_be_written_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,7 +161,7 @@ def test_records_that_cannot_be_written_are_told(tmp_path: Path, caplog: pytest.
     file.rewind(0)
     file.append({"iteration": 1})
     assert file.records() == []
-    assert "iteration 1 is not noted" in caplog.text
+    assert "iteration 1 is not recorded" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])

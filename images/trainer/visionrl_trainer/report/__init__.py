@@ -1,1 +1,1 @@
-"""What people look at: progress, curves, replays, the report."""
+"""For people: progress, curves, replays, the report."""

@@ -17,14 +17,14 @@ from matplotlib.ticker import MaxNLocator
 
 TRAINING, EVALUATION = "#2f6db3", "#c8553d"
 HEALTH = {
-    "entropy": "entropy, nats a token",
+    "entropy": "entropy, nats per token",
     "clip_fraction": "share of clipped ratios",
     "grad_norm": "gradient norm",
     "invalid_rate": "share of invalid answers",
     "mismatch_max": "largest serving-training logprob difference",
-    "seconds": "seconds an iteration",
+    "seconds": "seconds per iteration",
 }
-"""Metrics that show how training fares, and what they are."""
+"""Metrics that show the health of training, and their titles."""
 
 Record = dict[str, Any]
 
@@ -51,7 +51,7 @@ def reward_curve(metrics: Sequence[Record], evaluations: Sequence[Record], job: 
             capsize=4,
             label=f"{result['episodes']} held-out seeds (mean, 95 % bootstrap)" if index == 0 else None,
         )
-    _style(axes, job, "unique achievements an episode")
+    _style(axes, job, "unique achievements per episode")
     if metrics or evaluations:
         axes.legend(loc="best", frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""The run as one HTML page: what it reached, its curves, and what the policy does before and after."""
+"""The run as one HTML page: results, curves, and replays before and after training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_report(
     replays: Sequence[Replay],
     path: Path,
 ) -> None:
-    """Write the page; it needs nothing beside itself. ``supervised`` are the warm start's metrics."""
+    """Write the page, which loads nothing else. ``supervised`` are the warm start's metrics."""
     shown = [replays[0], replays[-1]] if len(replays) > 1 else replays
     page = PAGE.substitute(
         job=escape(job),

@@ -1,4 +1,4 @@
-"""What is for people to look at must not cost what was trained."""
+"""A file for people must not end a run that trained for hours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def not_essential(what: str) -> Iterator[None]:
-    """Log an error within the block, and leave it at that."""
+    """Log an error of the block as a warning, and continue after the block."""
     try:
         yield
     except Exception as error:

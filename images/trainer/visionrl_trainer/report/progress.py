@@ -1,4 +1,4 @@
-"""From counters to the report: rates, phases' seconds, the expected end."""
+"""Progress in the report: counters, rates, seconds per phase, the expected end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from visionrl.status import EvaluationProgress, Progress, Score
 from visionrl_trainer.sync.service import StatusPublisher
 
 FIRST_RATE_SECONDS = 2.0
-"""Time into a phase before its rate means anything."""
+"""Seconds of a phase before its rate is shown."""
 
 
 class Meter:
-    """Counts episodes and times phases, and keeps the publisher's progress current."""
+    """Counts episodes, times phases, and updates the publisher's progress."""
 
     def __init__(self, publisher: StatusPublisher, total: int) -> None:
         self.publisher = publisher
@@ -34,7 +34,7 @@ class Meter:
         return self.publisher.report.progress
 
     def episode(self, training: bool = True) -> None:
-        """One episode has ended; the rate is that of the phase so far."""
+        """Count an episode; the rate is that of the phase so far."""
         self._phase_episodes += 1
         elapsed = time.monotonic() - self._phase_started
         changes: dict[str, object] = {}
@@ -46,7 +46,7 @@ class Meter:
 
     @contextlib.contextmanager
     def phase(self, name: str, message: str) -> Iterator[None]:
-        """Time a phase and say what goes on."""
+        """Time a phase and show its message."""
         self.publisher.update(message=message)
         started = self._phase_started = time.monotonic()
         self._phase_episodes = 0
@@ -61,7 +61,7 @@ class Meter:
         self.set(iteration=done, total=total, eta=end.strftime("%Y-%m-%dT%H:%M:%SZ") if done < total else None)
 
     def evaluation(self, iteration: int, score: Score) -> None:
-        """An evaluation is complete; the first one at iteration 0 is the one before training."""
+        """An evaluation is complete; the one at iteration 0 is that before training."""
         known = self.progress.evaluation
         before = score if iteration == 0 else known.before
         self.set(evaluation=EvaluationProgress(before=before, latest=score, latest_iteration=iteration))

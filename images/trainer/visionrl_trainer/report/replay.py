@@ -1,4 +1,4 @@
-"""Replays: one episode on a held-out seed, frame by frame, kept to look at."""
+"""Replays: one episode on a held-out seed, frame by frame, for the report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Replay(BaseModel):
 
 
 async def record(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration: int) -> Replay:
-    """Play the first held-out seed and keep what was seen."""
+    """Play the first held-out seed and keep its frames."""
     seed = evaluation_seeds(spec)[0]
     request = RolloutRequest(
         run_id=f"{policy.config.model}/replay/s{seed}",

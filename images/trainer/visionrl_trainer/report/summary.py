@@ -13,7 +13,7 @@ from visionrl_trainer.state.run import RunState
 def summarise(
     job: Job, state: RunState, metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What a person or a script wants to know about a finished run."""
+    """The results of a finished run, for people and scripts."""
     rollout_minutes = state.seconds.get("rollout", 0.0) / 60
     summary: dict[str, Any] = {
         "job": job.name,

@@ -1,4 +1,4 @@
-"""Where a supervised training is: weights and optimizers."""
+"""Checkpoints of supervised training: weights and optimizers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.pt"
 
 
 class SftCheckpoints:
-    """Checkpoints under ``root``. ``digest`` names the data: a training is resumed with what it began with."""
+    """Checkpoints under ``root``. ``digest`` identifies the data: a training resumes with the data that it began
+    with."""
 
     def __init__(self, root: Path, digest: str) -> None:
         self.digest = digest
         self.checkpoints = Checkpoints(root, KEEP, _step)
 
     def save(self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-        """Keep the training as it is after a step."""
+        """Keep weights and optimizers after a step."""
 
         def fill(folder: Path) -> None:
             save_file({name: parameter.detach() for name, parameter in policy.trainable()}, folder / WEIGHTS)
@@ -42,9 +43,9 @@ class SftCheckpoints:
         self.checkpoints.save(f"step-{step:08d}", fill)
 
     def load(self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-        """Restore the newest whole checkpoint; returns the step to go on with, 0 where there is none.
+        """Restore the newest whole checkpoint; returns the number of steps that are done.
 
-        Raises :class:`visionrl.component.ConfigurationError` where the data is not what it was.
+        Raises :class:`visionrl.component.ConfigurationError` if the data has changed.
         """
 
         def read(folder: Path) -> int:
@@ -60,11 +61,11 @@ class SftCheckpoints:
         try:
             return self.checkpoints.load(read) or 0
         except NoWholeCheckpoint as error:
-            logger.warning("the supervised training starts over, which ends with the same weights: %s", error)
+            logger.warning("the supervised training starts over: %s", error)
             return 0
 
     def _step(self, folder: Path) -> int:
-        """The step that a checkpoint was made after."""
+        """The number of steps in a checkpoint."""
         try:
             state = json.loads((folder / STATE).read_bytes())
             step, data = int(state["step"]), state["data"]

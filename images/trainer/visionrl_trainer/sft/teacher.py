@@ -21,7 +21,7 @@ HELD_OUT_SHARE = 20
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One decision of the player: the prompt that a model would have seen, and the answer to give."""
+    """One decision of the player: the prompt of a model in its place, and the label."""
 
     messages: tuple[dict[str, Any], ...]
     images: tuple[str, ...]
@@ -39,7 +39,7 @@ class Demonstrations:
     returns: tuple[float, ...] = ()
     """Unique achievements of the (perturbed) episodes."""
     digest: str = ""
-    """Of the content, for data of files: a training that is resumed must find the same. The player's episodes are a
+    """Of the content of files: a resumed training must find the same. Empty for the player's episodes, which are a
     function of the job."""
 
 

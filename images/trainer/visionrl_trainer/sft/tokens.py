@@ -1,4 +1,4 @@
-"""Demonstrations as the ids that a model is trained on."""
+"""Demonstrations as token ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visionrl_trainer.sft.teacher import Demonstration
 
 
 class Tokens:
-    """Demonstrations as samples, by the processor's chat template; one tokenisation a distinct prompt."""
+    """Demonstrations as samples, by the processor's chat template; each distinct prompt is tokenised once."""
 
     def __init__(self, policy: Policy, tools: list[dict[str, Any]] | None, per_image: int) -> None:
         self.tokenizer, self.processor = policy.processor.tokenizer, policy.processor

@@ -1,7 +1,7 @@
 """Supervised training: all weights or an adapter, on demonstrations. Losses are nats per decision.
 
-What a step learns from is a function of seed and step alone, so a training that is interrupted and resumed ends with
-the same weights, bit for bit, as one that is not.
+The samples of a step are a function of seed and step, so an interrupted and resumed training ends with the same
+weights, bit for bit, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class SftReport:
-    """How far supervised training is: a line of its metrics."""
+    """Progress of supervised training: a line of its metrics."""
 
     step: int
     steps: int
@@ -59,7 +59,7 @@ class SftReport:
 
 
 class Stopped(Exception):
-    """The training was asked to stop; its checkpoint says where it goes on."""
+    """The training was asked to stop; it resumes from its checkpoint."""
 
 
 def train(
@@ -72,8 +72,8 @@ def train(
 ) -> SftReport:
     """Minimise the negative log-likelihood of the labels, as ``training.warmStart`` says; returns the last report.
 
-    Goes on from the folder's checkpoint. ``stop`` is asked after every step: where it says so, the checkpoint is
-    written and :class:`Stopped` raised. Raises :class:`TrainingDiverged` on a gradient that is not finite.
+    Resumes from the folder's checkpoint. ``stop`` is called after every step: if it returns true, a checkpoint is
+    written and :class:`Stopped` is raised. Raises :class:`TrainingDiverged` on a gradient that is not finite.
     """
     settings, seed = spec.training.warm_start, spec.training.seed
     assert settings is not None
@@ -142,7 +142,7 @@ def decision_loss(policy: Policy, samples: Sequence[Sample], images: Mapping[str
 def validate(
     policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes], batch_size: int = 64
 ) -> float | None:
-    """Loss on held-out decisions, without dropout; None where there are none."""
+    """Loss on held-out decisions, without dropout; None if there are none."""
     total = 0.0
     with torch.no_grad(), policy.without_dropout():
         for start in range(0, len(samples), batch_size):
@@ -211,7 +211,7 @@ class _Window:
         self.rate, self.norm = rate, max(self.norm, norm)
 
     def means(self, batch_size: int) -> tuple[float, float, float, float]:
-        """Loss, learning rate, gradient norm, decisions a second."""
+        """Loss, learning rate, gradient norm, decisions per second."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         loss = sum(self.losses) / len(self.losses)
         return loss, self.rate, self.norm, len(self.losses) * batch_size / seconds

@@ -1,1 +1,1 @@
-"""The state of a run on disk: who may write it, what it resumes from, what it keeps."""
+"""The state of a run on disk: ownership, checkpoints, versions, metrics."""

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole by their manifest, and the newest whole one of them."""
+"""Checkpoints: folders with a manifest, of which the newest undamaged one is loaded."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 DAMAGED = ".damaged"
-"""Ending of the name of a checkpoint that was passed over."""
+"""Suffix of a damaged checkpoint's name."""
 
 T = TypeVar("T")
 
 
 class NoWholeCheckpoint(ConfigurationError):
-    """There are checkpoints, and none can be used."""
+    """There are checkpoints, but all of them are damaged."""
 
 
 class Checkpoints:
-    """The checkpoints under ``root``, by name. ``number`` orders the names; ``None`` is the number of a name that is
-    no checkpoint's."""
+    """The checkpoints under ``root``, in the order of the numbers of their names. ``number`` returns ``None`` for a
+    name that is not a checkpoint's."""
 
     def __init__(self, root: Path, keep: int, number: Callable[[str], int | None]) -> None:
         self.root, self.keep, self._number = root, keep, number
@@ -40,8 +40,7 @@ class Checkpoints:
         return sorted((name for name in numbers if numbers[name] is not None), key=lambda name: (numbers[name], name))
 
     def save(self, name: str, fill: Callable[[Path], None]) -> None:
-        """Make a checkpoint of the files that ``fill`` writes into a folder, unless there is one of this name, and
-        keep the newest few."""
+        """Make a checkpoint of the files that ``fill`` writes, unless this name exists, and keep the newest few."""
         if (self.root / name).exists():
             return
         draft = folders.new_draft(self.root, name)
@@ -52,11 +51,11 @@ class Checkpoints:
             folders.retire(self.root / old)
 
     def load(self, read: Callable[[Path], T]) -> T | None:
-        """What ``read`` makes of the newest checkpoint that is whole; ``None`` where there is no checkpoint.
+        """The result of ``read`` for the newest undamaged checkpoint; ``None`` if there are no checkpoints.
 
-        A checkpoint whose files are not what its manifest says, or for which ``read`` raises :class:`ManifestError`
-        or ``FileNotFoundError``, is set aside with a warning. Where no other is left, raises
-        :class:`NoWholeCheckpoint`, or the ``OSError`` of one that could not be read.
+        A checkpoint is damaged if its files differ from its manifest, or if ``read`` raises :class:`ManifestError` or
+        ``FileNotFoundError``: it is renamed, with a warning. Raises :class:`NoWholeCheckpoint` if all are damaged, and
+        ``OSError`` if one could not be read and no other is left.
         """
         unreadable: OSError | None = None
         for name in reversed(self.names()):
@@ -86,7 +85,7 @@ class Checkpoints:
         folder.rename(target)
 
     def _unusable(self) -> list[str]:
-        """Entries that hold, or held, the state of a run."""
-        # os.path: what may not be read, such as lost+found, is none.
+        """Names of the entries with the files of a checkpoint."""
+        # os.path.exists is false for a folder that may not be read, such as lost+found.
         found = (path for path in self.root.iterdir() if not path.name.startswith("."))
         return sorted(p.name for p in found if any(os.path.exists(p / file) for file in (STATE, MANIFEST)))  # noqa: PTH110

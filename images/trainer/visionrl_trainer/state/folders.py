@@ -1,7 +1,7 @@
-"""Folders that appear whole and disappear whole, whenever the process is killed.
+"""Folders that appear and disappear in one step, whenever the process is killed.
 
-A folder is filled under a hidden name and takes its place with one rename; it goes the same way. What cannot be
-deleted now, for somebody on a network file system still reads it, is deleted when the parent folder is opened again.
+A folder is filled under a hidden name and then renamed; to delete it, it is first renamed to a hidden name. A folder
+that cannot be deleted now, because it is still read over a network file system, is deleted at the next start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def new_draft(parent: Path, name: str) -> Path:
 
 
 def place(draft: Path, target: Path) -> None:
-    """Give a filled draft, whose files are on disk, its name. What had the name before is deleted afterwards."""
+    """Rename a filled draft, whose files are on disk, to its target. A former target is deleted afterwards."""
     former = _hide(target) if target.exists() else None
     draft.rename(target)
     fsync(target.parent)
@@ -35,7 +35,7 @@ def place(draft: Path, target: Path) -> None:
 
 
 def retire(folder: Path) -> None:
-    """Take a folder out of sight, then delete it. What fails is logged, and left for :func:`sweep`."""
+    """Hide a folder, then delete it. A failure is logged and left for :func:`sweep`."""
     try:
         _delete(_hide(folder))
     except OSError as error:
@@ -43,7 +43,7 @@ def retire(folder: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted. Other hidden files are not ours."""
+    """Delete the hidden folders of a killed process, and no other hidden files."""
     for leftover in parent.iterdir():
         if leftover.name.startswith((DRAFT, RETIRED)):
             _delete(leftover)

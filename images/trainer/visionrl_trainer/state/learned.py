@@ -1,4 +1,4 @@
-"""Which fields of a job change what is learned: a run is resumed with the same ones, or not at all."""
+"""Which fields of a job affect what is learned: a run resumes only with the same values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from visionrl.job import Job
 
 SECTIONS = ("algorithm", "model", "rollout", "training")
-"""Of the specification; the others say where and how the same is learned."""
+"""Sections of the specification that affect learning."""
 FREE = frozenset(
     {
         "training.iterations",
@@ -22,11 +22,11 @@ FREE = frozenset(
         "rollout.policyConfig.turnTimeoutS",
     }
 )
-"""Fields of these sections that leave it as it is."""
+"""Fields of these sections that do not affect learning."""
 
 
 def differences(before: Job, now: Job) -> list[str]:
-    """Names of the fields in which two jobs differ, of those that change what is learned."""
+    """Dotted paths of the fields that affect learning and differ between two jobs."""
     name = ["metadata.name"] if before.name != now.name else []
     one, other = (job.spec.model_dump(mode="json", by_alias=True, include=set(SECTIONS)) for job in (before, now))
     return [*name, *(f"spec.{path}" for path in _differences(one, other, ""))]

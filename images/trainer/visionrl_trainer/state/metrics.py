@@ -1,7 +1,7 @@
 """A run's numbers over time: one JSON object per line, readable while it is written.
 
-They are for people and for the report. A line that is damaged is passed over, and a file that cannot be written is
-told: neither ends a run.
+They are for people and for the report, so no error here ends a run: damaged lines are skipped, and a failure to write
+is logged.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ Record = dict[str, Any]
 
 
 class MetricsFile:
-    """Lines in the order of ``index``, a whole number that every record has; a line without one of ``fields`` is
-    passed over."""
+    """Lines in the order of ``index``, an integer in every record. A line that lacks one of ``fields`` is skipped."""
 
     def __init__(self, path: Path, index: str, fields: Collection[str] = ()) -> None:
         self.path, self.index, self.fields = path, index, frozenset(fields)
 
     def records(self) -> list[Record]:
-        """All whole records."""
+        """All undamaged records."""
         return list(self._records())
 
     def append(self, record: Record) -> None:
@@ -43,16 +42,16 @@ class MetricsFile:
             if new:
                 fsync(self.path.parent)
         except OSError as error:
-            logger.warning("%s %s is not noted: %s", self.index, record[self.index], error)
+            logger.warning("%s %s is not recorded: %s", self.index, record[self.index], error)
 
     def rewind(self, last: int) -> None:
-        """Drop lines beyond this index: what a killed attempt did after its last checkpoint is done again."""
+        """Drop the lines beyond this index: a resumed run repeats what came after its last checkpoint."""
         kept = "".join(json.dumps(record) + "\n" for record in self._records() if record[self.index] <= last)
         try:
             if kept.encode() != self._content():
                 write_atomically(self.path, kept)
         except OSError as error:
-            logger.warning("%s keeps what is done again now: %s", self.path, error)
+            logger.warning("%s cannot be rewritten: %s", self.path, error)
 
     def _content(self) -> bytes:
         try:
@@ -70,11 +69,11 @@ class MetricsFile:
             if type(record.get(self.index)) is int and self.fields <= record.keys():
                 yield record
             else:
-                logger.warning("%s:%d is damaged and passed over", self.path, number)
+                logger.warning("%s:%d is damaged and skipped", self.path, number)
 
 
 def _parsed(line: bytes) -> Record:
-    """The object of a line; an empty one where it has none."""
+    """The object of a line; empty if there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """A run's versions, checkpoints and evaluations: one owner publishes, saves, prunes and resumes them.
 
-A checkpoint names the published version whose adapter belongs to it, and has the rest: optimizer, random state,
-progress. So an adapter is written, hashed and kept once, and a version stays for as long as a checkpoint needs it.
+A checkpoint has the name of a published version and everything but its adapter: optimizer, random state, progress. So
+an adapter is written, hashed and stored once, and a version is kept while a checkpoint needs it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OPTIMIZER = "optimizer.pt"
 
 
 class RunState(Model):
-    """Where a run is. Replaced, never changed."""
+    """Progress of a run. Replaced, never changed."""
 
     version: str
-    """Name of the policy version at this point."""
+    """Name of the current policy version."""
     iteration: int = 0
-    """Iterations completed. Start states and batches are functions of it and of the job's seed."""
+    """Iterations completed. Start states are a function of it and of the job's seed."""
     episodes: int = 0
     turns: int = 0
     tokens: int = 0
@@ -44,7 +44,7 @@ class RunState(Model):
 
 
 class RunStore:
-    """What one run has in its folder."""
+    """The files that a run resumes from, and the versions that it publishes."""
 
     def __init__(self, folder: RunFolder, job: str, keep_checkpoints: int) -> None:
         self.adapters = AdapterStore(folder.adapters, job)
@@ -52,10 +52,10 @@ class RunStore:
         self.metrics, self.evaluations = folder.metrics, folder.evaluations
 
     def resume(self, policy: Policy, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> RunState | None:
-        """Restore the newest whole checkpoint into the arguments; ``None`` where there is none. What was noted of
-        later iterations is dropped: they are done again.
+        """Restore the newest undamaged checkpoint into the arguments; ``None`` if there are no checkpoints. Metrics and
+        evaluations of later iterations are dropped: those iterations are repeated.
 
-        Raises :class:`visionrl_trainer.state.checkpoints.NoWholeCheckpoint` where all are damaged.
+        Raises :class:`visionrl_trainer.state.checkpoints.NoWholeCheckpoint` if all are damaged.
         """
 
         def read(folder: Path) -> RunState:
@@ -72,12 +72,12 @@ class RunStore:
         return state
 
     def publish(self, policy: Policy) -> Version:
-        """Make the policy as it is a version, under a number that this run has not used."""
+        """Publish the current policy, under a number that this run has not used."""
         known = {version.number for version in self.adapters.versions()} | self._checkpointed().keys()
         return self.adapters.publish(policy, max(known, default=-1) + 1)
 
     def checkpoint(self, state: RunState, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> None:
-        """Keep a state, whose version is published, to resume from; nothing where it is kept already."""
+        """Make a checkpoint of a state whose version is published, unless there is one already."""
         if state.version in self.checkpoints.names():
             return
 
@@ -88,12 +88,12 @@ class RunStore:
         self.checkpoints.save(state.version, fill)
 
     def prune(self, in_use: Iterable[str]) -> None:
-        """Delete the versions that are neither in use nor a checkpoint's. The newest stays, too: its number must not
-        be given again."""
+        """Delete the versions that are neither in use nor a checkpoint's. The newest is kept as well, so that its
+        number is not used again."""
         self.adapters.prune({*in_use, *self._checkpointed().values()})
 
     def _number(self, name: str) -> int | None:
-        """The number of a checkpoint's name, which is that of its version."""
+        """The version number in a checkpoint's name."""
         version = self.adapters.version(name)
         return None if version is None else version.number
 
@@ -101,7 +101,7 @@ class RunStore:
         return {Version.parse(name).number: name for name in self.checkpoints.names()}
 
     def _whole_adapter(self, name: str) -> Path:
-        """The folder of a version. Raises :class:`ManifestError` or ``OSError`` where it is not whole."""
+        """The folder of a version. Raises :class:`ManifestError` or ``OSError`` if it is damaged."""
         version = Version.parse(name)
         folder = self.adapters.folder(version)
         manifest = read_manifest(folder)
@@ -112,8 +112,7 @@ class RunStore:
 
 
 def _read_state(file: Path) -> RunState:
-    """Fields that this version of the code does not know are left out. Raises :class:`ManifestError` where it is no
-    state."""
+    """Read a state; unknown fields, of a newer trainer, are ignored. Raises :class:`ManifestError`."""
     try:
         state, _ = validate_known(RunState, json.loads(file.read_bytes()))
         Version.parse(state.version)

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, readable while it is written."""
+"""The run folder: its files, its lock, and the job that it belongs to."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 METRICS, SUMMARY, CURVE, REPORT = "metrics.jsonl", "summary.json", "reward.png", "report.html"
 LOCK_PATIENCE_SECONDS = 60.0
-"""How long a trainer waits for the one before it to end: it may still write its last checkpoint."""
+"""How long a trainer waits for its predecessor to end, which may still write a checkpoint."""
 
 
 class RunFolderInUse(RuntimeError):
-    """Another trainer has the run folder."""
+    """Another trainer uses the run folder."""
 
 
 class RunFolder:
@@ -45,7 +45,7 @@ class RunFolder:
         self.evaluations = MetricsFile(
             root / "evaluations.jsonl", "iteration", ("mean", "low", "high", "episodes", "rates", "returns", "seeds")
         )
-        """Results in the order in which they were made."""
+        """Results on the held-out seeds."""
         self.warm_start = SftFolder(root / "warm-start")
         self.config_file, self.lock_file = root / "config.json", root / "trainer.lock"
         self.summary_file, self.curve_file, self.report_file = root / SUMMARY, root / CURVE, root / REPORT
@@ -53,9 +53,9 @@ class RunFolder:
 
     @contextlib.asynccontextmanager
     async def owned(self) -> AsyncIterator[None]:
-        """Have the folder alone within the block. The lock goes with the process, however that ends.
+        """Lock the folder for the block. The lock ends with the process, however that ends.
 
-        Waits for another trainer to end. Raises :class:`RunFolderInUse` where it does not.
+        Waits for another trainer to end. Raises :class:`RunFolderInUse` if it does not.
         """
         with self.lock_file.open("a+", encoding="utf-8") as stream:
             await self._lock(stream.fileno(), time.monotonic() + LOCK_PATIENCE_SECONDS)
@@ -67,26 +67,27 @@ class RunFolder:
     async def _lock(self, descriptor: int, deadline: float) -> None:
         while True:
             try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except BlockingIOError:
-                holder = self.lock_file.read_text(encoding="utf-8", errors="replace").strip()
-                if time.monotonic() > deadline:
+                holder = self.lock_file.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+                if not time.monotonic() < deadline:
                     raise RunFolderInUse(
-                        f"{self.root} is in use by another trainer ({holder or 'unknown'}); give each job a run "
-                        "folder of its own, or end that one"
+                        f"{self.root} is in use by another trainer ({holder}); give each job a run folder of its own, "
+                        "or end that trainer"
                     ) from None
-                logger.info("waiting for another trainer to leave %s (%s)", self.root, holder or "unknown")
+                logger.info("waiting for another trainer to leave %s (%s)", self.root, holder)
                 await asyncio.sleep(1.0)
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
-                return logger.warning("%s: the file system has no locks; nothing else may write here", self.root)
+                logger.warning("%s has no file locks; make sure that no other trainer uses it", self.root)
+                return
 
     def accept(self, job: Job) -> None:
-        """Keep the job that runs here, as ``config.json``.
+        """Write the job to ``config.json``.
 
-        Raises :class:`ConfigurationError` where the folder has something to resume of a job that learns something
-        else.
+        Raises :class:`ConfigurationError` if the folder has progress of a job that learns something else.
         """
         before = self._accepted()
         if before is not None and self.has_progress and (changed := differences(before, job)):
@@ -98,7 +99,7 @@ class RunFolder:
 
     @property
     def has_progress(self) -> bool:
-        """Whether anything was learned that a run would resume from."""
+        """Whether there is anything to resume from."""
         return self.base.exists() or self.has_checkpoints or _has_entries(self.warm_start.checkpoints)
 
     @property
@@ -106,13 +107,13 @@ class RunFolder:
         return _has_entries(self.checkpoints)
 
     def _accepted(self) -> Job | None:
-        """The job of ``config.json``; ``None`` where there is none, or none that can be read."""
+        """The job of ``config.json``; ``None`` if the file is missing or damaged."""
         try:
             job, _ = validate_known(Job, json.loads(self.config_file.read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
-            logger.warning("%s is damaged and written anew: %s", self.config_file, error)
+            logger.warning("%s is damaged and is written again: %s", self.config_file, error)
             return None
         return job
 
@@ -121,14 +122,14 @@ class RunFolder:
 
 
 class SftFolder:
-    """What supervised training writes while it runs."""
+    """The files of supervised training."""
 
     def __init__(self, root: Path) -> None:
         self.checkpoints = root / "checkpoints"
         self.metrics = MetricsFile(root / METRICS, "step")
 
     def forget_checkpoints(self) -> None:
-        """Once what the training led to is kept elsewhere."""
+        """Delete the checkpoints, once the result of the training is saved elsewhere."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it brings torch: serving files needs none of it
 
 
 class AdapterStore:
-    """Published versions under ``root``; what is there is whole, and is never changed."""
+    """Published versions under ``root``: complete and immutable."""
 
     def __init__(self, root: Path, job: str) -> None:
         self.root, self.job = root, job
@@ -27,7 +27,7 @@ class AdapterStore:
         return sorted(version for path in self.root.iterdir() if (version := self.version(path.name)) is not None)
 
     def publish(self, policy: Policy, number: int) -> Version:
-        """Write the policy's adapter as a version. One that is there already is left as it is."""
+        """Write the policy's adapter as a version, unless the same version exists."""
         draft = folders.new_draft(self.root, str(number))
         policy.save_adapter(draft)
         for path in draft.iterdir():
@@ -41,7 +41,7 @@ class AdapterStore:
         return version
 
     def version(self, name: str) -> Version | None:
-        """The version of this job that a name stands for, published or not; ``None`` for any other name."""
+        """The version of this job with a name, whether it exists or not; ``None`` for any other name."""
         try:
             version = Version.parse(name)
         except ValueError:
@@ -49,11 +49,11 @@ class AdapterStore:
         return version if version.job == self.job else None
 
     def folder(self, version: Version) -> Path:
-        """Where a version lies or would lie."""
+        """The folder of a version, whether it exists or not."""
         return self.root / version.name
 
     def path(self, name: str, file: str) -> Path | None:
-        """A published file, or ``None`` where there is no such version or file."""
+        """A published file, or ``None`` if there is no such version or file."""
         version = self.version(name)
         if version is None or (file not in ADAPTER_FILES and file != MANIFEST):
             return None

@@ -23,13 +23,13 @@ from visionrl_trainer.sync.publish import AdapterStore
 
 
 class StatusPublisher:
-    """What the trainer tells the world; the training loop writes it, the service reads it."""
+    """The trainer's report and files; the training loop writes them, the service reads them."""
 
     def __init__(self, report: TrainerReport) -> None:
         self.report = report
         self.adapters: AdapterStore | None = None
         self.base: Path | None = None
-        """Directory of the warm-started base, once it is complete."""
+        """Directory of the base that the warm start made, once it is complete."""
         self.exports_base = False
         """Whether the job's warm start makes a base."""
 
@@ -43,7 +43,7 @@ class StatusPublisher:
 
 
 class RequireKey:
-    """Asks every path but ``/health`` for the job's key."""
+    """Requires the job's key on every path except ``/health``."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self.app, self.expected = app, f"Bearer {key}".encode()
