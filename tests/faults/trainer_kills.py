@@ -43,6 +43,7 @@ from visionrl_trainer.report.replay import Replay
 from visionrl_trainer.rollout.batch import EpisodeSamples, Group, Sample
 from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult
 from visionrl_trainer.rollout.sampler import Batch
+from visionrl_trainer.state.metrics import MetricsFile
 from visionrl_trainer.state.run import RunStore
 from visionrl_trainer.sync.service import StatusPublisher
 
@@ -120,7 +121,8 @@ class Writes:
 class Trainer:
     """The model, loaded once, and a trainer around it."""
 
-    def __init__(self, scenario: str, folder: Path) -> None:
+    def __init__(self, scenario: str, folder: Path, pictures: bool = False) -> None:
+        self.pictures = pictures
         self.job = scenario_job(scenario, folder / "train.jsonl")
         self.cache = folder / "cache"
         (folder / "train.jsonl").write_text(demonstration())
@@ -146,7 +148,7 @@ class Trainer:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     async def _train(self, run: Path, ledger: Ledger) -> None:
-        replace_the_world(self.policy, ledger)
+        replace_the_world(self.policy, ledger, self.pictures)
         variables = {
             "VISIONRL_JOB": str(self.job_file),
             "VISIONRL_RUN_DIR": str(run),
@@ -158,10 +160,10 @@ class Trainer:
         await train.run(ComponentContext(variables), self.job, StatusPublisher(TrainerReport(phase="Starting")))
 
 
-def replace_the_world(policy: Policy, ledger: Ledger) -> None:
+def replace_the_world(policy: Policy, ledger: Ledger, pictures: bool) -> None:
     """Put stand-ins in the places of the model's files, the task app and the inference server, and witnesses beside
-    what the trainer does. In a process that does nothing else."""
-    resume, checkpoint = RunStore.resume, RunStore.checkpoint
+    what the trainer does. In a process that does nothing else. ``pictures`` take half a second each."""
+    resume, checkpoint, append = RunStore.resume, RunStore.checkpoint, MetricsFile.append
 
     def witnessed_resume(store: RunStore, *arguments: Any) -> Any:
         state = resume(store, *arguments)
@@ -171,6 +173,11 @@ def replace_the_world(policy: Policy, ledger: Ledger) -> None:
     def witnessed_checkpoint(store: RunStore, state: Any, *arguments: Any) -> None:
         checkpoint(store, state, *arguments)
         ledger.note("checkpoint", state.iteration)
+
+    def witnessed_append(file: MetricsFile, record: dict[str, Any]) -> None:
+        append(file, record)
+        if "policy" in record:
+            ledger.note("evaluation kept", record["policy"])
 
     def witnessed_update(*arguments: Any) -> Any:
         stats = update(*arguments)
@@ -206,10 +213,11 @@ def replace_the_world(policy: Policy, ledger: Ledger) -> None:
         "train.WeightSync.push": push,
         "train.evaluate.evaluate": evaluate,
         "train.replay.record": record,
-        # Half a second each.
-        "train.curves.save_png": lambda figure, path: path.write_bytes(b"png"),
-        "train.report.write_report": lambda *arguments: arguments[-1].write_text("html"),
+        "state.metrics.MetricsFile.append": witnessed_append,
     }
+    if not pictures:
+        replacements["train.curves.save_png"] = lambda figure, path: path.write_bytes(b"png")
+        replacements["train.report.write_report"] = lambda *arguments: arguments[-1].write_text("html")
     for name, replacement in replacements.items():
         mock.patch(f"visionrl_trainer.{name}", replacement).start()
 
@@ -290,8 +298,12 @@ def broken_promises(ledger: Ledger, expected: Outcome, run: Path) -> Iterator[st
         return
     if (found := Outcome.of(run)) != expected:
         yield f"learned something else: {found}, expected {expected}"
-    last = -1
+    last, kept = -1, set()
     for what, value in ledger.entries():
+        if what == "evaluation kept":
+            kept.add(value)
+        if what == "evaluated" and value in kept:
+            yield f"the evaluation of {value} was lost"
         if what == "resumed" and value < last:
             yield f"iteration {last} was in a checkpoint, resumed from {value}"
         if what in ("resumed", "checkpoint"):
@@ -305,23 +317,24 @@ def broken_promises(ledger: Ledger, expected: Outcome, run: Path) -> Iterator[st
         yield f"left behind: {leftovers}"
 
 
+def open_ledger(folder: Path, name: str) -> tuple[Path, Ledger]:
+    """A new run folder, and the ledger beside it."""
+    file = folder / f"{name}.ledger"
+    return folder / name, Ledger(file, os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+
 def main(scenario: str, folder: Path, first: int, stride: int, twice: bool) -> int:
     """Kill at write ``first``, ``first + stride`` and so on; with ``twice``, kill the attempt that resumes, too."""
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
     trainer = Trainer(scenario, folder)
-
-    def begin(name: str) -> tuple[Path, Ledger]:
-        file = folder / f"{name}.ledger"
-        return folder / name, Ledger(file, os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
-
-    run, ledger = begin("undisturbed")
+    run, ledger = open_ledger(folder, "undisturbed")
     assert trainer.attempt(run, 0, ledger) == 0, ledger.values("failed")
     expected = Outcome.of(run)
     assert len(expected.iterations) * UPDATES == expected.steps[-1] == sum(ledger.values("updates"))
     fatal = first
     while True:
-        run, ledger = begin(f"killed-{fatal}")
+        run, ledger = open_ledger(folder, f"killed-{fatal}")
         if trainer.attempt(run, fatal, ledger) == 0:
             break  # it ended before that many writes
         if twice:
