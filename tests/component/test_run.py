@@ -17,6 +17,7 @@ import torch
 from ruamel.yaml import YAML
 
 from tests.support.inference import tiny_job
+from visionrl.adapters import Version
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
@@ -126,7 +127,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def newest_checkpoint(run: Run) -> int:
-    return max(int(path.name) for path in (run.folder / "checkpoints").iterdir() if not path.name.startswith("."))
+    """Its iteration, which is its version's number for as long as nothing was repeated."""
+    names = (path.name for path in (run.folder / "checkpoints").iterdir())
+    return max(Version.parse(name).number for name in names if not name.startswith("."))
 
 
 def test_the_run_completes_and_says_what_it_did(finished: Run) -> None:
@@ -164,7 +167,8 @@ def test_the_status_has_the_attempts_and_why_they_ended(finished: Run) -> None:
 
 
 def test_the_optimizers_state_survives_the_restarts(finished: Run) -> None:
-    checkpoint = finished.folder / "checkpoints" / f"{ITERATIONS:06d}"
+    version = json.loads((finished.folder / "summary.json").read_text())["adapter"]
+    checkpoint = finished.folder / "checkpoints" / version
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
     assert steps == {ITERATIONS}  # one update per iteration, counted through every restart

@@ -48,6 +48,11 @@ def with_strays(run: Path) -> None:
         (run / folder / "lost+found").mkdir()
 
 
+def with_a_file_for_a_folder(run: Path) -> None:
+    shutil.rmtree(run / "films")
+    (run / "films").touch()
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "one bad byte in the metrics": with_one_bad_byte,
     "a line of the metrics that lacks its values": with_line("metrics.jsonl", b'{"iteration": 1}'),
@@ -58,7 +63,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "a damaged config": with_content("config.json", b'{"apiVersion"'),
     "nonsense in the lock": with_content("trainer.lock", b"\xff" * 64),
     "stray files everywhere": with_strays,
-    "a replay folder that is a file": lambda run: (shutil.rmtree(run / "films"), (run / "films").touch())[1],
+    "a replay folder that is a file": with_a_file_for_a_folder,
     "a picture that is a folder": lambda run: (run / "reward.png").mkdir(),
     "a report that is a folder": lambda run: (run / "report.html").mkdir(),
 }

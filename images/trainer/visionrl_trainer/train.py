@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visionrl.adapters import Version
 from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
-from visionrl.component import ComponentContext
+from visionrl.component import ComponentContext, ConfigurationError
 from visionrl.job import Job
 from visionrl.status import Score
 from visionrl_trainer.algo.advantages import with_advantages
@@ -275,7 +275,11 @@ class _Run:
 
     def _refresh(self) -> int:
         """Read the fields that may change during a run, iterations and evaluation; returns the total iterations."""
-        now = self.context.job().spec
+        try:
+            now = self.context.job().spec
+        except ConfigurationError as error:
+            logger.warning("the changed job is not used: %s", error)
+            return policy_iterations(self.job.spec)
         training = self.job.spec.training.model_copy(update={"iterations": now.training.iterations})
         spec = self.job.spec.model_copy(update={"training": training, "evaluation": now.evaluation})
         self.job = self.job.model_copy(update={"spec": spec})

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.training import TinyRun, step, weights
 from visionrl.adapters import verified_manifest
-from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.state.checkpoints import NoWholeCheckpoint
-from visionrl_trainer.state.run import RunState, RunStore
-from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.publish import AdapterStore
 
 pytestmark = pytest.mark.vision
-
-
-def step(policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """An optimizer step with a gradient that depends on the weights."""
-    optimizer.zero_grad()
-    torch.stack([(parameter - 1).square().sum() for _, parameter in policy.trainable()]).sum().backward()
-    optimizer.step()
-
-
-def weights(policy: Policy) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for _, parameter in policy.trainable()]).clone()
 
 
 def test_a_manifest_names_size_and_digest_of_each_file(policy: Policy, tmp_path: Path) -> None:
@@ -83,44 +71,13 @@ def test_what_a_killed_process_left_is_swept_away(policy: Policy, tmp_path: Path
     assert store.versions() == [version]
 
 
-class Run:
-    """A run without rollouts: an iteration is one optimizer step and one draw of the batches' order."""
-
-    def __init__(self, root: Path, policy: Policy, keep_checkpoints: int = 2) -> None:
-        self.policy, self.folder = policy, RunFolder(root)
-        self.store = RunStore(self.folder, "crafter", keep_checkpoints)
-        self.optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
-        self.shuffle = torch.Generator().manual_seed(5)
-        self.state = self.store.resume(policy, self.optimizer, self.shuffle) or self.publish(0)
-
-    def publish(self, iteration: int) -> RunState:
-        return RunState(version=self.store.publish(self.policy).name, iteration=iteration)
-
-    def iterate(self, checkpoint: bool = True, playing: str = "") -> None:
-        step(self.policy, self.optimizer)
-        torch.randperm(10, generator=self.shuffle)
-        self.state = self.publish(self.state.iteration + 1)
-        if checkpoint:
-            self.checkpoint()
-        self.store.prune({self.state.version, playing})
-
-    def checkpoint(self) -> None:
-        self.store.checkpoint(self.state, self.optimizer, self.shuffle)
-
-    def checkpointed(self) -> list[Path]:
-        return [self.folder.checkpoints / name for name in self.store.checkpoints.names()]
-
-    def published(self) -> list[int]:
-        return [version.number for version in self.store.adapters.versions()]
-
-
 def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> None:
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.iterate()
     step(policy, run.optimizer)
     expected, order = weights(policy), torch.randperm(10, generator=run.shuffle)
 
-    resumed = Run(tmp_path, policy)
+    resumed = TinyRun(tmp_path, policy)
     assert resumed.state == run.state
     step(policy, resumed.optimizer)
     assert torch.equal(weights(policy), expected)
@@ -129,14 +86,14 @@ def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> N
 
 def test_a_version_stays_while_a_checkpoint_or_a_rollout_needs_it(policy: Policy, tmp_path: Path) -> None:
     """Also where it is older than many that were published after the checkpoint."""
-    run = Run(tmp_path, policy, keep_checkpoints=1)
+    run = TinyRun(tmp_path, policy, keep_checkpoints=1)
     run.iterate()
     played = run.state.version
     for _ in range(5):
         run.iterate(checkpoint=False)
     assert run.published() == [1, 6]
 
-    resumed = Run(tmp_path, policy, keep_checkpoints=1)
+    resumed = TinyRun(tmp_path, policy, keep_checkpoints=1)
     resumed.store.prune({resumed.state.version})
     assert resumed.state.version == played
     assert resumed.store.adapters.path(played, "manifest.json") is not None
@@ -148,12 +105,12 @@ def test_a_version_stays_while_a_checkpoint_or_a_rollout_needs_it(policy: Policy
 
 def test_a_number_is_never_given_twice(policy: Policy, tmp_path: Path) -> None:
     """Not even where the versions that had them were pruned by one attempt, and the next one died at once."""
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.iterate()
     for _ in range(3):
         run.iterate(checkpoint=False)
     for _ in range(2):
-        resumed = Run(tmp_path, policy)
+        resumed = TinyRun(tmp_path, policy)
         resumed.store.prune({resumed.state.version})
     assert resumed.state.iteration == 1
     assert resumed.store.publish(policy).number == 5
@@ -164,14 +121,14 @@ def test_a_number_is_never_given_twice(policy: Policy, tmp_path: Path) -> None:
 def test_the_newest_whole_checkpoint_is_resumed_and_the_damaged_one_named(
     policy: Policy, tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.iterate()
     good, expected = run.state, weights(policy)
     run.iterate()
     newest = run.checkpointed()[-1]
     spoil(newest / file if (newest / file).exists() else run.folder.adapters / newest.name / file, damage)
 
-    resumed = Run(tmp_path, policy)
+    resumed = TinyRun(tmp_path, policy)
     assert resumed.state == good
     assert torch.equal(weights(policy), expected)
     assert f"checkpoint {newest.name} is damaged and passed over" in caplog.text
@@ -196,19 +153,19 @@ def spoil(path: Path, damage: str) -> None:
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_begun_again_in_silence(policy: Policy, tmp_path: Path) -> None:
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.iterate()
     for checkpoint in run.checkpointed():
         spoil(checkpoint / "optimizer.pt", "empty")
     for _ in range(2):  # neither now nor by the next attempt
         with pytest.raises(NoWholeCheckpoint, match=rf"no checkpoint is whole \({run.state.version}.*start over"):
-            Run(tmp_path, policy)
+            TinyRun(tmp_path, policy)
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_left_where_it_is(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.iterate()
 
     def fails(*arguments: object, **named: object) -> None:
@@ -217,20 +174,20 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_where_it_is(
     with monkeypatch.context() as patch:
         patch.setattr("visionrl_trainer.state.run.torch.load", fails)
         with pytest.raises(OSError, match="Input/output error"):
-            Run(tmp_path, policy)
-    assert Run(tmp_path, policy).state == run.state
+            TinyRun(tmp_path, policy)
+    assert TinyRun(tmp_path, policy).state == run.state
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "adapters"])
 def test_what_is_not_the_runs_own_is_passed_over(policy: Policy, tmp_path: Path, folder: str) -> None:
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.iterate()
     for stray in (".DS_Store", "Thumbs.db"):
         (tmp_path / folder / stray).write_bytes(b"x")
         (tmp_path / folder / run.state.version / stray).write_bytes(b"x")
     for stray in ("lost+found", f"{run.state.version}.bak", "other-v000009-0123456789ab", ".snapshot"):
         (tmp_path / folder / stray).mkdir()
-    resumed = Run(tmp_path, policy)
+    resumed = TinyRun(tmp_path, policy)
     assert resumed.state == run.state
     for _ in range(3):
         resumed.iterate()
@@ -245,14 +202,14 @@ def test_what_cannot_be_deleted_now_is_deleted_later(
             raise OSError(39, "Directory not empty")
         raise FileNotFoundError(path)
 
-    run = Run(tmp_path, policy, keep_checkpoints=1)
+    run = TinyRun(tmp_path, policy, keep_checkpoints=1)
     with monkeypatch.context() as patch:
         patch.setattr("visionrl_trainer.state.folders.shutil.rmtree", busy)
         for _ in range(3):
             run.iterate()
     assert "is not deleted yet" in caplog.text
     assert run.published() == [3]
-    assert Run(tmp_path, policy, keep_checkpoints=1).state == run.state
+    assert TinyRun(tmp_path, policy, keep_checkpoints=1).state == run.state
     hidden = [path for folder in (run.folder.adapters, run.folder.checkpoints) for path in folder.glob(".*")]
     assert hidden == []
 
@@ -261,7 +218,7 @@ def test_what_cannot_be_deleted_now_is_deleted_later(
 def test_a_state_is_saved_once_and_never_deleted_first(
     policy: Policy, tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path, policy)
+    run = TinyRun(tmp_path, policy)
     run.checkpoint()
     kept = whole_checkpoints(run)
 
@@ -273,12 +230,12 @@ def test_a_state_is_saved_once_and_never_deleted_first(
 
         return act
 
-    monkeypatch.setattr("shutil.rmtree", watched(__import__("shutil").rmtree))
+    monkeypatch.setattr(shutil, "rmtree", watched(shutil.rmtree))
     if not again:
         run.iterate()
     run.checkpoint()
     assert len(run.checkpointed()) == (1 if again else 2)
 
 
-def whole_checkpoints(run: Run) -> set[str]:
+def whole_checkpoints(run: TinyRun) -> set[str]:
     return {path.name for path in run.checkpointed() if (path / "manifest.json").exists()}
