@@ -167,8 +167,11 @@ def _value(node: Schema, annotation: Any, definitions: Mapping[str, Schema], wit
         found["format"] = "int64"
     if node.get("type") == "array":
         found["items"] = _value(node["items"], annotation, definitions, with_defaults)
-    if isinstance(node.get("additionalProperties"), dict):
-        found["additionalProperties"] = _value(node["additionalProperties"], annotation, definitions, with_defaults)
+    # A structural schema has no patterns for keys: the operator checks those.
+    by_key = [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
+    for inner in by_key:
+        if isinstance(inner, dict):
+            found["additionalProperties"] = _value(inner, annotation, definitions, with_defaults)
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from visionrl.checks import RESERVED_ENV
+from visionrl.checks import MIN_SAMPLING_TEMPERATURE, RESERVED_ENV
 from visionrl.job import FIRST_TRAINING_SEED
 from visionrl_core.mutability import MUTABLE_PATHS
 
@@ -32,6 +32,12 @@ CONTRADICTIONS = (
         "self.algorithm.type != 'rl' || self.training.groupSize >= 2",
         "training.groupSize",
         "must be at least 2: an advantage compares an episode with the others of its group",
+    ),
+    (
+        f"self.algorithm.type != 'rl' || self.rollout.policyConfig.temperature >= {MIN_SAMPLING_TEMPERATURE}",
+        "rollout.policyConfig.temperature",
+        f"must be at least {MIN_SAMPLING_TEMPERATURE} for reinforcement learning: at 0 all episodes of a group are the "
+        "same and teach nothing; evaluation.temperature may be 0",
     ),
     (
         "self.algorithm.advantage != 'outcome' || self.algorithm.gamma == 1.0",

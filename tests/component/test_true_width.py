@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from tests.support.true_width import build_true_width
-from visionrl_trainer.model.policy import ALL_LINEAR
+from visionrl.job import LINEAR_LAYERS
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
@@ -80,8 +80,8 @@ def test_the_adapter_has_every_linear_layer(run: Path) -> None:
     newest = max((run / "adapters").iterdir())
     with safe_open(newest / "adapter_model.safetensors", "pt") as file:
         names = list(file.keys())
-    assert len(names) == LAYERS * len(ALL_LINEAR) * 2
-    assert {kind for kind in ALL_LINEAR if any(f".{kind}.lora_B" in name for name in names)} == set(ALL_LINEAR)
+    assert len(names) == LAYERS * len(LINEAR_LAYERS) * 2
+    assert {kind for kind in LINEAR_LAYERS if any(f".{kind}.lora_B" in name for name in names)} == set(LINEAR_LAYERS)
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -9,14 +9,16 @@ from visionrl.job.base import (
     API_GROUP,
     API_VERSION,
     FIRST_TRAINING_SEED,
+    INT64_MAX,
     KIND,
+    MAX_SECONDS,
     Model,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
 from visionrl.job.components import Gpu, ImageLimits, Inference, Resources, TaskApp, Toleration, Trainer, Vllm
-from visionrl.job.model import Lora, PolicyModel, TinyModel
+from visionrl.job.model import LINEAR_LAYERS, Lora, PolicyModel, TinyModel
 from visionrl.job.operations import (
     Component,
     EnvVar,
@@ -36,7 +38,10 @@ __all__ = [
     "API_GROUP",
     "API_VERSION",
     "FIRST_TRAINING_SEED",
+    "INT64_MAX",
     "KIND",
+    "LINEAR_LAYERS",
+    "MAX_SECONDS",
     "Algorithm",
     "Component",
     "EnvSettings",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 API_GROUP = "visionrl.dev"
@@ -14,15 +16,72 @@ KIND = "VisionRLJob"
 # Evaluation seeds are below this limit, training and teacher seeds above it: disjoint by construction.
 FIRST_TRAINING_SEED = 1_000_000
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+INT64_MAX = 2**63 - 1
+MAX_SECONDS = 10 * 365 * 24 * 3600
+"""Ten years. Far below the end of the calendar, which a time plus a longer one would pass."""
+
+
+def _int64(value: int) -> int:
+    # Not a `le`: the CRD says it by `format: int64`, and a bound of 19 digits is not a JSON number everywhere.
+    if not value <= INT64_MAX:
+        raise ValueError("is beyond 64 bits")
+    return value
+
+
+WITHIN_INT64 = AfterValidator(_int64)
+PositiveInt = Annotated[int, Field(ge=1), WITHIN_INT64]
+NonNegativeInt = Annotated[int, Field(ge=0), WITHIN_INT64]
+Seconds = Annotated[int, Field(ge=1, le=MAX_SECONDS)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", examples=["500m", "16Gi"])]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+# --- texts that Kubernetes takes
+
+
+@dataclass(frozen=True)
+class Form:
+    """Texts of one form: refused in words, and in the schema as a pattern."""
+
+    pattern: str
+    longest: int
+    words: str
+    """What a text must be, after "must be"."""
+
+    def __call__(self, value: str) -> str:
+        if len(value) > self.longest or not re.fullmatch(self.pattern, value):
+            raise ValueError(f"must be {self.words}")
+        return value
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{self.pattern}$", "maxLength": self.longest}
+
+
+_DNS_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
+_NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
 # Longest child name is "<job>-inference" plus the pod's hash; 45 leaves room for every suffix within 63.
-JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=45)]
+_JOB = Form("[a-z]([-a-z0-9]*[a-z0-9])?", 45, "1 to 45 of a-z, 0-9 and -, a letter first and no - last")
+_NAMESPACE = Form(_DNS_LABEL, 63, "a namespace: 1 to 63 of a-z, 0-9 and -, no - first or last")
+_OBJECT = Form(_SUBDOMAIN, 253, "an object's name: a-z, 0-9, - and ., as in my-claim")
+_QUEUE = Form(_SUBDOMAIN, 63, "a queue's name: 1 to 63 of a-z, 0-9, - and .")  # it is a label's value, too
+_KEY = Form(rf"({_SUBDOMAIN}/)?{_NAME}", 317, "a label key, such as team or example.com/team")
+_VALUE = Form(rf"({_NAME})?", 63, "a label value: up to 63 of A-Z, a-z, 0-9, -, _ and .")
+_IMAGE = Form("[A-Za-z0-9][A-Za-z0-9._:/@-]*", 1024, "a container image, such as registry.example/trainer:1.0")
+_QUANTITY = Form(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", 32, "a quantity, such as 500m or 16Gi")
+
+JobName = Annotated[str, AfterValidator(_JOB), WithJsonSchema(_JOB.schema)]
+Namespace = Annotated[str, AfterValidator(_NAMESPACE), WithJsonSchema(_NAMESPACE.schema)]
+ObjectName = Annotated[str, AfterValidator(_OBJECT), WithJsonSchema(_OBJECT.schema)]
+QueueName = Annotated[str, AfterValidator(_QUEUE), WithJsonSchema(_QUEUE.schema)]
+LabelKey = Annotated[str, AfterValidator(_KEY), WithJsonSchema(_KEY.schema)]
+LabelValue = Annotated[str, AfterValidator(_VALUE), WithJsonSchema(_VALUE.schema)]
+ContainerImage = Annotated[str, AfterValidator(_IMAGE), WithJsonSchema(_IMAGE.schema)]
+Quantity = Annotated[str, AfterValidator(_QUANTITY), WithJsonSchema(_QUANTITY.schema)]
 
 
 class Model(BaseModel):
@@ -35,6 +94,7 @@ class Model(BaseModel):
         extra="forbid",
         strict=True,
         frozen=True,
+        allow_inf_nan=False,
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from visionrl.job.base import Model, PositiveInt, Quantity
+from visionrl.job.base import (
+    WITHIN_INT64,
+    ContainerImage,
+    LabelKey,
+    LabelValue,
+    Model,
+    ObjectName,
+    PositiveInt,
+    Quantity,
+    Seconds,
+)
 
 
 class Resources(Model):
@@ -23,11 +33,11 @@ class Resources(Model):
 class Toleration(Model):
     """A Kubernetes toleration."""
 
-    key: str | None = None
+    key: LabelKey | None = None
     """Taint key; empty with operator Exists matches every taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
     """Whether `value` is compared."""
-    value: str | None = None
+    value: LabelValue | None = None
     """Taint value, with operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Taint effect; empty matches every effect."""
@@ -38,22 +48,22 @@ class Gpu(Model):
 
     count: Annotated[int, Field(ge=1, le=16)] = 1
     """GPUs of the pod."""
-    products: list[str] = Field(default_factory=lambda: ["NVIDIA-H200"])
+    products: list[LabelValue] = Field(default_factory=lambda: ["NVIDIA-H200"])
     """Accepted values of the node label `product_label`; empty accepts any node."""
-    product_label: str = "nvidia.com/gpu.product"
+    product_label: LabelKey = "nvidia.com/gpu.product"
     """Node label that names the product (GPU feature discovery)."""
-    resource_name: str = "nvidia.com/gpu"
+    resource_name: LabelKey = "nvidia.com/gpu"
     """Extended resource that is requested."""
     tolerations: list[Toleration] = Field(default_factory=lambda: [Toleration(key="nvidia.com/gpu")])
     """Tolerations for GPU nodes."""
-    runtime_class_name: str | None = None
+    runtime_class_name: ObjectName | None = None
     """RuntimeClass, where the cluster needs one for GPUs."""
 
 
 class TaskApp(Model):
     """The environment server."""
 
-    image: str | None = None
+    image: ContainerImage | None = None
     """Container image; empty takes the operator's (chart value `jobImages`), which the job keeps."""
     resources: Resources = Resources()
 
@@ -70,7 +80,7 @@ class Vllm(Model):
 
     tensor_parallel_size: PositiveInt = 1
     """GPUs over which one copy of the model is split."""
-    max_model_len: Annotated[int, Field(ge=128)] = 4096
+    max_model_len: Annotated[int, Field(ge=128), WITHIN_INT64] = 4096
     """Longest prompt plus completion, in tokens."""
     limit_mm_per_prompt: ImageLimits = ImageLimits()
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -88,19 +98,19 @@ class Vllm(Model):
 class Inference(Model):
     """The vLLM server. Without `gpu` it runs vLLM's CPU backend."""
 
-    image: str | None = None
+    image: ContainerImage | None = None
     """Container image; empty takes the operator's."""
     gpu: Gpu | None = None
     vllm: Vllm = Vllm()
     resources: Resources = Resources(cpu="4", memory="32Gi")
-    startup_timeout_seconds: PositiveInt = 1800
+    startup_timeout_seconds: Seconds = 1800
     """Time that loading the model may take before the container is restarted."""
 
 
 class Trainer(Model):
     """The trainer. Without `gpu` it trains on the CPU."""
 
-    image: str | None = None
+    image: ContainerImage | None = None
     """Container image; empty takes the operator's."""
     gpu: Gpu | None = None
     resources: Resources = Resources(cpu="4", memory="32Gi")

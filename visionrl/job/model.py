@@ -8,6 +8,9 @@ from pydantic import Field
 
 from visionrl.job.base import Model, NonNegativeInt, PositiveInt
 
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of the language model, on which vLLM serves adapters."""
+
 
 class Lora(Model):
     """Low-rank adapter on the language model's linear layers."""

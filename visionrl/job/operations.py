@@ -6,20 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from visionrl.job.base import Model, NonNegativeFloat, NonNegativeInt, PositiveInt, Quantity
+from visionrl.job.base import (
+    MAX_SECONDS,
+    LabelKey,
+    LabelValue,
+    Model,
+    NonNegativeInt,
+    ObjectName,
+    Quantity,
+    Seconds,
+)
 from visionrl.job.components import Toleration
 
 
 class Storage(Model):
     """Volumes. Without claims, the run folder and the model cache are lost with their pods."""
 
-    run_claim: str | None = None
+    run_claim: ObjectName | None = None
     """Existing PersistentVolumeClaim for the run folder."""
     run_size: Quantity | None = None
     """Size of a claim that the operator makes for the run folder."""
-    storage_class_name: str | None = None
+    storage_class_name: ObjectName | None = None
     """Storage class of the claim that the operator makes."""
-    model_cache_claim: str | None = None
+    model_cache_claim: ObjectName | None = None
     """Existing claim with model weights, mounted by inference and trainer."""
 
 
@@ -28,7 +37,7 @@ class Placement(Model):
 
     topology: Literal["Any", "SameNode", "DifferentNodes"] = "Any"
     """Both on one node, on two nodes, or wherever they fit."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Labels that the nodes of all three components must have."""
 
 
@@ -54,9 +63,9 @@ class FailurePolicy(Model):
 
     max_restarts: NonNegativeInt = 3
     """Failures of one component within `windowSeconds` that the job survives; one more fails it."""
-    window_seconds: PositiveInt = 21_600
+    window_seconds: Seconds = 21_600
     """Failures older than this are forgotten."""
-    backoff_seconds: NonNegativeFloat = 10.0
+    backoff_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0
     """Delay before an attempt; doubles with every attempt, up to 300 s."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
     """Checked in order. A failure that no rule matches restarts the trainer; one that the cluster caused does not
@@ -66,11 +75,11 @@ class FailurePolicy(Model):
 class Lifecycle(Model):
     """Deadlines and cleanup."""
 
-    pre_running_deadline_seconds: PositiveInt | None = None
+    pre_running_deadline_seconds: Seconds | None = None
     """The job fails when the trainer does not run after this time."""
-    active_deadline_seconds: PositiveInt | None = None
+    active_deadline_seconds: Seconds | None = None
     """The job fails when it is not complete this long after its start; suspended time does not count."""
-    ttl_seconds_after_finished: NonNegativeInt | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
     """The job object is deleted this long after its end."""
     cleanup_policy: Literal["DeletePods", "KeepAll"] = "DeletePods"
     """Pods at the end: `DeletePods` frees the GPUs, `KeepAll` leaves inference and task app running."""
@@ -88,21 +97,21 @@ class EnvVar(Model):
 class PodPatch(Model):
     """Settings of a pod that a cluster may need."""
 
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Additional labels of the pod."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[LabelKey, str] = Field(default_factory=dict)
     """Additional annotations of the pod."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Additional labels that the node must have."""
     tolerations: list[Toleration] = Field(default_factory=list)
     """Additional tolerations."""
     env: list[EnvVar] = Field(default_factory=list)
     """Additional environment variables of the container."""
-    service_account_name: str | None = None
+    service_account_name: ObjectName | None = None
     """Service account of the pod; its token is not mounted."""
-    priority_class_name: str | None = None
+    priority_class_name: ObjectName | None = None
     """Priority class of the pod."""
-    image_pull_secrets: list[str] = Field(default_factory=list)
+    image_pull_secrets: list[ObjectName] = Field(default_factory=list)
     """Names of Secrets for private registries."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the container image is pulled; empty takes Kubernetes' default."""

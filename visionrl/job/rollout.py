@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from visionrl.job.base import Model, PositiveFloat, PositiveInt
+from visionrl.job.base import MAX_SECONDS, Model, PositiveInt
 
 
 class EnvSettings(Model):
@@ -45,7 +45,7 @@ class PolicySettings(Model):
     in training."""
     system_prompt: str | None = None
     """Replaces the built-in prompt (rules, strategy, tool use)."""
-    turn_timeout_s: PositiveFloat = 120.0
+    turn_timeout_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 120.0
     """Deadline of one turn in seconds, retries included; after it, the episode is aborted."""
 
 
@@ -60,7 +60,7 @@ class Rollout(Model):
     """Episodes in flight."""
     max_ops: PositiveInt = 1000
     """Safety limit: model calls plus environment steps of one episode."""
-    max_time_s: PositiveFloat = 3600.0
+    max_time_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0
     """Safety limit: wall-clock seconds of one episode."""
     env_config: EnvSettings = EnvSettings()
     policy_config: PolicySettings = PolicySettings()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from visionrl.job.base import JobName, Model
+from visionrl.job.base import JobName, LabelKey, LabelValue, Model, Namespace, QueueName
 from visionrl.job.components import Inference, TaskApp, Trainer
 from visionrl.job.model import PolicyModel
 from visionrl.job.operations import FailurePolicy, Lifecycle, Overrides, Placement, Storage
@@ -31,7 +31,7 @@ class JobSpec(Model):
     lifecycle: Lifecycle = Lifecycle()
     suspend: bool = False
     """No pods run while true; afterwards, training continues from the last checkpoint."""
-    queue_name: str | None = None
+    queue_name: QueueName | None = None
     """Kueue LocalQueue that admits the job."""
     overrides: Overrides = Overrides()
 
@@ -40,9 +40,9 @@ class Metadata(Model):
     """The fields of Kubernetes' object metadata that a job file may set."""
 
     name: JobName
-    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] | None = None
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    namespace: Namespace | None = None
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    annotations: dict[LabelKey, str] = Field(default_factory=dict)
 
 
 class Job(Model):

@@ -49,7 +49,7 @@ class Rewards(Model):
     """`consistent`: `step_lambda` for a decision that unlocks anything; `per_achievement`: the sum of `weights`."""
     step_lambda: NonNegativeFloat = 1.0
     """Size of the *consistent* step reward."""
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """Weight per achievement of *per_achievement*; one that is not named weighs 1."""
     invalid_penalty: NonNegativeFloat = 0.0
     """Subtracted from a decision whose answer is not a valid tool call."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from visionrl.checks import Problem, contradictions
+from visionrl.checks import Problem, contradictions, warnings
 from visionrl.job import Job
-from visionrl.jobfile import dotted, problems
+from visionrl.problems import dotted, problems
 from visionrl.versions import validate_known
 from visionrl_core.container_images import RELEASED, Images, images_of, with_images
 from visionrl_core.mutability import MUTABLE_PATHS, changed_immutable_fields, with_mutable_fields_of
@@ -35,14 +35,21 @@ def validate(document: Any, accepted: Job | None, images: Images = RELEASED) -> 
     if job is None:
         return Verdict(accepted, False, "Invalid", _shown(wrong))
     job = with_images(job, images_of(accepted) if accepted else images)
-    valid = Verdict(job, True, "FieldsIgnored", ignored(unknown)) if unknown else Verdict(job, True, "Valid")
     if accepted is None:
-        return valid
+        return _valid(job, unknown)
     if changed := changed_immutable_fields(accepted.spec, job.spec):
         # What may change takes effect all the same: a job can be suspended while another field is wrong.
         merged = with_mutable_fields_of(accepted, job.spec)
         return Verdict(merged if not contradictions(merged.spec) else accepted, False, "Immutable", refusal(changed))
-    return valid
+    return _valid(job, unknown)
+
+
+def _valid(job: Job, unknown: list[str]) -> Verdict:
+    """Accepted; the message has what is probably not meant."""
+    doubts = warnings(job.spec)
+    if unknown:
+        return Verdict(job, True, "FieldsIgnored", "; ".join(filter(None, (ignored(unknown), _shown(doubts)))))
+    return Verdict(job, True, "ValidWithWarnings", _shown(doubts)) if doubts else Verdict(job, True, "Valid")
 
 
 def parse(document: Any) -> tuple[Job | None, list[Problem], list[str]]:

@@ -135,6 +135,8 @@ def violations(spec: Schema) -> set[str]:
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"algorithm.type": "sft"}, "training.warmStart"),
     ({"training.groupSize": 1}, "training.groupSize"),
+    ({"rollout.policyConfig.temperature": 0.0}, "rollout.policyConfig.temperature"),
+    ({"rollout.policyConfig.temperature": 0.005}, "rollout.policyConfig.temperature"),
     ({"algorithm.gamma": 0.9}, "algorithm.gamma"),
     ({"algorithm.clipLow": 0.3, "algorithm.clipHigh": 0.2}, "algorithm.clipHigh"),
     ({"model.base": "Qwen/Qwen3-VL-4B-Instruct", "model.tiny": {}}, "model.tiny"),

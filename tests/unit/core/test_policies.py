@@ -191,3 +191,13 @@ def test_an_accepted_job_keeps_its_images_when_the_operator_has_others() -> None
 @pytest.mark.parametrize("broken", [None, [], "text", {}, {"spec": None}])
 def test_nonsense_is_invalid_not_an_error(broken: Any) -> None:
     assert not validate(broken, accepted=None).accepted
+
+
+def test_what_is_probably_not_meant_is_told_by_the_condition_and_an_event() -> None:
+    doubtful = document({"training.checkpointEvery": 5})
+    verdict = validate(doubtful, accepted=None)
+    assert verdict.accepted
+    assert verdict.reason == "ValidWithWarnings"
+    assert verdict.message.startswith("spec.training.checkpointEvery: exceeds iterations (3)")
+    assert validate(doubtful, accepted=verdict.job).message == verdict.message
+    assert validate(document(), accepted=None).message == ""

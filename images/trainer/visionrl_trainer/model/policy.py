@@ -20,12 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
-from visionrl.job import Lora
+from visionrl.job import LINEAR_LAYERS, Lora
 from visionrl_trainer.model.packing import ATTENTION, Packing
 from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, sequences
 
-# Linear layers of the language model that vLLM serves adapters on.
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BANNED_BIAS = -100.0
 
 
@@ -105,7 +103,7 @@ class Policy:
 
     def add_adapter(self, lora: Lora, seed: int) -> None:
         """Freeze the base and add a new adapter to it (B = 0: it has no effect yet)."""
-        names = ALL_LINEAR if lora.target_modules == "all-linear" else tuple(lora.target_modules)
+        names = LINEAR_LAYERS if lora.target_modules == "all-linear" else tuple(lora.target_modules)
         config = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,

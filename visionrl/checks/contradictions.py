@@ -1,76 +1,31 @@
-"""Rules of a job that span several fields: what contradicts itself, and what is probably not meant.
+"""What contradicts itself in a job: rules that span several fields, or that a schema cannot say.
 
-The operator runs the same checks on every object that it sees, so an API server without CEL validation loses
-nothing.
+The operator runs the same rules on every object that it sees, so an API server without CEL validation loses nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeAlias, cast
 
 from pydantic.alias_generators import to_camel
 
-from visionrl.job import API_GROUP, FIRST_TRAINING_SEED, JobSpec
+from visionrl.checks.bases import base_fault
+from visionrl.checks.context import shortest_context
+from visionrl.checks.derived import evaluation_seeds, exports_base, runs_inference, uses_vision
+from visionrl.checks.reads import Reads
+from visionrl.job import API_GROUP, FIRST_TRAINING_SEED, LINEAR_LAYERS, JobSpec
+from visionrl.problems import Problem, nearest, shown
+from visionrl.scores import ACHIEVEMENTS
 
 # Labels, annotations and variables by which components are found and configured: a pod patch may not set them.
 RESERVED_ENV = "VISIONRL_"
 RESERVED_DOMAINS = (API_GROUP, "app.kubernetes.io", "kueue.x-k8s.io")
 
-# Names of models that take images, as published on the hubs and by API providers.
-VISION_MODELS = re.compile(
-    r"gpt-4o|gpt-4\.1|gpt-4-turbo|gpt-5|claude-3|claude-(sonnet|opus|haiku)|gemini|qwen[\d.]*-?vl|pixtral|llava"
-    r"|internvl|phi-[34][\w.]*-(vision|multimodal)|molmo|smolvlm|gemma-?3|llama-3\.2.*vision|llama-4|glm-4[\w.]*v",
-    re.IGNORECASE,
-)
+Check: TypeAlias = Callable[[JobSpec], Iterator[Problem]]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a job, at a dotted path such as ``spec.training.groupSize``."""
-
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
-
-
-def takes_images(model: str) -> bool:
-    """Whether a model of this name is known to take images."""
-    return model == "tiny" or VISION_MODELS.search(model) is not None
-
-
-def uses_vision(spec: JobSpec) -> bool:
-    """Whether episodes send frames: the explicit setting wins, then the model's."""
-    explicit = spec.rollout.policy_config.use_vision
-    if explicit is not None:
-        return explicit
-    supported = spec.model.supports_vision
-    return takes_images(spec.model.base) if supported is None else supported
-
-
-def evaluation_seeds(spec: JobSpec) -> range:
-    """The held-out seeds."""
-    first = spec.evaluation.first_seed
-    return range(first, first + spec.evaluation.episodes)
-
-
-def exports_base(spec: JobSpec) -> bool:
-    """Whether the warm start makes a new base model, which the server fetches from the trainer."""
-    warm_start = spec.training.warm_start
-    return warm_start is not None and warm_start.trains != "adapter"
-
-
-def runs_inference(spec: JobSpec) -> bool:
-    """Whether a server is needed: supervised training alone needs one only to be evaluated."""
-    return spec.algorithm.type == "rl" or spec.evaluation.episodes > 0
-
-
-def policy_iterations(spec: JobSpec) -> int:
-    """Iterations of policy updates; none for supervised training alone."""
-    return spec.training.iterations if spec.algorithm.type == "rl" else 0
+MIN_SAMPLING_TEMPERATURE = 0.01
+"""vLLM raises any temperature between 0 and this to it, and the ratios would be those of another distribution."""
 
 
 def contradictions(spec: JobSpec) -> list[Problem]:
@@ -78,25 +33,22 @@ def contradictions(spec: JobSpec) -> list[Problem]:
     return [problem for check in CHECKS for problem in check(spec)]
 
 
-def warnings(spec: JobSpec) -> list[Problem]:
-    """What is allowed and probably not meant."""
-    found = []
-    if spec.rollout.policy_config.top_p < 1:
-        found.append(
-            Problem(
-                "spec.rollout.policyConfig.topP",
-                "applies to evaluation only: training samples the whole distribution, a nucleus biases the ratios",
-            )
-        )
-    if spec.storage.run_claim is None and spec.storage.run_size is None and spec.training.iterations > 20:
-        found.append(
-            Problem(
-                "spec.storage",
-                "no claim for the run folder: in a cluster, checkpoints are lost with the trainer's pod; "
-                "set runSize or runClaim",
-            )
-        )
-    return found
+def contradictions_without(spec: JobSpec, unknown: Collection[str]) -> list[Problem]:
+    """Contradictions that hold whatever the values at these dotted paths are."""
+    return [problem for check in CHECKS for problem in _certain(check, spec, unknown)]
+
+
+def _certain(check: Check, spec: JobSpec, unknown: Collection[str]) -> Iterator[Problem]:
+    noted: set[str] = set()
+    for problem in check(cast(JobSpec, Reads(spec, "spec", noted))):
+        if not any(_covers(path, read) for path in unknown for read in noted):
+            yield problem
+
+
+def _covers(outer: str, inner: str) -> bool:
+    return (
+        inner == outer or inner.startswith((f"{outer}.", f"{outer}[")) or outer.startswith((f"{inner}.", f"{inner}["))
+    )
 
 
 def _algorithm(spec: JobSpec) -> Iterator[Problem]:
@@ -114,6 +66,15 @@ def _algorithm(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.algorithm.clipHigh", f"must not be below clipLow ({low})")
 
 
+def _temperature(spec: JobSpec) -> Iterator[Problem]:
+    if spec.algorithm.type == "rl" and not spec.rollout.policy_config.temperature >= MIN_SAMPLING_TEMPERATURE:
+        yield Problem(
+            "spec.rollout.policyConfig.temperature",
+            f"must be at least {MIN_SAMPLING_TEMPERATURE} for reinforcement learning: at 0 all episodes of a group are "
+            "the same and teach nothing; evaluation.temperature may be 0",
+        )
+
+
 def _model(spec: JobSpec) -> Iterator[Problem]:
     model = spec.model
     if model.tiny is not None and model.base != "tiny":
@@ -129,6 +90,27 @@ def _model(spec: JobSpec) -> Iterator[Problem]:
             "spec.training.warmStart.trains",
             "a new base model is offered for base tiny only; set trains to adapter, or model.base to tiny",
         )
+
+
+def _base(spec: JobSpec) -> Iterator[Problem]:
+    if fault := base_fault(spec.model.base):
+        yield Problem("spec.model.base", fault)
+
+
+def _target_modules(spec: JobSpec) -> Iterator[Problem]:
+    modules, path = spec.model.lora.target_modules, "spec.model.lora.targetModules"
+    if isinstance(modules, str):
+        return
+    if "all-linear" in modules:
+        yield Problem(path, "write all-linear as a word, without a list")
+        return
+    for index, name in enumerate(modules):
+        if name not in LINEAR_LAYERS:
+            near = nearest(name, LINEAR_LAYERS)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(LINEAR_LAYERS)}"
+            yield Problem(f"{path}[{index}]", f"{shown(name)} is no linear layer that adapters are served on; {hint}")
+        elif name in modules[:index]:
+            yield Problem(f"{path}[{index}]", f"{name} is named twice")
 
 
 def _vision(spec: JobSpec) -> Iterator[Problem]:
@@ -175,6 +157,11 @@ def _lengths(spec: JobSpec) -> Iterator[Problem]:
             "spec.rollout.policyConfig.maxTokens",
             f"leaves no room for the prompt: vllm.maxModelLen is {vllm.max_model_len}",
         )
+    elif runs_inference(spec) and (context := shortest_context(spec)).total > vllm.max_model_len:
+        yield Problem(
+            "spec.inference.vllm.maxModelLen",
+            f"must be at least {context.total}: a prompt takes {context.prompt} tokens or more ({context})",
+        )
     turn_ops = 1 + policy.max_actions
     if spec.rollout.max_ops < turn_ops:
         yield Problem("spec.rollout.maxOps", f"must be at least {turn_ops}: one turn with its actions")
@@ -201,6 +188,11 @@ def _training(spec: JobSpec) -> Iterator[Problem]:
     rewards, training = spec.training.rewards, spec.training
     if rewards.weights and rewards.step_rewards != "per_achievement":
         yield Problem("spec.training.rewards.weights", "only with stepRewards per_achievement")
+    for name in rewards.weights:
+        if name not in ACHIEVEMENTS:
+            near = nearest(name, ACHIEVEMENTS)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(ACHIEVEMENTS)}"
+            yield Problem(f"spec.training.rewards.weights.{shown(name)[1:-1]}", f"is no achievement; {hint}")
     episodes = training.groups_per_iteration * training.group_size
     if training.updates_per_iteration > episodes * spec.rollout.policy_config.max_llm_calls:
         yield Problem("spec.training.updatesPerIteration", "exceeds the decisions of an iteration")
@@ -244,9 +236,12 @@ def _overrides(spec: JobSpec) -> Iterator[Problem]:
                     yield Problem(f"{path}.{kind}", f"{key} is set by the operator")
 
 
-CHECKS: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
+CHECKS: tuple[Check, ...] = (
     _algorithm,
+    _temperature,
     _model,
+    _base,
+    _target_modules,
     _vision,
     _gpus,
     _lengths,

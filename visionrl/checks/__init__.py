@@ -1,0 +1,33 @@
+"""Rules of a job that span several fields: what contradicts itself, what is probably not meant, what follows."""
+
+from visionrl.checks.contradictions import (
+    MIN_SAMPLING_TEMPERATURE,
+    RESERVED_ENV,
+    contradictions,
+    contradictions_without,
+)
+from visionrl.checks.derived import (
+    evaluation_seeds,
+    exports_base,
+    policy_iterations,
+    runs_inference,
+    takes_images,
+    uses_vision,
+)
+from visionrl.checks.warnings import warnings
+from visionrl.problems import Problem
+
+__all__ = [
+    "MIN_SAMPLING_TEMPERATURE",
+    "RESERVED_ENV",
+    "Problem",
+    "contradictions",
+    "contradictions_without",
+    "evaluation_seeds",
+    "exports_base",
+    "policy_iterations",
+    "runs_inference",
+    "takes_images",
+    "uses_vision",
+    "warnings",
+]
