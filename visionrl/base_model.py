@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from visionrl.checks.bases import architecture_fault, is_path
 from visionrl.component import ConfigurationError
 from visionrl.job import Job, PolicyModel, TinyModel
 
@@ -25,14 +26,10 @@ def locate_base(job: Job, cache: Path) -> Path:
             return build_tiny(model.tiny or TinyModel(), job.spec.rollout.env_config, cache)
         except ValueError as error:
             raise ModelError(str(error)) from None
-    if is_path(model.base):
-        return _at_path(Path(model.base))
-    return _from_hub(model, cache)
-
-
-def is_path(base: str) -> bool:
-    """Whether ``model.base`` names a directory rather than a model of the hub (``org/name``)."""
-    return base.startswith(("/", "./", "../", "~"))
+    directory = _at_path(Path(model.base)) if is_path(model.base) else _from_hub(model, cache)
+    if fault := architecture_fault(directory):
+        raise ModelError(f"spec.model.base: {fault}")
+    return directory
 
 
 def _at_path(path: Path) -> Path:

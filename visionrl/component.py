@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from visionrl.job import Job
-from visionrl.jobfile import dotted, problems
-from visionrl.versions import validate_known
+from visionrl.jobfile import JobFileError, read_resolved_job
 
 logger = logging.getLogger(__name__)
 
@@ -97,20 +93,17 @@ class ComponentContext:
 def read_job(path: Path) -> Job:
     """The resolved job (JSON). Raises :class:`ConfigurationError`.
 
-    Fields that this component does not know are left out with a warning: the operator that wrote the file may be newer
-    than the component's image. After an upgrade it is, for every running job.
+    What this component does not know is left out with a warning: the operator that wrote the file may be newer than
+    the component's image. After an upgrade it is, for every running job.
     """
     try:
-        job, unknown = validate_known(Job, json.loads(path.read_bytes()))
+        job, unknown = read_resolved_job(path)
     except OSError as error:
         raise ConfigurationError(f"VISIONRL_JOB: cannot read {path}: {error.strerror}") from None
-    except ValidationError as error:
-        listed = "; ".join(str(problem) for problem in problems(error, Job))
-        raise ConfigurationError(f"VISIONRL_JOB: {path}: {listed}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"VISIONRL_JOB: {path}: no valid JSON: {error}") from None
+    except JobFileError as error:
+        raise ConfigurationError(f"VISIONRL_JOB: {error}") from None
     if unknown:
-        _warn_once(f"VISIONRL_JOB: left out, unknown to this version: {', '.join(map(dotted, unknown))}")
+        _warn_once(f"VISIONRL_JOB: left out, unknown to this version: {', '.join(unknown)}")
     return job
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, get_args
 
+from visionrl.documents import DocumentError, parse_json
 from visionrl.rollout import MODEL_POLICY, PolicyName
 from visionrl_cli.extras import needed_packages
 from visionrl_cli.seeds import parse_seeds
@@ -116,9 +116,9 @@ def _positive(text: str) -> int:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        value = parse_json(text)
+    except DocumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, found {type(value).__name__}")
     return value

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visionrl.checks import Problem, warnings
-from visionrl.jobfile import JobFileError, line_numbers, load_job, located, nearest_line
+from visionrl.documents import Lines
+from visionrl.jobfile import JobFileError, read_job_file
+from visionrl.problems import Problem, located, nearest_line
 
 HELP = "check job files"
-DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other.
+DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other; and warn of settings that
+are probably not meant.
 
-Every problem is printed as FILE:LINE: FIELD: MESSAGE. Exit code 0 when all files can be used, 1 otherwise.
+All problems of a file are printed, as FILE:LINE: FIELD: MESSAGE. Exit code 0 when all files can be used, 1 otherwise.
 """
 EXAMPLES = """examples:
   visionrl validate job.yaml
+  kubectl get vrl demo -o yaml | visionrl validate -
   visionrl validate --json configs/*.yaml | jq '.[] | select(.ok | not)'
 """
 
@@ -30,7 +33,7 @@ class Report:
     file: str
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
-    lines: dict[str, int] = field(default_factory=dict)
+    lines: Lines = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -46,7 +49,7 @@ class Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="job file (YAML)")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="job file; - is standard input")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
 
 
@@ -63,13 +66,12 @@ def command(options: argparse.Namespace) -> int:
 def examine(file: Path) -> Report:
     """Read and check one file."""
     try:
-        job = load_job(file)
-        lines = line_numbers(file.read_text(encoding="utf-8"))
+        found = read_job_file(file)
     except JobFileError as error:
         return Report(str(file), errors=error.problems, lines=error.lines)
     except OSError as error:
         return Report(str(file), errors=[Problem("", error.strerror or str(error))])
-    return Report(str(file), warnings=warnings(job.spec), lines=lines)
+    return Report(found.source, warnings=found.warnings, lines=found.lines)
 
 
 def _print(report: Report) -> None:

@@ -36,7 +36,7 @@ def test_a_part_is_not_ended_by_the_fields_of_a_newer_operator(
     [
         (document({"training.iterations": 0}), "spec.training.iterations: "),
         (document({"training.iterations": 0, "training.fromTheFuture": 1}), "spec.training.iterations: "),
-        ("{", "no valid JSON"),
+        ("{", "not JSON"),
         ([], "job.json: "),
     ],
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionrl.jobfile import JobFileError, load_job, nearest_line, parse_job
+from tests.support.jobs import document
+from visionrl.job import Job
+from visionrl.jobfile import JobFileError, load_job, parse_job, read_resolved_job
+from visionrl.problems import nearest_line
 
 GOOD = """\
 apiVersion: visionrl.dev/v1alpha1
@@ -58,11 +63,15 @@ def test_a_good_file_is_a_job(tmp_path: Path) -> None:
         ("iterations: 3", "groupSize: 4", "job.yaml:10: spec.training.iterations: required"),
         ("iterations: 3", 'iterations: "3"', "job.yaml:11: spec.training.iterations: input should be a valid integer"),
         ("iterations: 3", "iterations: 0", "job.yaml:11: spec.training.iterations: input should be greater than or"),
-        ("iterations: 3", "iterations: 3\n    iterations: 4", 'line 12, column 5: found duplicate key "iterations"'),
+        (
+            "iterations: 3",
+            "iterations: 3\n    iterations: 4",
+            'job.yaml:12: not YAML: found duplicate key "iterations"',
+        ),
         ("  training:", "  trainig:", "job.yaml:10: spec.trainig: unknown key; did you mean training?"),
         ("base: tiny", "base: 7", "job.yaml:7: spec.model.base: input should be a valid string, found 7"),
         ("kind: VisionRLJob", "kind: Job", "job.yaml:2: kind: input should be 'VisionRLJob', found 'Job'"),
-        ("name: demo", "name: Demo", "job.yaml:4: metadata.name: string should match pattern"),
+        ("name: demo", "name: Demo", "job.yaml:4: metadata.name: must be 1 to 45 of a-z, 0-9 and -"),
         ("imageSize: 144", "imageSize: 150", "job.yaml:9: spec.rollout.envConfig.imageSize: must be a multiple of 16"),
         ("imageSize: 144", "imageSize: 144, hard: yes", "spec.rollout.envConfig.hard: unknown key; known keys: "),
         ("model:\n    base: tiny", "model: tiny", "job.yaml:6: spec.model: input should be a valid dictionary"),
@@ -71,7 +80,7 @@ def test_a_good_file_is_a_job(tmp_path: Path) -> None:
             "iterations: 3\n    groupSize: 1",
             "job.yaml:12: spec.training.groupSize: must be at",
         ),
-        ("iterations: 3", "iterations: [3", "job.yaml: line 12, column 1: "),
+        ("iterations: 3", "iterations: [3", "job.yaml:12: not YAML: "),
         ("kind: VisionRLJob", "kind: VisionRLJob\n---\na: 1", "job.yaml: expected one document, found 2"),
     ],
 )
@@ -85,10 +94,10 @@ def test_what_is_wrong_and_where(old: str, new: str, expected: str) -> None:
         ("", "job.yaml: expected one document, found 0"),
         ("- a\n", "job.yaml: expected a mapping, found list"),
         ("just text", "job.yaml: expected a mapping, found str"),
-        ("\t: x", "job.yaml: line 1"),
-        ("a: &a [*a]", "job.yaml: no valid YAML: "),
-        ("a: 2001-99-99", "job.yaml: no valid YAML: "),
-        ("a: \x1f", "job.yaml: no valid YAML: "),
+        ("\t: x", "job.yaml:1: "),
+        ("a: &a [*a]", "an alias stands inside what it stands for"),
+        ("a: 2001-99-99", "job.yaml: not YAML: "),
+        ("a: \x1f", "job.yaml: not YAML: "),
     ],
 )
 def test_what_is_no_job_at_all(text: str, expected: str) -> None:
@@ -137,3 +146,97 @@ def test_the_nearest_line_is_that_of_the_field_around() -> None:
     assert nearest_line("spec.a[7]", lines) == 2
     assert nearest_line("spec.z", lines) == 1
     assert nearest_line("other", lines) is None
+
+
+# --- everything that is wrong, at once
+
+
+def test_contradictions_are_told_beside_what_the_schema_refuses() -> None:
+    text = GOOD.replace("iterations: 3", "iterations: 0\n    groupSize: 1\n    updatesPerIteraton: 2")
+    listed = answer(text)
+    assert "spec.training.iterations: input should be greater" in listed
+    assert "spec.training.updatesPerIteraton: unknown key; did you mean updatesPerIteration?" in listed
+    assert "spec.training.groupSize: must be at least 2" in listed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ['maxModelLen: "8192"', "maxModelLn: 8192", "maxModelLen: .nan"],
+)
+def test_no_contradiction_is_told_with_a_value_that_is_wrong_itself(wrong: str) -> None:
+    """`maxTokens` may well fit what was meant."""
+    text = GOOD.replace("envConfig:", "policyConfig: {maxTokens: 5000}\n    envConfig:")
+    assert "maxTokens: leaves no room" in answer(text + "    groupSize: 1\n")
+    listed = answer(text + "    groupSize: 1\n" + f"  inference: {{vllm: {{{wrong}}}}}\n")
+    assert "maxTokens" not in listed
+    assert "spec.training.groupSize" in listed
+
+
+def test_an_object_as_kubectl_prints_it_is_a_job() -> None:
+    text = GOOD.replace("  name: demo", "  name: demo\n  uid: 1-2\n  generation: 3\n  managedFields: [{a: b}]")
+    assert parse_job(text + "status: {phase: Running}\n").name == "demo"
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "Qwen2_5_VLFor"),
+        ({"model_type": "qwen3_vl_moe"}, "qwen3_vl_moe"),
+        ({"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}, None),
+        ([], "not a model's configuration"),
+    ],
+)
+def test_the_architecture_of_a_model_on_this_machine_is_known(tmp_path: Path, config: object, told: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = GOOD.replace("base: tiny", f"base: {tmp_path}\n    supportsVision: true")
+    if told is None:
+        assert parse_job(text).spec.model.base == str(tmp_path)
+    else:
+        assert f"job.yaml:7: spec.model.base: {'the trainer trains Qwen3-VL' if 'Qwen' in told else ''}" in answer(text)
+        assert told in answer(text)
+
+
+# --- resolved jobs, of any version
+
+
+def resolved(tmp_path: Path, changes: dict[str, Any]) -> tuple[Job, list[str]]:
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(document(changes)))
+    return read_resolved_job(file)
+
+
+def test_what_a_newer_version_added_is_left_out(tmp_path: Path) -> None:
+    found, left_out = resolved(
+        tmp_path,
+        {
+            "fieldOfTomorrow": {"a": [1]},
+            "training.guards": {"later": 1},
+            "inference.gpu": {"tolerations": [{"key": "a", "later": 1}]},
+            "failurePolicy.rules": [{"action": "Fail", "component": "trainer", "later": True}],
+        },
+    )
+    assert sorted(left_out) == [
+        "spec.failurePolicy.rules[0].later",
+        "spec.fieldOfTomorrow",
+        "spec.inference.gpu.tolerations[0].later",
+        "spec.training.guards.later",
+    ]
+    assert found.spec.failure_policy.rules[0].component == "trainer"
+
+
+def test_words_of_tomorrow_in_sections_that_no_component_reads_are_left_out(tmp_path: Path) -> None:
+    found, left_out = resolved(
+        tmp_path,
+        {
+            "lifecycle.cleanupPolicy": "Later",
+            "failurePolicy.rules": [{"action": "Later"}],
+            "placement": {"topology": 1},
+        },
+    )
+    assert sorted(left_out) == ["spec.failurePolicy", "spec.lifecycle", "spec.placement"]
+    assert found.spec.lifecycle.cleanup_policy == "DeletePods"
+
+
+def test_words_of_tomorrow_in_what_a_component_does_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match=r"spec\.algorithm\.loss"):
+        resolved(tmp_path, {"algorithm.loss": "later"})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from visionrl.jobfile import problems
+from visionrl.documents import DocumentError, parse_toml, read_text
+from visionrl.problems import problems
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
@@ -122,11 +122,12 @@ EPISODE_IDS = "episode_ids.json"
 def read_toml(file: Path) -> dict[str, Any]:
     """The tables of a file, unchecked. Raises :class:`FilterError`."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return parse_toml(read_text(file))[0]
     except OSError as error:
         raise FilterError(f"{file}: {error.strerror}") from None
-    except ValueError as error:  # tomllib's errors, and bytes that are not UTF-8
-        raise FilterError(f"{file}: no valid TOML: {error}") from None
+    except DocumentError as error:
+        where = f"{file}:{error.line}" if error.line else str(file)
+        raise FilterError(f"{where}: {error}") from None
 
 
 def make_config(data: dict[str, Any], source: str) -> FilterConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from visionrl.data.config import FilterError
+from visionrl.documents import parse_json
 
 TABLES = ("session_traces", "session_timesteps", "events", "outcome_rewards", "images")
 _SESSIONS = (
@@ -98,8 +98,8 @@ class TraceDatabase:
         with self._told():
             rows = self._connection.execute(_DECISIONS, (session.session_id,)).fetchall()
         with self._understood(f"episode {session.session_id}"):
-            done = {turn: json.loads(content)["actions"] for turn, kind, content in rows if kind == "environment"}
-            calls = [(turn, json.loads(content)) for turn, kind, content in rows if kind == "llm_call"]
+            done = {turn: parse_json(content)["actions"] for turn, kind, content in rows if kind == "environment"}
+            calls = [(turn, parse_json(content)) for turn, kind, content in rows if kind == "llm_call"]
             return [_decision(turn, call, done[turn]) for turn, call in calls]
 
     def image(self, sha256: str) -> bytes | None:
@@ -125,7 +125,7 @@ class TraceDatabase:
         self, session_id: str, created_at: str, metadata: str, reward: float | None, achievements: int | None
     ) -> Session:
         with self._understood(f"episode {session_id}"):
-            data = json.loads(metadata)
+            data = parse_json(metadata)
             if reward is None or achievements is None:
                 raise ValueError("it has no row in outcome_rewards")
             if type(data["seed"]) is not int:

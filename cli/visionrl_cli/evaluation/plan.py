@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from visionrl.checks import evaluation_seeds, uses_vision
 from visionrl.job import Job, JobSpec
-from visionrl.jobfile import load_job, problems
+from visionrl.jobfile import load_job
+from visionrl.problems import problems
 from visionrl.rollout import MODEL_POLICY, PolicyConfig, PolicyName, PolicySpec
 from visionrl_cli.evaluation.run_folder import LocalRun, open_run
 from visionrl_cli.evaluation.text import EvalError
@@ -152,6 +153,10 @@ def _refuse_contradictions(options: EvalOptions) -> None:
             options.trace_db and options.task_app
         ),
         "--task-app-key-file goes with --task-app": options.task_app_key_file and not options.task_app,
+        f"--out {options.out} is a folder; name a file in it": options.out and options.out.is_dir(),
+        f"--trace-db {options.trace_db} is a file; name the folder that gets traces.db": (
+            options.trace_db and options.trace_db.is_file()
+        ),
     }
     for message, holds in wrong.items():
         if holds:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
+from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
-from visionrl.jobfile import problems
+from visionrl.problems import problems
 from visionrl.rollout import Wire
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import EvalError
 from visionrl_cli.seeds import seeds_text
 from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult, crafter_score, paired_gain
+
+MAX_BYTES = 256 << 20
+"""Of a file of results, or of its journal: 100,000 episodes of 1 KB are 100 MB."""
 
 
 class Comparison(Wire):
@@ -55,6 +59,12 @@ class Results(Wire):
     episodes: list[EpisodeScore]
     comparison: Comparison | None = None
 
+    @model_validator(mode="after")
+    def _one_return_per_seed(self) -> Self:
+        if not len(set(self.seeds)) == len(self.seeds) == len(self.returns):
+            raise ValueError("it does not have one return for each seed")
+        return self
+
 
 def make_results(
     player: str, settings: dict[str, Any], episodes: tuple[EpisodeScore, ...], per_minute: float | None
@@ -81,12 +91,14 @@ def make_results(
 def read_results(file: Path) -> Results:
     """Raises :class:`EvalError`."""
     try:
-        return Results.model_validate_json(file.read_bytes())
+        text = read_text(file, MAX_BYTES)
+        parse_json(text)  # its limits; pydantic's own reader below takes NaN
+        return Results.model_validate_json(text)
     except OSError as error:
         raise EvalError(f"{file}: {error.strerror}") from None
-    except ValidationError as error:
-        first = next(iter(problems(error, Results, by_alias=False)))
-        raise EvalError(f"{file} is not what visionrl eval --out writes: {first}") from None
+    except (DocumentError, ValidationError) as error:
+        wrong = next(iter(problems(error, Results, by_alias=False))) if isinstance(error, ValidationError) else error
+        raise EvalError(f"{file} is not what visionrl eval --out writes: {wrong}") from None
 
 
 def check_same_seeds(file: Path, other: Results, seeds: tuple[int, ...]) -> None:
@@ -150,9 +162,9 @@ class Journal:
 
     def _resume(self, file: Path) -> None:
         try:
-            head, *lines = file.read_text(encoding="utf-8").splitlines()
-            data = json.loads(head)
-            self.run = data.pop("run")
+            head, *lines = read_text(file, MAX_BYTES).splitlines()
+            data = parse_json(head)
+            self.run = str(data.pop("run"))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise EvalError(f"{file} is not the journal of an evaluation; delete it or choose another --out") from None
         if data != self._head:

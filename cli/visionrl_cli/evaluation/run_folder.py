@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from visionrl.adapters import ADAPTER_FILES, MANIFEST, Version, write_manifest
 from visionrl.base_model import locate_base
 from visionrl.checks import exports_base
+from visionrl.documents import parse_json, read_text
 from visionrl.durable import sha256
 from visionrl.job import Job
-from visionrl.jobfile import problems
+from visionrl.jobfile import JobFileError, read_resolved_job
 from visionrl_cli.evaluation.text import EvalError
 from visionrl_trainer.rollout.batch import VISION_TOKENS
 
 SERVED_BASE = "base"
 """The base model's name at the inference server (docs/architecture.md)."""
+
+MAX_TOKENIZER_BYTES = 64 << 20
+"""Of a tokenizer.json: Qwen3-VL's has 7 MB."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LocalRun:
     def banned_ids(self, cache: Path) -> list[int]:
         """Tokens that the policy must never sample: placeholders of images. Needs the base on disk."""
         directory = self.base or locate_base(self.job, cache)
-        tokens = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        tokens = parse_json(read_text(directory / "tokenizer.json", MAX_TOKENIZER_BYTES))["added_tokens"]
         return sorted(token["id"] for token in tokens if token["content"] in VISION_TOKENS)
 
     def publish_to(self, folder: Path) -> None:
@@ -79,15 +80,15 @@ def read_config(root: Path) -> Job:
     """The job of a run folder. Raises :class:`EvalError`."""
     file = root / "config.json"
     try:
-        return Job.model_validate_json(file.read_bytes())
+        return read_resolved_job(file)[0]
     except FileNotFoundError:
         raise EvalError(
             f"{root} is not a run folder: it has no config.json (runs/<job> of visionrl run has one)"
         ) from None
     except OSError as error:
         raise EvalError(f"{file}: {error.strerror}") from None
-    except ValidationError as error:
-        raise EvalError("\n".join(f"{file}: {problem}" for problem in problems(error, Job))) from None
+    except JobFileError as error:
+        raise EvalError(str(error)) from None
 
 
 def versions(root: Path, job_name: str) -> dict[str, Path]:

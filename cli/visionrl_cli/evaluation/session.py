@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from visionrl.documents import DocumentError, read_text
 from visionrl.errors import leaves
 from visionrl.job import FIRST_TRAINING_SEED
 from visionrl.jobfile import JobFileError
@@ -147,7 +148,10 @@ class Session:
 
 def task_app_key(file: Path | None) -> str:
     """The key of a remote task app. Raises :class:`EvalError`, ``OSError``."""
-    key = file.read_text(encoding="utf-8").strip() if file else os.environ.get("ENVIRONMENT_API_KEY", "").strip()
+    try:
+        key = read_text(file).strip() if file else os.environ.get("ENVIRONMENT_API_KEY", "").strip()
+    except DocumentError as problem:
+        raise EvalError(f"{file} {problem}") from None
     if not key:
         raise EvalError(f"{file} is empty" if file else "--task-app needs its key: set ENVIRONMENT_API_KEY")
     return key

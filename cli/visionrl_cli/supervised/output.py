@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from visionrl.component import ConfigurationError
+from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
 from visionrl.job import Job
-from visionrl.jobfile import with_warm_start
+from visionrl.jobfile import JobFileError, read_resolved_job, with_warm_start
 from visionrl_local.resume import check_same_job
 from visionrl_trainer.state.runfolder import SftFolder
 
 LOCK = ".lock"
+SUMMARY = (
+    "job", "base", "trains", "steps", "decisions", "held_out", "loss", "validation_loss", "model", "adapter", "rank"
+)  # fmt: skip
+"""Keys of summary.json."""
 
 
 class Output:
@@ -29,14 +33,17 @@ class Output:
         self.model, self.adapters = self.root / "model", self.root / "adapters"
         self.training = SftFolder(self.root)
 
-    def prepare(self, job: Job, fresh: bool) -> None:
-        """Make the folder this training's. Raises :class:`ConfigurationError` for a folder of something else,
-        :class:`visionrl_local.folder.LocalError` for one of a training with other settings."""
+    def prepare(self, job: Job, fresh: bool, note: Callable[[str], None]) -> None:
+        """Make the folder this training's; `fresh` deletes what an earlier one left, and names it first.
+
+        Raises :class:`ConfigurationError` for a folder of something else, :class:`visionrl_local.folder.LocalError`
+        for one of a training with other settings.
+        """
         others = [path for path in self.root.iterdir() if path.name != LOCK]
         if others and not self.job_file.exists():
             raise ConfigurationError(f"--output {self.root}: not empty, and not of visionrl train; choose another")
         if fresh:
-            self._clear()
+            self._clear(note)
         accepted = self._accepted()
         if accepted is None:
             write_atomically(self.job_file, job.model_dump_json(by_alias=True, indent=2) + "\n")
@@ -49,7 +56,15 @@ class Output:
 
     def summary(self) -> dict[str, Any] | None:
         """Of a training that is complete."""
-        return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.exists() else None
+        if not self.summary_file.exists():
+            return None
+        try:
+            found = parse_json(read_text(self.summary_file))
+            return {name: found[name] for name in SUMMARY}
+        except (DocumentError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"{self.summary_file} is damaged ({error}). The training is complete; --fresh repeats it"
+            ) from None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.summary_file, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -58,18 +73,17 @@ class Output:
         if not self.job_file.exists():
             return None
         try:
-            return Job.model_validate_json(self.job_file.read_bytes())
-        except ValidationError:
+            return read_resolved_job(self.job_file)[0]
+        except JobFileError:
             raise ConfigurationError(f"{self.job_file} is of another version; --fresh starts over") from None
 
-    def _clear(self) -> None:
+    def _clear(self, note: Callable[[str], None]) -> None:
         """Delete what a training writes, nothing else."""
-        for folder in (self.model, self.adapters, self.training.checkpoints):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (
-            self.training.metrics.path,
-            self.curve_file,
-            self.summary_file,
-            self.job_file,
-        ):
-            file.unlink(missing_ok=True)
+        training = self.training
+        folders = (self.model, self.adapters, training.checkpoints)
+        files = (training.metrics.path, self.curve_file, self.summary_file, self.job_file)
+        found = [path for path in (*folders, *files) if path.exists()]
+        if found:
+            note(f"--fresh deletes {', '.join(path.name for path in found)} in {self.root}")
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

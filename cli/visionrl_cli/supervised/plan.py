@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from visionrl.component import ConfigurationError
 from visionrl.job import Algorithm, Job, JobSpec, Rollout, SupervisedData, Training, WarmStart
-from visionrl.jobfile import load_job, problems
+from visionrl.jobfile import load_job
+from visionrl.problems import problems
 
 
 @dataclass(frozen=True)

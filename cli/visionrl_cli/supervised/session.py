@@ -46,7 +46,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(plan: Plan, output: Output, options: TrainOptions) -> int:
-    output.prepare(plan.job, options.fresh)
+    output.prepare(plan.job, options.fresh, error)
     summary = output.summary()
     if summary is not None:
         error(f"{output.root} is complete already; --fresh starts over")

@@ -71,7 +71,7 @@ def test_the_command_tells_a_wrong_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{file}: filter.include_image: unknown key; did you mean include_images?" in capsys.readouterr().err
     file.write_text("[filter\n")
     assert main(["filter", "--config", str(file)]) == 1
-    assert "no valid TOML" in capsys.readouterr().err
+    assert "not TOML" in capsys.readouterr().err
     assert main(["filter"]) == 1
     assert "filter.input_db: required" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from visionrl.checks import Problem
-from visionrl.jobfile import problems
+from visionrl.problems import problems
 from visionrl.rollout import MODEL_POLICY, SCRIPTED_POLICY, RolloutRequest
 from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
 from visionrl_taskapp.policies.inference_client import completion_url

@@ -10,7 +10,7 @@ from types import TracebackType
 import httpx
 from pydantic import ValidationError
 
-from visionrl.jobfile import dotted
+from visionrl.problems import dotted
 from visionrl.rollout import RolloutRequest, RolloutResponse
 
 logger = logging.getLogger(__name__)
