@@ -14,8 +14,8 @@ from visionrl.jobfile import JobFileError, read_job_file
 from visionrl.problems import Problem, located, nearest_line
 
 HELP = "check job files"
-DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other; and warn of settings that
-are probably not meant.
+DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other; and warn of settings
+that are probably not meant.
 
 All problems of a file are printed, as FILE:LINE: FIELD: MESSAGE. Exit code 0 when all files can be used, 1 otherwise.
 """
