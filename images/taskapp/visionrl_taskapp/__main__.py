@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
+from visionrl_taskapp.policies.completions import completion_url
 from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES
 from visionrl_taskapp.server.app import Settings, TaskApp, create_app
 from visionrl_taskapp.server.auth import accepted_keys
@@ -33,7 +34,8 @@ environment:
   ENVIRONMENT_API_KEY            the key, where there is no such file
   ENVIRONMENT_API_KEY_ALIASES    more accepted keys, comma-separated
   VISIONRL_INFERENCE_URL         the job's inference server, the only one that is sent the job's key
-  VISIONRL_POLICY_API_KEY        key for any other inference server (such as an API provider's)
+  VISIONRL_POLICY_API_KEY        key for any other inference server that a request names (an API provider's)
+  VISIONRL_POLICY_API_URL        the only other server that is sent that key; set it where others may send requests
   VISIONRL_TRACE_DIR             folder of traces.db; without it no traces are kept
   VISIONRL_TRACE_MAX_EPISODES    episodes kept in traces.db (2000)
 
@@ -98,12 +100,23 @@ def read_settings(context: ComponentContext) -> Settings:
         keys=accepted_keys(
             key or variables.get("ENVIRONMENT_API_KEY"), variables.get("ENVIRONMENT_API_KEY_ALIASES", "").split(",")
         ),
-        job_server=variables.get("VISIONRL_INFERENCE_URL") or None,
+        job_server=_url(variables, "VISIONRL_INFERENCE_URL"),
         job_key=key,
         policy_key=variables.get("VISIONRL_POLICY_API_KEY") or None,
+        policy_server=_url(variables, "VISIONRL_POLICY_API_URL"),
         trace_dir=Path(folder) if folder else None,
         trace_max_episodes=_positive(variables, "VISIONRL_TRACE_MAX_EPISODES", DEFAULT_MAX_EPISODES),
     )
+
+
+def _url(variables: Mapping[str, str], name: str) -> str | None:
+    url = variables.get(name)
+    if url:
+        try:
+            completion_url(url)
+        except ValueError as error:
+            raise ConfigurationError(f"{name}: {url!r}: {error}") from None
+    return url or None
 
 
 def _positive(variables: Mapping[str, str], name: str, default: int) -> int:
@@ -135,7 +148,6 @@ def log_config(level: str) -> dict[str, Any]:
         "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
         "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}},
         "root": {"handlers": ["stdout"], "level": level},
-        "loggers": {"httpx": {"level": "WARNING"}, "httpcore": {"level": "WARNING"}},
     }
 
 

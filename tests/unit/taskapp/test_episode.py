@@ -10,15 +10,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
-import httpx
 import numpy as np
 import pytest
+from yarl import URL
 
 from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 from visionrl.tools import tool_call_text
 from visionrl_taskapp.envs.crafter.env import CrafterEnv
-from visionrl_taskapp.policies.inference_client import Completion, InferenceClient, InferenceError, UnreachableError
+from visionrl_taskapp.policies.completions import Completion, InferenceError
+from visionrl_taskapp.policies.inference_client import InferenceClient, UnreachableError
 from visionrl_taskapp.rollouts.episode import Services, UnreachableInferenceError, play
 from visionrl_taskapp.rollouts.simulation import GREY, Worlds
 from visionrl_taskapp.rollouts.trajectory import response
@@ -38,7 +39,7 @@ class Model:
         self.bodies: list[dict[str, Any]] = []
 
     async def complete(
-        self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
+        self, url: URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
     ) -> Completion:
         self.bodies.append(json.loads(json.dumps(body)))
         reply = next(self.answers)

@@ -1,199 +1,325 @@
-"""The URL of completions, the request's body, and which responses are refused."""
+"""The client of inference servers against a real socket: keys, retries, and limits of size and time."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Never
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from visionrl.rollout import PolicyConfig
-from visionrl_taskapp.policies.inference_client import (
-    Completion,
-    InferenceClient,
-    InferenceError,
-    UnreachableError,
-    completion_body,
-    completion_url,
-    correlation_id,
-    read_completion,
-)
+from tests.support.ports import free_port
+from visionrl_taskapp.policies import inference_client
+from visionrl_taskapp.policies.completions import Completion, InferenceError, completion_url
+from visionrl_taskapp.policies.inference_client import InferenceClient, UnreachableError
 
-CONFIG = PolicyConfig(model="job-v000001-0123456789ab", inference_url="http://inference:8000", top_p=0.9)
+Respond = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+"""Answers one request, given its head; may write anything, or nothing and wait."""
 
-
-@pytest.mark.parametrize(
-    ("base", "url"),
-    [
-        ("http://a:8000", "http://a:8000/v1/chat/completions"),
-        ("http://a:8000/", "http://a:8000/v1/chat/completions"),
-        ("https://a/v1", "https://a/v1/chat/completions"),
-        ("https://a/v1/?cid=x", "https://a/v1/chat/completions?cid=x"),
-        ("https://a/gateway/v1", "https://a/gateway/v1/chat/completions"),
-        ("https://a/v1/chat/completions", "https://a/v1/chat/completions"),
+COMPLETION = {
+    "model": "m",
+    "prompt_token_ids": [1, 2],
+    "choices": [
+        {
+            "message": {"role": "assistant", "content": "x"},
+            "finish_reason": "stop",
+            "token_ids": [4, 5],
+            "logprobs": {"content": [{"logprob": -1}, {"logprob": -0.25}]},
+        }
     ],
-)
-def test_urls_with_and_without_v1(base: str, url: str) -> None:
-    assert str(completion_url(base)) == url
+}
 
 
-@pytest.mark.parametrize("base", ["", "a:8000", "//a", "ftp://a", "http://", "http://user:password@a", "http://[::1"])
-def test_what_is_no_usable_url_is_refused(base: str) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
-        completion_url(base)
+def http(status: int, body: bytes = b"", **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-@given(st.text() | st.text().map("http://{}".format))
-def test_no_text_whatever_breaks_the_url(text: str) -> None:
+GOOD = http(200, json.dumps(COMPLETION).encode())
+
+
+def writes(*responses: bytes) -> Respond:
+    """Sends these bytes, one item per request, the last one for all further requests; closes after each."""
+    queue = list(responses)
+
+    async def respond(_head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(queue.pop(0) if len(queue) > 1 else queue[0])
+        await writer.drain()
+        writer.close()
+
+    return respond
+
+
+@contextlib.asynccontextmanager
+async def server(respond: Respond) -> AsyncIterator[str]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while not writer.is_closing():
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+                await reader.readexactly(length)
+                await respond(head, writer)
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        completion_url(text)
-    except ValueError:
-        return
-    correlation_id(text)
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        listening.close()
 
 
-def test_the_correlation_id_is_read() -> None:
-    assert correlation_id("http://a/v1?cid=trace_1") == "trace_1"
-    assert correlation_id("http://a/v1") is None
-
-
-def test_no_key_of_the_job_leaves_for_a_lookalike_server() -> None:
-    seen = {}
-
-    async def ask(url: str) -> None:
-        client = InferenceClient("http://inference:8000", "job-key", None)
-
-        async def record(request: httpx.Request) -> httpx.Response:
-            seen[url] = request.headers.get("authorization")
-            return httpx.Response(400)
-
-        for inner in (client._inside, client._outside):
-            await inner.aclose()
-        client._inside = client._outside = httpx.AsyncClient(transport=httpx.MockTransport(record))
-        with pytest.raises(InferenceError):
-            await client.complete(completion_url(url), {}, False, asyncio.get_running_loop().time() + 5, 0)
-
-    for url in (
-        "http://inference:8000/v1",
-        "http://INFERENCE:8000",
-        "http://inference:8001",
-        "https://inference:8000",
-        "http://inference",
-        "http://inference.evil.example:8000",
-    ):
-        asyncio.run(ask(url))
-    assert [url for url, header in seen.items() if header] == ["http://inference:8000/v1", "http://INFERENCE:8000"]
-
-
-def test_with_logprobs_the_body_samples_the_whole_distribution() -> None:
-    body = completion_body(CONFIG.model_copy(update={"banned_token_ids": [3]}), [], [], logprobs=True)
-    assert (body["top_p"], body["top_k"], body["tool_choice"]) == (1.0, -1, "auto")
-    assert (body["logprobs"], body["return_token_ids"], body["logit_bias"]) == (True, True, {"3": -100})
-
-
-def test_without_logprobs_nothing_is_sent_that_other_servers_refuse() -> None:
-    body = completion_body(CONFIG, [], [], logprobs=False)
-    assert body["top_p"] == 0.9
-    assert not {"top_k", "return_token_ids", "logprobs", "logit_bias"} & set(body)
-
-
-@pytest.mark.parametrize("model", ["gpt-5-nano", "gpt-5", "openai/gpt-5.1", "o3", "o4-mini"])
-def test_hosted_reasoning_models_get_the_parameters_that_they_take(model: str) -> None:
-    config = PolicyConfig(model=model, max_tokens=300)
-    body = completion_body(config, [], [], logprobs=False)
-    assert body["max_completion_tokens"] == 300
-    assert not {"max_tokens", "temperature", "top_p"} & set(body)
-    assert completion_body(config.model_copy(update={"temperature": 0.5}), [], [], False)["temperature"] == 0.5
-
-
-@pytest.mark.parametrize("model", ["job-v000001", "Qwen/Qwen3-VL-4B-Instruct", "gpt-4o-mini", "o-v1", "gpt-50"])
-def test_other_models_always_get_temperature_and_nucleus(model: str) -> None:
-    body = completion_body(PolicyConfig(model=model), [], [], logprobs=False)
-    assert (body["max_tokens"], body["temperature"], body["top_p"]) == (512, 1.0, 1.0)
-
-
-def completion(**changes: Any) -> dict[str, Any]:
-    choice = {
-        "message": {"role": "assistant", "content": "x"},
-        "finish_reason": "stop",
-        "token_ids": [4, 5],
-        "logprobs": {"content": [{"logprob": -1}, {"logprob": -0.25}]},
-    }
-    return {"model": "m", "prompt_token_ids": [1, 2], "choices": [choice | changes.pop("choice", {})]} | changes
-
-
-def test_a_whole_answer_is_read() -> None:
-    answer = read_completion(completion(), logprobs=True)
-    assert (answer.prompt_token_ids, answer.token_ids, answer.logprobs) == ([1, 2], [4, 5], [-1.0, -0.25])
-    assert (answer.model, answer.finish_reason) == ("m", "stop")
+async def complete(respond: Respond, seconds: float = 60.0, patience: float = 0.0) -> Completion:
+    async with server(respond) as url:
+        client = InferenceClient(url, "job-key", "other-key")
+        now = asyncio.get_running_loop().time()
+        try:
+            return await client.complete(completion_url(url), {}, True, now + seconds, now + patience)
+        finally:
+            await client.close()
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("url", "key"),
     [
-        (None, "no chat completion"),
-        ([], "no chat completion"),
-        ({"choices": [{"message": "x"}]}, "no chat completion"),
-        (completion(prompt_token_ids=None), "prompt_token_ids"),
-        (completion(prompt_token_ids=[True]), "prompt_token_ids"),
-        (completion(choice={"token_ids": None}), "token_ids"),
-        (completion(choice={"token_ids": []}), "token_ids"),
-        (completion(choice={"logprobs": None}), "no logprobs"),
-        (completion(choice={"logprobs": {"content": [{"logprob": "x"}]}}), "no logprobs"),
-        (completion(choice={"logprobs": {"content": [{"logprob": -1}]}}), "2 token ids but 1 logprobs"),
-        (completion(choice={"logprobs": {"content": [{"logprob": float("nan")}] * 2}}), "not finite"),
+        ("http://inference:8000/v1", "job-key"),
+        ("http://INFERENCE:8000", "job-key"),
+        ("http://inference:8001", "other-key"),
+        ("https://inference:8000", "other-key"),
+        ("http://inference", "other-key"),
+        ("http://inference.evil.example:8000", "other-key"),
+        ("http://inference:8000@evil.example", None),
     ],
 )
-def test_an_answer_that_cannot_be_trained_on_is_refused(data: Any, words: str) -> None:
-    with pytest.raises(InferenceError, match=words):
-        read_completion(data, logprobs=True)
-
-
-async def complete(
-    respond: Callable[[httpx.Request], httpx.Response], key: str = "job-key", seconds: float = 1.0
-) -> Completion:
-    client = InferenceClient("http://inference:8000", key, "other-key")
+async def test_the_jobs_key_is_for_the_jobs_server_and_no_lookalike(url: str, key: str | None) -> None:
+    client = InferenceClient("http://inference:8000", "job-key", "other-key")
+    if key is None:
+        with pytest.raises(ValueError, match="user name"):
+            completion_url(url)
+    else:
+        assert client.key_for(completion_url(url)) == key
     await client.close()
-    client._inside = client._outside = httpx.AsyncClient(transport=httpx.MockTransport(respond))
-    now = asyncio.get_running_loop().time()
-    return await client.complete(completion_url("http://inference:8000"), {}, True, now + seconds, now)
 
 
-async def test_errors_hold_no_key() -> None:
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://api.example", "other-key"),
+        ("https://api.example:443/v1", "other-key"),
+        ("https://api.example:444", None),
+        ("http://api.example", None),
+        ("https://api.example.evil.example", None),
+        ("http://inference:8000", "job-key"),
+    ],
+)
+async def test_a_policy_key_that_is_for_one_server_goes_to_no_other(url: str, key: str | None) -> None:
+    client = InferenceClient("http://inference:8000", "job-key", "other-key", "https://api.example/v1")
+    assert client.key_for(completion_url(url)) == key
+    await client.close()
+
+
+async def test_a_redirect_is_an_error_and_takes_no_key_elsewhere() -> None:
+    heads = []
+
+    async def record(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(GOOD)
+
+    async with server(record) as elsewhere:
+        with pytest.raises(InferenceError, match="answered 307"):
+            await complete(writes(http(307, location=f"{elsewhere}/v1/chat/completions")))
+    assert heads == []
+
+
+async def test_cookies_are_not_kept() -> None:
+    heads = []
+
+    async def record(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(http(503, set_cookie="a=b") if len(heads) == 1 else GOOD)
+
+    await complete(record)
+    assert b"cookie" not in heads[1].lower()
+
+
+async def test_errors_hold_no_key_and_no_control_characters() -> None:
+    async def echo(head: bytes, writer: asyncio.StreamWriter) -> None:
+        key = head.partition(b"uthorization: ")[2].partition(b"\r\n")[0]
+        writer.write(http(401, b"bad " + key + b" other-key \x1b[31mred\r\nlines"))
+
     with pytest.raises(InferenceError) as caught:
-        await complete(lambda request: httpx.Response(401, text=f"bad {request.headers['authorization']} other-key"))
+        await complete(echo)
     assert "bad Bearer ***" in str(caught.value)
     assert "-key" not in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 async def test_a_refused_connection_is_unreachable_once_patience_is_over() -> None:
-    def refuse(_request: httpx.Request) -> Never:
-        raise httpx.ConnectError("refused")
-
-    with pytest.raises(UnreachableError, match=r"http://inference:8000/v1/chat/completions: refused"):
-        await complete(refuse)
-
-
-async def test_a_connection_that_breaks_is_tried_again() -> None:
-    broken = iter([httpx.ReadError("reset"), httpx.RemoteProtocolError("closed")])
-
-    def respond(_request: httpx.Request) -> httpx.Response:
-        if error := next(broken, None):
-            raise error
-        return httpx.Response(200, json=completion())
-
-    assert (await complete(respond, seconds=30)).token_ids == [4, 5]
+    url = f"http://127.0.0.1:{free_port()}"
+    client = InferenceClient(url, None, None)
+    now = asyncio.get_running_loop().time()
+    with pytest.raises(UnreachableError, match=rf"cannot connect to {url}/v1/chat/completions: .*127"):
+        await client.complete(completion_url(url), {}, True, now + 60, now)
+    with pytest.raises(UnreachableError, match="retried until the deadline"):
+        await client.complete(completion_url(url), {}, True, now + 0.3, now + 60)
+    await client.close()
 
 
-async def test_retry_after_is_respected_up_to_the_deadline() -> None:
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "\u2460\u2461.invalid", "xn--a", "no-such-host.invalid"])
+async def test_a_host_that_cannot_be_found_is_an_error_of_the_request(host: str) -> None:
+    client = InferenceClient(None, None, None)
+    now = asyncio.get_running_loop().time()
+    with pytest.raises((InferenceError, ValueError), match=r"cannot|not a URL"):
+        await client.complete(completion_url(f"http://{host}"), {}, True, now + 60, now)
+    await client.close()
+
+
+async def test_the_environments_proxy_is_for_other_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = []
+
+    async def record(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(GOOD)
+
+    async with server(record) as proxy, server(writes(GOOD)) as inside:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", "direct.invalid")
+        client = InferenceClient(inside, None, None)
+        now = asyncio.get_running_loop().time()
+        for url in (inside, "http://outside.invalid"):
+            await client.complete(completion_url(url), {}, True, now + 60, now)
+        with pytest.raises(UnreachableError):
+            await client.complete(completion_url("http://direct.invalid"), {}, True, now + 60, now)
+        await client.close()
+    assert [head.split()[1] for head in heads] == [b"http://outside.invalid/v1/chat/completions"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"\x00\xff\x16\x03 garbage\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{"a',
+        b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nZZZ\r\n{}\r\n",
+        http(503, b"loading"),
+        http(429, b"busy"),
+    ],
+    ids=["closed", "garbage", "half", "negative-length", "bad-chunk", "503", "429"],
+)
+async def test_what_may_heal_is_tried_again(broken: bytes) -> None:
+    assert (await complete(writes(broken, broken, GOOD))).token_ids == [4, 5]
+
+
+async def test_a_connection_that_is_reset_is_tried_again() -> None:
+    resets = iter([True, True])
+
+    async def respond(_head: bytes, writer: asyncio.StreamWriter) -> None:
+        if next(resets, False):
+            writer.transport.abort()
+        else:
+            writer.write(GOOD)
+
+    assert (await complete(respond)).token_ids == [4, 5]
+
+
+@pytest.mark.parametrize("retry_after", ["30", "999999999999", "\u00b2", "Wed, 21 Oct 2026 07:28:00 GMT"])
+async def test_retry_after_is_respected_up_to_the_deadline(retry_after: str) -> None:
     calls = []
 
-    def respond(_request: httpx.Request) -> httpx.Response:
+    async def respond(_head: bytes, writer: asyncio.StreamWriter) -> None:
         calls.append(1)
-        return httpx.Response(429, headers={"retry-after": "30"})
+        writer.write(f"HTTP/1.1 429 X\r\ncontent-length: 0\r\nretry-after: {retry_after}\r\n\r\n".encode("latin-1"))
 
     with pytest.raises(InferenceError, match="429"):
-        await complete(respond, seconds=0.2)
-    assert len(calls) == 1
+        await complete(respond, seconds=0.5)
+    if retry_after.isdecimal():
+        assert len(calls) == 1
+
+
+# --- limits
+
+
+async def endless(_head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+    while True:
+        writer.write(b" " * 2**16)
+        await writer.drain()
+
+
+async def endless_headers(_head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    for index in range(10**6):
+        writer.write(b"x-%d: %s\r\n" % (index, b"v" * 1000))
+        await writer.drain()
+
+
+async def endless_error(_head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 400 X\r\nconnection: close\r\n\r\n")
+    while True:
+        writer.write(b"wrong " * 10_000)
+        await writer.drain()
+
+
+async def drip(_head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def drip_headers(_head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        writer.write(b"x: 1\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def test_a_body_without_end_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_client, "BODY_LIMIT", 2**20)
+    with pytest.raises(InferenceError, match="longer than 1048576 bytes"):
+        await complete(endless)
+
+
+async def test_a_body_of_the_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_client, "BODY_LIMIT", len(GOOD.partition(b"\r\n\r\n")[2]))
+    assert (await complete(writes(GOOD))).token_ids == [4, 5]
+
+
+async def test_an_error_without_end_is_read_to_its_first_words() -> None:
+    with pytest.raises(InferenceError, match="answered 400: wrong wrong"):
+        await complete(endless_error)
+
+
+async def test_a_compressed_body_is_never_decompressed() -> None:
+    bomb = gzip.compress(b" " * 2**24 + json.dumps(COMPLETION).encode())
+    with pytest.raises(InferenceError, match=r"compressed .'gzip'"):
+        await complete(writes(http(200, bomb, content_encoding="gzip")))
+
+
+async def test_headers_without_end_are_refused_and_the_server_tried_again_until_the_deadline() -> None:
+    with pytest.raises(InferenceError, match=r"broke: .*until the deadline"):
+        await complete(endless_headers, seconds=3)
+
+
+@pytest.mark.parametrize("slow", [drip, drip_headers])
+async def test_a_response_that_drips_ends_at_the_deadline(slow: Respond) -> None:
+    with pytest.raises(TimeoutError):
+        await complete(slow, seconds=0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300) | st.builds(http, st.integers(200, 599), st.binary(max_size=100)))
+@example(http(200, b"{" * 100_000))
+@example(http(200, b"[" * 1000 + b"]" * 1000))
+@example(http(200, b'{"choices": [{"message": {"content": "\\ud800"}}]}'))
+@example(http(200, json.dumps(COMPLETION).encode().replace(b"-0.25", b"NaN")))
+@example(http(200, json.dumps(COMPLETION).encode().replace(b"-0.25", b"-1e999")))
+@example(http(200, json.dumps(COMPLETION).encode().replace(b"-0.25", b"-" + b"9" * 400)))
+def test_no_bytes_whatever_break_the_client(response: bytes) -> None:
+    with contextlib.suppress(InferenceError, TimeoutError):
+        asyncio.run(complete(writes(response), seconds=0.15))

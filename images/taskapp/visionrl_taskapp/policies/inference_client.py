@@ -1,36 +1,30 @@
-"""Chat completions over HTTP: the request, what is retried, and what a completion must hold to be trained on."""
+"""The client of inference servers: one completion per call, within limits of time and size."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-import re
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 import orjson
+from yarl import URL
 
-from visionrl.rollout import PolicyConfig
-from visionrl_taskapp.policies.prompt import Message
-
-BANNED = -100
-"""`logit_bias` of a token that must not be sampled."""
-
-_REASONING_MODELS = re.compile(r"(^|/)(gpt-5|o[1-9])([-.]|$)")
+from visionrl_taskapp.policies.completions import Completion, InferenceError, read_completion
 
 # How long to wait for a server that refuses connections before an episode's first turn: a wrong URL should be
 # reported soon, while a restart in the middle of an episode should be waited out.
 FIRST_CONTACT_S = 10.0
+BODY_LIMIT = 16 * 2**20
+"""Bytes of a completion: 100,000 tokens with their logprobs are about 10 MB."""
+_ERROR_LIMIT = 2**12
+_KEEP_ALIVE_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _SHOWN = 300
-
-
-class InferenceError(Exception):
-    """The server's response cannot be used; the message is for the user and holds no key."""
 
 
 class UnreachableError(InferenceError):
@@ -38,143 +32,39 @@ class UnreachableError(InferenceError):
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One chat completion. Token ids and logprobs are there when they were asked for."""
-
-    message: Mapping[str, Any]
-    model: str
-    finish_reason: str | None
-    usage: Mapping[str, Any]
-    prompt_token_ids: list[int] | None = None
-    token_ids: list[int] | None = None
-    logprobs: list[float] | None = None
-
-
-def completion_url(base: str) -> httpx.URL:
-    """The URL of chat completions, from a base URL with or without `/v1`; its query is kept.
-
-    Raises `ValueError` for anything but a usable http(s) URL.
-    """
-    try:
-        url = httpx.URL(base)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise ValueError(f"not a URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError("must start with http:// or https:// and name a host")
-    if url.userinfo:
-        raise ValueError("must not carry a user name or password")
-    path = url.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
-    return url.copy_with(path=path, fragment=None)
-
-
-def correlation_id(base: str) -> str | None:
-    """The `cid` of the URL's query."""
-    return httpx.URL(base).params.get("cid")
-
-
-def completion_body(
-    config: PolicyConfig, messages: list[Message], tools: list[dict[str, Any]], logprobs: bool
-) -> dict[str, Any]:
-    """The request of one decision.
-
-    With `logprobs` the whole distribution is sampled without a grammar (no nucleus, tool choice auto), so that the
-    logprobs are those of the policy. A seed is never sent: it breaks the batched decoding of some servers.
-
-    OpenAI's reasoning models refuse `max_tokens`, and every temperature and nucleus but the default of 1: to them,
-    these are not sent where they are 1.
-    """
-    reasoning = _REASONING_MODELS.search(config.model) is not None
-    body: dict[str, Any] = {
-        "model": config.model,
-        "messages": messages,
-        "tools": tools,
-        "tool_choice": "auto" if logprobs else config.tool_choice,
-        "temperature": config.temperature,
-        "top_p": 1.0 if logprobs else config.top_p,
-        "max_completion_tokens" if reasoning else "max_tokens": config.max_tokens,
-    }
-    if reasoning:
-        body = {name: value for name, value in body.items() if name not in ("temperature", "top_p") or value != 1}
-    if config.banned_token_ids:
-        body["logit_bias"] = {str(token): BANNED for token in config.banned_token_ids}
-    if logprobs:
-        body |= {"logprobs": True, "return_token_ids": True, "top_k": -1}
-    elif config.top_k is not None:
-        body["top_k"] = config.top_k
-    return body
-
-
-def read_completion(data: Any, logprobs: bool) -> Completion:
-    """Check a completion. Raises :class:`InferenceError` naming what it lacks."""
-    try:
-        choice = data["choices"][0]
-        message = choice["message"]
-        if not isinstance(message, dict):
-            raise TypeError
-    except (TypeError, KeyError, IndexError):
-        raise InferenceError("the server's response is no chat completion: it has no choices[0].message") from None
-    usage, model = data.get("usage"), data.get("model")
-    finish_reason = choice.get("finish_reason")
-    completion = Completion(
-        message=message,
-        model=model if isinstance(model, str) else "",
-        finish_reason=finish_reason if isinstance(finish_reason, str) else None,
-        usage=usage if isinstance(usage, dict) else {},
-    )
-    if not logprobs:
-        return completion
-    prompt_ids, token_ids = data.get("prompt_token_ids"), choice.get("token_ids")
-    if not (_are_ids(prompt_ids) and _are_ids(token_ids)):
-        raise InferenceError(
-            "the server gave no token ids although logprobs are recorded: training needs prompt_token_ids and "
-            "token_ids (vLLM's return_token_ids); use such a server or set record.logprobs to false"
-        )
-    values = _logprobs(choice)
-    if len(values) != len(token_ids):
-        raise InferenceError(
-            f"the server gave {len(token_ids)} token ids but {len(values)} logprobs for one completion"
-        )
-    return Completion(
-        completion.message, completion.model, completion.finish_reason, completion.usage, prompt_ids, token_ids, values
-    )  # fmt: skip
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
-
-
-def _logprobs(choice: Mapping[str, Any]) -> list[float]:
-    try:
-        values = [float(item["logprob"]) for item in choice["logprobs"]["content"]]
-    except (TypeError, KeyError, ValueError):
-        raise InferenceError("the server gave no logprobs although they were asked for") from None
-    if not all(math.isfinite(value) for value in values):
-        raise InferenceError("the server gave a logprob that is not finite")
-    return values
+class _Response:
+    status: int
+    body: bytes
+    retry_after: str
 
 
 class InferenceClient:
-    """Connections to inference servers, shared by all episodes.
+    """Connections to inference servers, shared by all episodes. Create it in a running event loop.
 
-    The job's key is sent to the job's own server only; other servers get `policy_key`, if there is one. Both are
-    removed from error messages.
+    The job's key is sent to the job's own server only; other servers get `policy_key`, if there is one, or only
+    `policy_server` does, if that is given. Both keys are removed from error messages.
     """
 
-    def __init__(self, job_server: str | None, job_key: str | None, policy_key: str | None) -> None:
-        self._job_server = httpx.URL(job_server) if job_server else None
-        self._job_key, self._policy_key = job_key, policy_key
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=60)
-        # Deadlines are the caller's. The environment's proxies are for servers outside the cluster.
-        self._inside = httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
-        self._outside = httpx.AsyncClient(timeout=None, limits=limits)
+    def __init__(
+        self, job_server: str | None, job_key: str | None, policy_key: str | None, policy_server: str | None = None
+    ) -> None:
+        self._job_server, self._job_key = URL(job_server) if job_server else None, job_key
+        self._policy_server, self._policy_key = URL(policy_server) if policy_server else None, policy_key
+        # Deadlines are the caller's. A compressed body could be a thousand times as long as what was received, so
+        # none is decompressed. aiohttp's own handling of the environment would also read ~/.netrc at each request.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
 
     async def close(self) -> None:
-        await asyncio.gather(self._inside.aclose(), self._outside.aclose())
+        await self._session.close()
 
     async def complete(
-        self, url: httpx.URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
+        self, url: URL, body: Mapping[str, Any], logprobs: bool, deadline: float, connect_by: float
     ) -> Completion:
         """One completion before `deadline` (the event loop's clock).
 
@@ -190,21 +80,23 @@ class InferenceClient:
                 while True:
                     try:
                         response = await self._post(url, content)
-                    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                        problem = f"cannot connect to {_place(url)}: {error or type(error).__name__}"
+                    except aiohttp.ClientConnectorError as error:
+                        problem = f"cannot connect to {_place(url)}: {error.__cause__ or error}"
                         if not connected and clock() >= connect_by:
                             raise UnreachableError(problem) from None
-                    except httpx.TransportError as error:
+                    except ValueError as error:  # such as a host name that no resolver takes
+                        raise InferenceError(f"cannot send a request to {_place(url)}: {error}") from None
+                    except (aiohttp.ClientError, OSError) as error:
                         connected = True
                         problem = f"connection to {_place(url)} broke: {error or type(error).__name__}"
                     else:
                         connected = True
-                        if response.status_code == 200:
-                            return read_completion(_json(response), logprobs)
-                        problem = f"{_place(url)} answered {response.status_code}: {self._scrubbed(response.text)}"
-                        if response.status_code != 429 and response.status_code < 500:
+                        if response.status == 200:
+                            return read_completion(_json(response.body), logprobs)
+                        problem = f"{_place(url)} answered {response.status}: {self._printable(response.body)}"
+                        if response.status != 429 and response.status < 500:
                             raise InferenceError(problem)
-                        pause = max(pause, _retry_after(response))
+                        pause = max(pause, _seconds(response.retry_after))
                     await asyncio.sleep(pause * random.uniform(0.75, 1.25))
                     pause = min(2 * pause, _LONGEST_PAUSE_S)
         except TimeoutError:
@@ -213,36 +105,75 @@ class InferenceClient:
             failure = InferenceError if connected else UnreachableError
             raise failure(f"{problem} (retried until the deadline)") from None
 
-    async def _post(self, url: httpx.URL, content: bytes) -> httpx.Response:
-        inside = self._job_server is not None and _origin(url) == _origin(self._job_server)
-        client, key = (self._inside, self._job_key) if inside else (self._outside, self._policy_key)
-        headers = {"content-type": "application/json"}
-        if key:
-            headers["authorization"] = f"Bearer {key}"
-        return await client.post(url, content=content, headers=headers)
+    def key_for(self, url: URL) -> str | None:
+        """The key that a request to this URL carries."""
+        if self._is_inside(url):
+            return self._job_key
+        others = self._policy_server is None or _origin(url) == _origin(self._policy_server)
+        return self._policy_key if others else None
 
-    def _scrubbed(self, text: str) -> str:
+    def _is_inside(self, url: URL) -> bool:
+        return self._job_server is not None and _origin(url) == _origin(self._job_server)
+
+    async def _post(self, url: URL, content: bytes) -> _Response:
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if key := self.key_for(url):
+            headers["authorization"] = f"Bearer {key}"
+        proxy = None if self._is_inside(url) else _environment_proxy(url)
+        async with self._session.post(
+            url, data=content, headers=headers, proxy=proxy, allow_redirects=False
+        ) as response:
+            body = await _read(response)
+            return _Response(response.status, body, response.headers.get("retry-after", ""))
+
+    def _printable(self, body: bytes) -> str:
+        """What a server said about an error, in one short line without keys and control characters."""
+        text = body.decode("utf-8", "replace")
         for key in filter(None, (self._job_key, self._policy_key)):
             text = text.replace(key, "***")
-        text = " ".join(text.split())
+        text = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body; of an error, its beginning. Raises :class:`InferenceError` where it is compressed or too long."""
+    good = response.status == 200
+    limit = BODY_LIMIT if good else _ERROR_LIMIT
+    encoding = response.headers.get("content-encoding", "identity")
+    if good and encoding.lower() != "identity":
+        raise InferenceError(f"the server's response is compressed ({encoding[:40]!r}) though identity was asked for")
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            if good:
+                raise InferenceError(f"the server's response is longer than {limit} bytes")
+            break
+    return b"".join(chunks)[:limit]
 
 
-def _place(url: httpx.URL) -> str:
-    return f"{url.scheme}://{url.netloc.decode()}{url.path}"
+def _origin(url: URL) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.host, url.port
 
 
-def _json(response: httpx.Response) -> Any:
+def _place(url: URL) -> str:
+    return str(url.with_query(None))
+
+
+def _environment_proxy(url: URL) -> str | None:
+    """The proxy that the environment names for servers outside the cluster."""
+    if urllib.request.proxy_bypass(url.host or ""):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
+
+
+def _json(body: bytes) -> Any:
     try:
-        return orjson.loads(response.content)
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InferenceError(f"the server's response is no JSON: {error}") from None
 
 
-def _retry_after(response: httpx.Response) -> float:
-    value = response.headers.get("retry-after", "")
-    return min(float(value), 60.0) if value.isdigit() else 0.0
+def _seconds(retry_after: str) -> float:
+    return min(float(retry_after[:9]), 60.0) if retry_after.isascii() and retry_after.isdigit() else 0.0

@@ -14,7 +14,8 @@ from visionrl.rollout import BLIND_POLICY, RANDOM_POLICY, SCRIPTED_POLICY, Rollo
 from visionrl.tools import tool_call_text, tool_schema
 from visionrl_taskapp.envs.crafter import scripted
 from visionrl_taskapp.envs.crafter.blind import blind_plan, random_plan
-from visionrl_taskapp.policies.inference_client import FIRST_CONTACT_S, InferenceClient, completion_body, completion_url
+from visionrl_taskapp.policies.completions import completion_body, completion_url
+from visionrl_taskapp.policies.inference_client import FIRST_CONTACT_S, InferenceClient
 from visionrl_taskapp.policies.prompt import Message
 from visionrl_taskapp.policies.toolcalls import InvalidResponse, call, message_text, parse
 from visionrl_taskapp.rollouts.simulation import Observation

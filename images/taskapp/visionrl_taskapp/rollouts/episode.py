@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from visionrl.checks import Problem
 from visionrl.rollout import AbortReason, Decision, RolloutRequest, Timings
-from visionrl_taskapp.policies.inference_client import InferenceClient, InferenceError, UnreachableError
+from visionrl_taskapp.policies.completions import InferenceError
+from visionrl_taskapp.policies.inference_client import InferenceClient, UnreachableError
 from visionrl_taskapp.policies.policy import PolicyOutput, make_policy
 from visionrl_taskapp.policies.prompt import Frame, Message, PastTurn, build_messages, frames_of, with_pixels
 from visionrl_taskapp.rollouts.rewards import decision_reward

@@ -19,7 +19,7 @@ from visionrl.rollout import (
 )
 from visionrl.tools import tool_schema
 from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
-from visionrl_taskapp.policies.inference_client import correlation_id
+from visionrl_taskapp.policies.completions import correlation_id
 from visionrl_taskapp.policies.prompt import Frame, Message
 
 

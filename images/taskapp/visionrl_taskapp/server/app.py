@@ -48,6 +48,8 @@ class Settings:
     job_key: str | None = None
     policy_key: str | None = None
     """Key for other inference servers."""
+    policy_server: str | None = None
+    """The only one of them that gets `policy_key`; None: each one that a request names."""
     trace_dir: Path | None = None
     """Folder of `traces.db`; None keeps no traces."""
     trace_max_episodes: int = DEFAULT_MAX_EPISODES
@@ -69,7 +71,10 @@ class TaskApp:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """`/health` is 503 during the warm-up; the end waits for the traces."""
-        inference = InferenceClient(self.settings.job_server, self.settings.job_key, self.settings.policy_key)
+        settings = self.settings
+        inference = InferenceClient(
+            settings.job_server, settings.job_key, settings.policy_key, settings.policy_server
+        )  # fmt: skip
         workers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="simulation")
         self._services = Services(Worlds(), inference, workers, keep_images=self._traces is not None)
         self._loop = asyncio.get_running_loop()

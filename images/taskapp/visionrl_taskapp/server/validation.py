@@ -11,7 +11,7 @@ from visionrl.checks import Problem
 from visionrl.problems import problems
 from visionrl.rollout import MODEL_POLICY, SCRIPTED_POLICY, RolloutRequest
 from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
-from visionrl_taskapp.policies.inference_client import completion_url
+from visionrl_taskapp.policies.completions import completion_url
 from visionrl_taskapp.policies.prompt import has_control_tokens, sends_frames
 
 # Fields that the reference system's clients send and nothing here uses.
