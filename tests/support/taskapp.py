@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,14 +139,20 @@ class TaskAppProcess:
 @contextlib.contextmanager
 def taskapp(folder: Path, **variables: str) -> Iterator[TaskAppProcess]:
     """A ready task app that knows `KEY`, with more environment variables; an empty value takes one away."""
+    with taskapp_command([sys.executable, "-m", "visionrl_taskapp"], folder, variables) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def taskapp_command(command: list[str], folder: Path, variables: Mapping[str, str]) -> Iterator[TaskAppProcess]:
+    """The same, started by this command."""
     key_file = folder / "key"
     key_file.write_text(f"{KEY}\n")
     port = free_port()
-    settings = {"VISIONRL_KEY_FILE": str(key_file), "VISIONRL_PORT": str(port), "PYTHONFAULTHANDLER": "1"} | variables
+    settings = {"VISIONRL_KEY_FILE": str(key_file), "VISIONRL_PORT": str(port), "PYTHONFAULTHANDLER": "1", **variables}
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("VISIONRL_", "ENVIRONMENT_"))
     }
-    command = [sys.executable, "-m", "visionrl_taskapp"]
     process = subprocess.Popen(
         command,
         env=inherited | {name: value for name, value in settings.items() if value},

@@ -19,6 +19,7 @@ from visionrl_taskapp.policies.completions import completion_url
 from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES
 from visionrl_taskapp.server.app import Settings, TaskApp, create_app
 from visionrl_taskapp.server.auth import accepted_keys
+from visionrl_taskapp.server.protocol import connection_limit, limited_protocol, raise_file_limit
 
 log = logging.getLogger("visionrl_taskapp")
 
@@ -67,6 +68,7 @@ def main() -> int:
         return EXIT_CONFIGURATION
     if not settings.keys:
         log.warning("no key: set VISIONRL_KEY_FILE or ENVIRONMENT_API_KEY; until then every request gets 503")
+    raise_file_limit()
     taskapp = TaskApp(settings)
     server = Server(
         uvicorn.Config(
@@ -74,7 +76,8 @@ def main() -> int:
             host=host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http=limited_protocol(connection_limit()),
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,

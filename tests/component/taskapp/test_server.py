@@ -1,7 +1,9 @@
 """The task app as its clients meet it: a real process, real Crafter, an OpenAI server that may misbehave."""
 
 import base64
+import contextlib
 import json
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.taskapp import KEY, FakeOpenAI, TaskAppProcess, fake_openai, taskapp
+from tests.support.taskapp import KEY, FakeOpenAI, TaskAppProcess, fake_openai, taskapp, taskapp_command
 from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 
@@ -427,6 +429,39 @@ def test_a_client_that_was_cut_off_gets_its_episode_on_the_second_try(
 
 def test_done_takes_an_empty_body_too(client: httpx.Client) -> None:
     assert client.post("/done").json()["ok"] is True
+
+
+# --- floods
+
+
+def test_health_and_rollouts_survive_more_half_open_connections_than_files(tmp_path: Path, openai: FakeOpenAI) -> None:
+    command = ["prlimit", "--nofile=256", sys.executable, "-m", "visionrl_taskapp"]
+    variables = {"VISIONRL_INFERENCE_URL": openai.url}
+    with taskapp_command(command, tmp_path, variables) as app, contextlib.ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", app.port), timeout=60))
+            connection.sendall(b"GET /health HTTP/1.1\r\nx:")
+        assert httpx.get(f"{app.url}/health", timeout=60).status_code == 200
+        with app.client() as client:
+            assert played(client.post("/rollout", json=body("flooded", openai))).trajectories[0].length == 3
+
+
+def test_a_flood_of_headers_without_a_key_does_not_fill_the_memory(app: TaskAppProcess) -> None:
+    before = resident_mib(app)
+    for beginning in (b"GET /health HTTP/1.1\r\n", b"GET /health HTTP/1.1\r\nx: ", b"GET /"):
+        with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
+            connection.sendall(beginning)
+            piece = b"".join(b"x-%d: %b\r\n" % (index, b"v" * 1000) for index in range(1000))
+            with contextlib.suppress(ConnectionError):  # hung up on
+                for _ in range(200):
+                    connection.sendall(piece)
+    assert resident_mib(app) - before < 64
+    assert httpx.get(f"{app.url}/health").status_code == 200
+
+
+def resident_mib(app: TaskAppProcess) -> float:
+    lines = Path(f"/proc/{app.process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 # --- starting and stopping
