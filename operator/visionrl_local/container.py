@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from visionrl.job import Component
 from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT, SUFFIXES, Manifest, component_name
-from visionrl_local.folder import LocalError, LocalFolder
+from visionrl_local.folder import LocalFolder
+from visionrl_local.ports import LOOPBACK
+from visionrl_local.processes import KEEP_ENVIRONMENT, MARK
 
-LOOPBACK = "127.0.0.1"
 # A container's home is scratch space; here the user's holds packages and the hub's credentials.
 KEPT_ENV = ("HOME",)
 
@@ -37,6 +37,8 @@ class Launch:
     component: Component
     argv: list[str]
     env: dict[str, str]
+    mark: str
+    """What distinguishes its processes from all others (:mod:`visionrl_local.processes`)."""
     port: int
     grace: float
     """Seconds between SIGTERM and SIGKILL."""
@@ -71,47 +73,18 @@ def launch(
         if variable["name"] not in KEPT_ENV
     }
     env |= {"VISIONRL_HOST": LOOPBACK, "VISIONRL_PORT": str(ports[component])}
+    mark = folder.supervisor.mark(component)
     return Launch(
         component=component,
         argv=argv(container),
-        env={**os.environ, **_no_proxy(), "CUDA_VISIBLE_DEVICES": gpus.get(component, ""), **env},
+        env=os.environ | _no_proxy() | _gpus(gpus.get(component, "")) | env | {MARK: mark} | KEEP_ENVIRONMENT,
+        mark=mark,
         port=ports[component],
         grace=float(template["spec"]["terminationGracePeriodSeconds"]),
         startup=_probe(container["startupProbe"]),
         readiness=_probe(container["readinessProbe"]),
         liveness=_probe(container["livenessProbe"]),
     )
-
-
-# --- ports and GPUs
-
-
-def choose_ports(base: int | None) -> dict[Component, int]:
-    """One port per component: consecutive ones from ``base``, or free ones. Raises :class:`LocalError` for a port in
-    use."""
-    if base is None:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-            sockets = (first, second, third)
-            for each in sockets:
-                each.bind((LOOPBACK, 0))
-            return {name: each.getsockname()[1] for name, each in zip(COMPONENTS, sockets, strict=True)}
-    ports = {component: base + index for index, component in enumerate(COMPONENTS)}
-    for component, port in ports.items():
-        if port_in_use(port):
-            raise LocalError(
-                f"port {port} for {component} is in use; choose another --port (three in a row are needed)"
-            )
-    return ports
-
-
-def port_in_use(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return True
-    return False
 
 
 # --- environment
@@ -139,6 +112,11 @@ def _replaced(value: str, replacements: Mapping[str, str]) -> str:
         if value == old or value.startswith(f"{old}/"):
             return new + value[len(old) :]
     return value
+
+
+def _gpus(devices: str) -> dict[str, str]:
+    """An index means the same device to this program and to CUDA, whose own order is by speed."""
+    return {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
 
 
 def _no_proxy() -> dict[str, str]:

@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: kill_now.append(True))
 
-    child = os.fork()
+    guard, child = os.getpid(), os.fork()
     if child == 0:
-        _become(command, libc)
+        _become(command, libc, guard)
     watched, deadline = [woken, sys.stdin.fileno()], None
     while (status := _reap(child)) is None:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -54,11 +54,13 @@ def main(arguments: list[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _become(command: list[str], libc: ctypes.CDLL) -> None:
+def _become(command: list[str], libc: ctypes.CDLL, guard: int) -> None:
     """In the child: a session of its own, no input, killed when the guard is killed; then the command."""
     try:
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != guard:  # killed before the line above took effect
+            return
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         for number in (signal.SIGTERM, signal.SIGCHLD):

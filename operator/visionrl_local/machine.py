@@ -17,11 +17,16 @@ from visionrl.status import TrainerReport
 from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, ref, sealed_hash
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
-from visionrl_local.container import LOOPBACK, Argv, Launch, launch
+from visionrl_local.container import Argv, Launch, launch
 from visionrl_local.folder import LocalFolder
+from visionrl_local.health import STALLED_SECONDS
 from visionrl_local.pod import Exit, LocalPod
+from visionrl_local.ports import LOOPBACK
 
 REPORT_TIMEOUT_SECONDS = 5.0
+MAX_REPORT_BYTES = 2**20
+# In these phases somebody always computes: an environment, the model that plays, the model that learns.
+BUSY_PHASES = ("WarmStart", "Evaluating", "Training")
 
 
 class LocalMachine:
@@ -34,6 +39,7 @@ class LocalMachine:
         ports: dict[Component, int],
         gpus: dict[Component, str],
         argv: Argv,
+        accepted: Job | None,
         exited: Callable[[Exit], None],
     ) -> None:
         self.changed = asyncio.Event()
@@ -46,12 +52,14 @@ class LocalMachine:
         self._pods: dict[Ref, LocalPod] = {}
         self._stopping: dict[Ref, asyncio.Task[None]] = {}
         self._report: TrainerReport | None = None
-        self._accepted: Job | None = folder.accepted()
+        self._accepted = accepted
+        self._key = folder.key()
+        self._job_text: str | None = None
 
     def observe(self) -> Observed:
         """What exists now: the input of a decision."""
         hashes = {name: sealed_hash(child) for name, child in self._objects.items()}
-        if self._folder.key() is not None:
+        if self._key is not None:
             hashes.setdefault(Ref("Secret", key_name(self._job_name)), "")
         trainers = tuple(sorted((self._run_of(name) for name in self._trainers()), key=lambda run: run.attempt))
         return Observed(
@@ -65,24 +73,35 @@ class LocalMachine:
         )
 
     def apply(self, child: Manifest) -> None:
-        """Create or update an object, as far as it has a meaning on one machine."""
+        """Create or update an object, as far as it has a meaning on one machine. Raises ``OSError`` where that does not
+        succeed now."""
         name = ref(child)
         if name in self._stopping:
             return  # applied again when the old one is gone
-        previous, self._objects[name] = self._objects.get(name), child
+        previous = self._objects.get(name)
         match child["kind"]:
             case "Secret":
-                self._folder.write_key(base64.b64decode(child["data"][KEY_FILE]).decode())
+                self._key = base64.b64decode(child["data"][KEY_FILE]).decode()
+                self.repair_files()
             case "ConfigMap" if name.name == config_name(self._job_name):
-                self._folder.write_job(child["data"][JOB_FILE])
-                self._accepted = self._folder.accepted()
+                self._job_text = child["data"][JOB_FILE]
+                self._accepted = Job.model_validate_json(self._job_text)
+                self.repair_files()
             case "Deployment" | "Job":
                 if previous is not None and previous["spec"]["template"] == child["spec"]["template"]:
-                    return
-                if name in self._pods:
+                    pass
+                elif name in self._pods:
                     self.delete(name)  # replaced, never doubled: started again when the old one is gone
                 else:
                     self._start(name, child)
+        self._objects[name] = child
+
+    def repair_files(self) -> None:
+        """Write the files that the components read where they are not as they should be. Raises ``OSError``."""
+        if self._key is not None and self._folder.key() != self._key:
+            self._folder.write_key(self._key)
+        if self._job_text is not None and not self._folder.has_job(self._job_text):
+            self._folder.write_job(self._job_text)
 
     def delete(self, name: Ref) -> None:
         """Delete an object; its pod ends in the background and exists until it has ended."""
@@ -91,18 +110,41 @@ class LocalMachine:
         elif name not in self._pods:
             self._objects.pop(name, None)
 
-    async def poll_report(self) -> None:
+    async def watch(self) -> None:
+        """Follow the trainer's report, and notice when nothing moves any more."""
+        still = 0
+        while True:
+            before = self._report
+            await self._poll_report()
+            pods = list(self._pods.values())
+            busy = self._report is not None and self._report.phase in BUSY_PHASES
+            idle = all(pod.state.ready and pod.pulse.idle for pod in pods)
+            still = still + 1 if busy and idle and self._report == before else 0
+            if still >= STALLED_SECONDS:
+                still = 0
+                for pod in pods:
+                    pod.condemn(f"no component has computed for {STALLED_SECONDS} s, and training has not moved")
+            await asyncio.sleep(1.0)
+
+    async def _poll_report(self) -> None:
         """Ask the running trainer for its report; the last answer stays until another trainer runs."""
         name = next(iter(self._trainers()), None)
-        key = self._folder.key()
-        if name is None or key is None or not self._pods[name].state.ready:
+        if name is None or self._key is None or not self._pods[name].state.ready:
             return
         url = f"http://{LOOPBACK}:{self._ports['trainer']}/status"
-        headers = {"Authorization": f"Bearer {key}"}
-        with contextlib.suppress(httpx.HTTPError, ValidationError):
-            response = await self._client.get(url, headers=headers, timeout=REPORT_TIMEOUT_SECONDS)
+        headers = {"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"}
+        data = b""
+        with contextlib.suppress(httpx.HTTPError, TimeoutError, ValidationError):
+            async with (
+                asyncio.timeout(REPORT_TIMEOUT_SECONDS),
+                self._client.stream("GET", url, headers=headers, timeout=None) as response,
+            ):
+                async for chunk in response.aiter_raw():
+                    data += chunk
+                    if len(data) > MAX_REPORT_BYTES:
+                        return
             if response.status_code == 200 and name in self._pods:
-                self._report = TrainerReport.model_validate_json(response.content)
+                self._report = TrainerReport.model_validate_json(data)
 
     async def close(self) -> None:
         """Stop every pod and wait until no process is left."""

@@ -1,7 +1,8 @@
 """A pod with one container, as a process: probes, restarts with back-off, and its state.
 
 Probes mean what they mean in Kubernetes: the others wait for the start-up probe, which limits the time of the start; a
-failed readiness probe is only reported; a failed liveness probe ends the container.
+failed readiness probe is only reported; a failed liveness probe ends the container. A container that hangs is found
+sooner, by :mod:`visionrl_local.health`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from visionrl_core.clock import stamp
 from visionrl_core.observed import ObservedComponent
-from visionrl_local.container import LOOPBACK, Launch, Probe, port_in_use
+from visionrl_local import processes
+from visionrl_local.container import Launch, Probe
 from visionrl_local.folder import tail
+from visionrl_local.health import LOOK_SECONDS, Pulse
+from visionrl_local.ports import LOOPBACK, port_in_use
 from visionrl_local.process import GuardedProcess
 
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
-# A container that ran this long was healthy: the back-off starts over.
-HEALTHY_SECONDS = 600.0
+# A container that was ready for this long has recovered: the next crash is the first one again.
+HEALTHY_SECONDS = 60.0
 TAIL_LINES = 15
 
 
@@ -55,10 +61,14 @@ class LocalPod:
         self.state = ObservedComponent(pods=1, instance=uuid.uuid4().hex, created=datetime.now(UTC))
         self.ended = False
         """The container has ended and will not be started again."""
+        self.pulse = Pulse()
         self._log, self._title, self._restarts = log, title, restarts
         self._client, self._changed, self._exited = client, changed, exited
         self._process: GuardedProcess | None = None
         self._stopped = asyncio.Event()
+        self._hangs: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._answered = False
+        self._ready_since: float | None = None
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -72,10 +82,15 @@ class LocalPod:
         if self._process is not None:
             self._process.kill()
 
+    def condemn(self, why: str) -> None:
+        """Kill a container that hangs; it is restarted like one that crashed."""
+        if not self._hangs.done():
+            self._hangs.set_result(why)
+
     async def _run(self) -> None:
         backoff = FIRST_BACKOFF
         while not self._stopped.is_set():
-            code, reason, seconds = await self._run_once()
+            code, reason = await self._run_once()
             if self._stopped.is_set():
                 return
             self._exited(Exit(self.launch, code, reason, tail(self._log, TAIL_LINES)))
@@ -85,50 +100,77 @@ class LocalPod:
                 self.ended = True
                 self._set(ends=self.state.ends + 1)
                 return
-            backoff = FIRST_BACKOFF if seconds >= HEALTHY_SECONDS else backoff
+            if self._was_healthy():
+                backoff = FIRST_BACKOFF
             self._set(reason="CrashLoopBackOff", ends=self.state.ends + 1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), backoff)
             backoff = min(MAX_BACKOFF, 2 * backoff)
             self._set(reason="", message="", restarts=self.state.restarts + 1)
 
-    async def _run_once(self) -> tuple[int, str, float]:
-        """Run the container until it ends, is unhealthy or shall stop; exit code, reason, seconds."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+    async def _run_once(self) -> tuple[int, str]:
+        """Run the container until it ends, is unhealthy or shall stop; exit code and reason."""
         begun = datetime.now(UTC)
+        self._ready_since, self._answered, self.pulse = None, False, Pulse()
+        self._hangs = asyncio.get_running_loop().create_future()
         self._mark(f"--- {stamp(begun)} {self._title}, restart {self.state.restarts}")
         if port_in_use(self.launch.port):
             self._mark(f"port {self.launch.port} is in use by another program")
-            return 1, "PortInUse", 0.0
-        self._process = process = await GuardedProcess.start(self.launch, self._log)
+            return 1, "PortInUse"
+        try:
+            self._process = process = await GuardedProcess.start(self.launch, self._log)
+        except OSError as error:  # no memory, no process id, no space for the log
+            self._mark(f"cannot be started: {error}")
+            return 1, "CannotStart"
         self._set(started=begun)
         ended = asyncio.create_task(process.wait())
-        unhealthy = asyncio.create_task(self._watch())
+        unhealthy = asyncio.create_task(self._probe())
+        pulse = asyncio.create_task(self._feel_pulse())
         stopped = asyncio.create_task(self._stopped.wait())
-        await asyncio.wait({ended, unhealthy, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        reason = ""
-        if not ended.done():
-            if unhealthy.done():
-                reason = "Unhealthy"
-                self._mark(unhealthy.result())
-            await process.stop()
-        code = await ended
-        self._process = None
-        for task in (unhealthy, stopped):
-            task.cancel()
-        reason = reason or ("Completed" if code == 0 else "Error")
-        return code, reason, (datetime.now(UTC) - begun).total_seconds()
+        try:
+            events: set[asyncio.Future[Any]] = {ended, unhealthy, stopped, self._hangs}
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            reason = ""
+            if not ended.done() and self._hangs.done():
+                reason = "NoProgress"
+                self._mark(self._hangs.result())
+                process.kill()  # it would not notice a polite request
+            elif not ended.done():
+                if unhealthy.done():
+                    reason = "Unhealthy"
+                    self._mark(unhealthy.result())
+                await process.stop()
+            code = await ended
+        finally:
+            for task in (unhealthy, pulse, stopped):
+                task.cancel()
+            self._process = None
+        return code, reason or ("Completed" if code == 0 else "Error")
+
+    def _was_healthy(self) -> bool:
+        return self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_SECONDS
 
     def _mark(self, line: str) -> None:
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(f"{line}\n")
+        """Write a line of our own into the log; a full disk costs the line only."""
+        with contextlib.suppress(OSError):
+            self._log.parent.mkdir(exist_ok=True)
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{line}\n")
 
-    async def _watch(self) -> str:
+    async def _feel_pulse(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            vitals = await asyncio.to_thread(processes.vitals, self.launch.mark)
+            if why := self.pulse.look(vitals, silent=self._answered and not self.state.ready):
+                self.condemn(why)
+
+    async def _probe(self) -> str:
         """Probe for as long as the container is healthy; then return why it is not."""
         startup = self.launch.startup
         if not await self._probed(startup, until=True):
             return f"no answer on {startup.path} within {startup.period * startup.failures:.0f} s of the start"
-        self._set(ready=True)
+        self._answered = True
+        self._set_ready(True)
         readiness = asyncio.create_task(self._follow_readiness())
         try:
             await self._probed(self.launch.liveness, until=False)
@@ -139,10 +181,10 @@ class LocalPod:
     async def _follow_readiness(self) -> None:
         while True:
             await self._probed(self.launch.readiness, until=False)
-            self._set(ready=False)
+            self._set_ready(False)
             while not await self._probed(self.launch.readiness, until=True):
                 pass
-            self._set(ready=True)
+            self._set_ready(True)
 
     async def _probed(self, probe: Probe, until: bool) -> bool:
         """Probe until the first success (``until``), or until ``failures`` failures in a row. Whether it succeeded."""
@@ -155,12 +197,17 @@ class LocalPod:
         return False
 
     async def _get(self, probe: Probe) -> bool:
+        """Whether the answer is a success. Its body is not read: the container may run an image that a user chose."""
+        url = f"http://{LOOPBACK}:{self.launch.port}{probe.path}"
         try:
-            url = f"http://{LOOPBACK}:{self.launch.port}{probe.path}"
-            response = await self._client.get(url, timeout=probe.timeout)
-        except httpx.HTTPError:
+            async with asyncio.timeout(probe.timeout), self._client.stream("GET", url, timeout=None) as response:
+                return 200 <= response.status_code < 400
+        except (httpx.HTTPError, TimeoutError):
             return False
-        return 200 <= response.status_code < 400
+
+    def _set_ready(self, ready: bool) -> None:
+        self._ready_since = time.monotonic() if ready else None
+        self._set(ready=ready)
 
     def _set(self, **changes: object) -> None:
         state = dataclasses.replace(self.state, **changes)  # type: ignore[arg-type]

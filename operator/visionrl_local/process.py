@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
-from visionrl_local import guard
+from visionrl_local import guard, processes
 from visionrl_local.container import Launch
+
+GUARD_SECONDS = 10.0
+"""How long a guard may take beyond the grace period; one that is stopped (SIGSTOP) takes for ever."""
 
 
 class GuardedProcess:
-    """The process of a component; nothing of it outlives :meth:`stop`, :meth:`wait` or the process that started it."""
+    """The process of a component; no process of it outlives :meth:`stop`, :meth:`wait` or the process that started it.
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    A guard that is killed cannot keep its part of this promise: then the rest is found by its mark, here or, where this
+    process was killed too, by the next one that works in the run folder.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, launch: Launch) -> None:
+        self._process, self._launch = process, launch
 
     @classmethod
     async def start(cls, launch: Launch, log: Path) -> GuardedProcess:
-        """Start the process; its output is appended to ``log``."""
+        """Start the process; its output is appended to ``log``. Raises ``OSError``."""
         command = [sys.executable, "-I", "-S", guard.__file__, str(launch.grace), *launch.argv]
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.PIPE,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env=launch.env,
                 # The terminal's Ctrl-C is for this process, which then ends the components in order.
                 start_new_session=True,
             )
-        return cls(process)
-
-    @property
-    def pid(self) -> int:
-        """Of the guard."""
-        return self._process.pid
+        return cls(process, launch)
 
     async def wait(self) -> int:
         """The exit code, 128 + n after signal n."""
         code = await self._process.wait()
-        return code if code >= 0 else 128 - code
+        if code >= 0:
+            return code
+        await self._kill_the_rest()
+        return 128 - code
 
     async def stop(self) -> int:
         """SIGTERM, SIGKILL after the grace period; the exit code."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        return await self.wait()
+        ended = asyncio.create_task(self.wait())
+        await asyncio.wait({ended}, timeout=self._launch.grace + GUARD_SECONDS)
+        if not ended.done():
+            self.kill()
+        return await ended
 
     def kill(self) -> None:
-        """SIGKILL to everything, now; :meth:`wait` still has to be awaited."""
+        """SIGKILL to every process of the component, now; :meth:`wait` still has to be awaited."""
         if self._process.returncode is None:
-            self._process.terminate()
+            self._process.kill()  # the command dies with its guard, and :meth:`wait` kills the rest
+
+    async def _kill_the_rest(self) -> None:
+        found = await asyncio.to_thread(processes.processes_with, self._launch.mark)
+        while found and not await asyncio.to_thread(processes.kill, found):
+            found = await asyncio.to_thread(processes.processes_with, self._launch.mark)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from visionrl.job import Job
+from visionrl.job import Component, Job
 from visionrl.jobfile import JobFileError, load_job
 from visionrl.status import JobStatus
-from visionrl_core.attempts import live, next_attempt
 from visionrl_core.decide import decide
 from visionrl_core.manifests.common import Owner
 from visionrl_core.observed import JobObject
-from visionrl_core.policies.failure import INTERRUPTED
-from visionrl_local.container import Argv, choose_ports, container_argv
+from visionrl_local.clock import Clock
+from visionrl_local.container import Argv, container_argv
 from visionrl_local.folder import LocalError, LocalFolder
-from visionrl_local.gpus import assign_gpus, visible_gpus
+from visionrl_local.fresh import start_over
+from visionrl_local.gpus import claimed_gpus, visible_gpus
 from visionrl_local.machine import LocalMachine
 from visionrl_local.pod import Exit
-from visionrl_local.resume import check_same_job, resumed
+from visionrl_local.ports import reserved_ports
+from visionrl_local.resume import after_jump, check_same_job, interrupted, resumed
 from visionrl_local.summary import read_summary, show_summary
-from visionrl_local.view import View, choose_view, emit, error
+from visionrl_local.view import choose_view, emit, error
 
 TICK_SECONDS = 1.0
 
@@ -48,7 +50,28 @@ class RunOptions:
 def run(options: RunOptions) -> int:
     """Run a job to its end. Exit code: 0 complete, 1 failed or refused, 128 + n after signal n."""
     try:
-        return asyncio.run(_run(options))
+        source = JobSource(options.file)
+        folder = LocalFolder(options.runs / source.job.name)
+        notes: list[str] = []
+        with folder.lock(notes.append) as last_alive:
+            if options.fresh and not start_over(folder, error, _agrees):
+                error("nothing was deleted")
+                return 1
+            accepted = folder.accepted(notes.append)
+            check_same_job(accepted, source.job)
+            former, now = folder.status(notes.append), datetime.now(UTC)
+            status = resumed(former, accepted, source.job, now, datetime.fromtimestamp(last_alive, UTC))
+            if status is None:
+                for note in notes:
+                    error(note)
+                return _show_end(folder, former, options.as_json, "complete already; --fresh starts over")
+            with (
+                reserved_ports(options.port) as ports,
+                claimed_gpus(source.job.spec, visible_gpus()) as gpus,
+            ):
+                return asyncio.run(_Execution(options, source, folder, accepted, ports, gpus, notes).run(status))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (LocalError, JobFileError) as problem:
         error(str(problem))
     except OSError as problem:
@@ -56,65 +79,106 @@ def run(options: RunOptions) -> int:
     return 1
 
 
-async def _run(options: RunOptions) -> int:
-    source = JobSource(options.file)
-    folder = LocalFolder(options.runs / source.job.name)
-    with folder.lock():
-        if options.fresh:
-            folder.clear()
-        accepted = folder.accepted()
-        check_same_job(accepted, source.job)
-        status = resumed(folder.status(), accepted, source.job, datetime.now(UTC))
-        if status is None:
-            return _show_end(folder, folder.status(), options.as_json, "complete already; --fresh starts over")
-        gpus = assign_gpus(source.job.spec, visible_gpus())
-        ports = choose_ports(options.port)
-        view = choose_view(source.job.name, folder, options.as_json)
-        machine = LocalMachine(
-            source.job.name, folder, ports, gpus, options.argv, lambda end: _note_exit(view, folder, end)
+def _agrees() -> bool:
+    """Ask on a terminal; elsewhere ``--fresh`` was said by a program, or by somebody who cannot be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    print("delete these and start over? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@dataclass
+class _Execution:
+    """One execution of the loop *observe, decide, apply*."""
+
+    options: RunOptions
+    source: JobSource
+    folder: LocalFolder
+    accepted: Job | None
+    ports: dict[Component, int]
+    gpus: dict[Component, str]
+    notes: list[str]
+    """What there is to say before the loop begins."""
+
+    async def run(self, status: JobStatus) -> int:
+        """The exit code of :func:`run`."""
+        job, folder = self.source.job, self.folder
+        self.view = choose_view(job.name, folder, self.options.as_json)
+        self.machine = LocalMachine(
+            job.name, folder, self.ports, self.gpus, self.options.argv, self.accepted, self._note_exit
         )
-        signals = Signals(on_second=machine.kill)
-        report_poller = asyncio.create_task(_poll_report(machine))
+        self.signals = Signals(on_second=self.machine.kill)
+        for note in self.notes:
+            self.view.note(note)
+        watch = asyncio.create_task(self.machine.watch())
         try:
-            status = await _reconcile(source, folder, machine, view, signals, status)
+            status = await self._reconcile(status)
+        except LocalError:
+            self.machine.kill()  # the folder is gone: there is nothing to end in order
+            raise
         finally:
-            report_poller.cancel()
-            if signals.received:
-                view.note("stopping; once more kills")
-            await machine.close()
-            view.close()
-        if not status.finished and live(status):
-            folder.write_status(next_attempt(status, INTERRUPTED, False, datetime.now(UTC)))
-    if not status.finished:
-        error(f"stopped; the same command resumes from {folder.root}")
-        return 128 + (signals.received or signal.SIGTERM)
-    return _show_end(folder, status, options.as_json)
-
-
-async def _reconcile(
-    source: JobSource, folder: LocalFolder, machine: LocalMachine, view: View, signals: Signals, status: JobStatus
-) -> JobStatus:
-    """Observe, decide, apply until the job is finished or a signal arrives; returns the last status."""
-    stopped = asyncio.create_task(signals.stop.wait())
-    while not stopped.done():
-        machine.changed.clear()
-        source.reload(view.note)
-        decision = decide(source.object(), status, machine.observe(), datetime.now(UTC))
-        if decision.status != status:
-            status = decision.status
-            folder.write_status(status)
-            view.status(status)
+            watch.cancel()
+            if self.signals.received:
+                self.view.note("stopping; once more kills")
+            await self.machine.close()
+            self.view.close()
         if status.finished:
-            break
-        for name in decision.deletions:
-            machine.delete(name)
-        for manifest in decision.manifests:
-            machine.apply(manifest)
-        changed = asyncio.create_task(machine.changed.wait())
-        await asyncio.wait({stopped, changed}, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-    stopped.cancel()
-    return status
+            return _show_end(folder, status, self.options.as_json)
+        folder.write_status(interrupted(status, datetime.now(UTC)))
+        error(f"stopped; the same command resumes from {folder.root}")
+        return 128 + (self.signals.received or signal.SIGTERM)
+
+    async def _reconcile(self, status: JobStatus) -> JobStatus:
+        """Observe, decide, apply until the job is finished or a signal arrives; returns the last status. Raises
+        :class:`LocalError` where the run folder is gone."""
+        machine, view, clock = self.machine, self.view, Clock()
+        stopped = asyncio.create_task(self.signals.stop.wait())
+        written: JobStatus | None = None
+        while not stopped.done():
+            self.folder.check()
+            self.folder.mark_alive()
+            machine.changed.clear()
+            self.source.reload(view.note)
+            if jump := clock.jump():
+                view.note(f"the clock jumped by {jump.total_seconds():+.0f} s; deadlines and back-offs are not changed")
+                status = after_jump(status, jump)
+            decision = decide(self.source.object(), status, machine.observe(), clock.now())
+            if decision.status != status or written is None:
+                status = decision.status
+                view.status(status)
+            if status != written and self._done(self.folder.write_status, status):
+                written = status
+            if status.finished:
+                break
+            self._done(machine.repair_files)
+            for name in decision.deletions:
+                machine.delete(name)
+            for manifest in decision.manifests:
+                self._done(machine.apply, manifest)
+            changed = asyncio.create_task(machine.changed.wait())
+            await asyncio.wait({stopped, changed}, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+        stopped.cancel()
+        return status
+
+    def _done(self, action: Callable[..., None], *arguments: object) -> bool:
+        """Do what a full or broken disk may prevent; it is tried again in the next round, and noted once."""
+        try:
+            action(*arguments)
+        except OSError as problem:
+            text = f"{problem.filename2 or problem.filename or self.folder.root}: {problem.strerror}; trying again"
+            if text not in self.notes:
+                self.notes.append(text)
+                self.view.note(text)
+            return False
+        return True
+
+    def _note_exit(self, end: Exit) -> None:
+        component = end.launch.component
+        if end.code == 0 and component == "trainer":
+            return
+        text = f"{component} ended: exit code {end.code} ({end.reason}); log: {self.folder.log(component)}"
+        self.view.note(text, end.tail)
 
 
 class JobSource:
@@ -123,7 +187,7 @@ class JobSource:
     def __init__(self, file: Path) -> None:
         self.job: Job = load_job(file)
         self._file, self._generation = file, 1
-        self._seen = self._changed_at()
+        self._seen = self._state()
 
     def object(self) -> JobObject:
         document = self.job.model_dump(mode="json", by_alias=True)
@@ -132,13 +196,13 @@ class JobSource:
 
     def reload(self, note: Callable[[str], None]) -> None:
         """Adopt a change of the file; a change that cannot be used is reported once and ignored."""
-        changed_at = self._changed_at()
-        if changed_at is None or changed_at == self._seen:
+        seen = self._state()
+        if seen is None or seen == self._seen:
             return
-        self._seen = changed_at
+        self._seen = seen
         try:
             job = load_job(self._file)
-        except (JobFileError, OSError) as problem:
+        except (ValueError, OSError, RecursionError, MemoryError) as problem:
             note(f"the changed job file is not used: {problem}")
             return
         if job.name != self.job.name:
@@ -146,11 +210,12 @@ class JobSource:
         elif job != self.job:
             self.job, self._generation = job, self._generation + 1
 
-    def _changed_at(self) -> int | None:
+    def _state(self) -> tuple[int, int, int] | None:
         try:
-            return self._file.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None  # between an editor's delete and rename
+            found = self._file.stat()
+        except OSError:
+            return None  # for example between an editor's delete and rename
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Signals:
@@ -169,19 +234,6 @@ class Signals:
             self._on_second()
         self.received = self.received or number
         self.stop.set()
-
-
-async def _poll_report(machine: LocalMachine) -> None:
-    while True:
-        await machine.poll_report()
-        await asyncio.sleep(TICK_SECONDS)
-
-
-def _note_exit(view: View, folder: LocalFolder, end: Exit) -> None:
-    component = end.launch.component
-    if end.code == 0 and component == "trainer":
-        return
-    view.note(f"{component} ended: exit code {end.code} ({end.reason}); log: {folder.log(component)}", end.tail)
 
 
 def _show_end(folder: LocalFolder, status: JobStatus, as_json: bool, note: str = "") -> int:

@@ -73,9 +73,10 @@ def main() -> int:
 
 
 def train(seconds: int) -> int:
-    """One iteration per tick, counted in the run folder, up to what the job asks for; runs at least ``seconds``."""
+    """One iteration per tick, counted among the checkpoints, up to what the job asks for; runs at least ``seconds``."""
     run_dir = Path(os.environ["VISIONRL_RUN_DIR"])
-    counter, end = run_dir / "iteration", time.monotonic() + seconds
+    counter, end = run_dir / "checkpoints" / "iteration", time.monotonic() + seconds
+    counter.parent.mkdir(exist_ok=True)
     done = int(counter.read_text()) if counter.exists() else 0
     print(f"begins at iteration {done}", flush=True)
     while True:

@@ -25,10 +25,11 @@ from visionrl_cli.evaluation.text import EvalError
 from visionrl_core.manifests.common import Manifest, Owner
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.taskapp import task_app_deployment
-from visionrl_local.container import LOOPBACK, Launch, choose_ports, launch
+from visionrl_local.container import Launch, launch
 from visionrl_local.folder import LocalFolder, cache_folder
-from visionrl_local.gpus import assign_gpus, visible_gpus
+from visionrl_local.gpus import claimed_gpus, visible_gpus
 from visionrl_local.pod import Exit, LocalPod
+from visionrl_local.ports import LOOPBACK, reserved_ports
 from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
@@ -64,8 +65,11 @@ class Components:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Addresses]:
         """Start all and wait until they are ready. Raises :class:`EvalError` where a component ends instead."""
-        run, ports = self._plan.run, choose_ports(None)
+        run = self._plan.run
         async with contextlib.AsyncExitStack() as stack:
+            ports = stack.enter_context(reserved_ports(None))
+            spec = _without_trainer(self._plan.job).spec
+            gpus = stack.enter_context(claimed_gpus(spec, visible_gpus())) if run else {}
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionrl-eval-")))
             folder, key = LocalFolder(scratch), secrets.token_urlsafe(32)
             folder.write_job(self._plan.job.model_dump_json(by_alias=True))
@@ -75,7 +79,7 @@ class Components:
             if run:
                 files = application(bulletin_of(run, scratch / "adapters"), key)
                 await stack.enter_async_context(serve(files, LOOPBACK, ports["trainer"]))
-            for started in self._launches(folder, ports):
+            for started in self._launches(folder, ports, gpus):
                 self._pods[started.component] = LocalPod(
                     started,
                     folder.log(started.component),
@@ -98,9 +102,8 @@ class Components:
         lines = "".join(f"\n    {line}" for line in end.tail)
         return EvalError(f"{end.launch.component} ended: exit code {end.code} ({end.reason}); its last lines:{lines}")
 
-    def _launches(self, folder: LocalFolder, ports: dict[Component, int]) -> list[Launch]:
+    def _launches(self, folder: LocalFolder, ports: dict[Component, int], gpus: dict[Component, str]) -> list[Launch]:
         job, run = self._plan.job, self._plan.run
-        gpus = assign_gpus(_without_trainer(job).spec, visible_gpus()) if run else {}
 
         def of(deployment: Manifest) -> Launch:
             return launch(deployment["spec"]["template"], job.name, folder, ports, gpus)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,20 @@ class Run:
                         found.append(int(entry.name))
         return found
 
+    def component(self, name: str) -> int:
+        """The process of a component."""
+        return next(pid for pid in self.processes() if _is_component(pid, name) and b"standin.py" in _command(pid))
+
+    def guard(self, name: str) -> int:
+        """The guard of a component's process."""
+        return next(pid for pid in self.processes() if _is_component(pid, name) and b"guard.py" in _command(pid))
+
+    def wait_until(self, what: str, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert time.monotonic() < end, f"not within {PATIENCE_SECONDS:.0f} s: {what}; output: {self.lines}"
+            time.sleep(0.05)
+
     def wait_until_gone(self) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
         while self.processes():
@@ -100,6 +115,22 @@ class Run:
             with contextlib.suppress(ValueError):
                 self._events.put(json.loads(line))
         self._events.put(None)
+
+
+def _is_component(pid: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return (
+            re.search(rf"\0VISIONRL_LOCAL_PROCESS=\w+ {name} ".encode(), Path(f"/proc/{pid}/environ").read_bytes())
+            is not None
+        )
+    return False
+
+
+def _command(pid: int) -> bytes:
+    """The first words of the command line: the interpreter, its options and the program."""
+    with contextlib.suppress(OSError):
+        return b" ".join(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:4])
+    return b""
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_complete_job_is_complete_and_continues_with_more_iterations(start: St
     more = start({"training.iterations": 5}, "trainer=train:0")
     assert more.end()[0] == 0
     assert "begins at iteration 3" in (more.root / "logs" / "trainer.log").read_text()
-    assert (more.root / "iteration").read_text() == "5"
+    assert (more.root / "checkpoints" / "iteration").read_text() == "5"
 
 
 def test_the_job_file_is_followed_while_it_runs(start: Start, tmp_path: Path) -> None:

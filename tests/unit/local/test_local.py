@@ -1,19 +1,16 @@
-"""How the local executor interprets a job: paths, addresses, devices, resumption, and the text for people."""
+"""How the local executor interprets a job: paths, addresses, devices, and the text for people."""
 
 from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.jobs import job
 from visionrl.job import Component
 from visionrl.status import (
-    Attempt,
-    Condition,
     EvaluationProgress,
     JobStatus,
     PolicyVersions,
@@ -23,9 +20,7 @@ from visionrl.status import (
 from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Owner
 from visionrl_local.container import Launch, launch
-from visionrl_local.folder import LocalError, LocalFolder, tail
-from visionrl_local.gpus import assign_gpus
-from visionrl_local.resume import check_same_job, resumed
+from visionrl_local.folder import LocalFolder, tail
 from visionrl_local.summary import summary_rows, verdict
 from visionrl_local.text import progress_line
 
@@ -77,25 +72,7 @@ def test_components_see_only_their_own_gpus(launches: dict[Component, Launch]) -
     assert launches["taskApp"].env["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_every_gpu_is_assigned_once() -> None:
-    changes: dict[str, Any] = {"inference.gpu": {"count": 2}, "inference.vllm": {"tensorParallelSize": 2}}
-    spec = job({**changes, "trainer.gpu": {}}).spec
-    assert assign_gpus(spec, ["0", "1", "2", "3"]) == {"inference": "0,1", "trainer": "2"}
-    with pytest.raises(LocalError, match=r"asks for 3 GPUs .* offers 2"):
-        assign_gpus(spec, ["0", "1"])
-    assert assign_gpus(job().spec, []) == {"inference": "", "trainer": ""}
-
-
 # --- files
-
-
-def test_a_folder_of_another_version_is_named(tmp_path: Path) -> None:
-    folder = LocalFolder(tmp_path)
-    folder.status_file.write_text('{"phase": "Dancing"}')
-    with pytest.raises(LocalError, match="--fresh"):
-        folder.status()
-    folder.clear()
-    assert folder.status() == JobStatus()
 
 
 def test_the_tail_is_that_of_the_log(tmp_path: Path) -> None:
@@ -103,44 +80,6 @@ def test_the_tail_is_that_of_the_log(tmp_path: Path) -> None:
     assert tail(log, 3) == []
     log.write_bytes(b"x" * 50_000 + b"\n\nlast but one \n\xff\n")
     assert tail(log, 2) == ["last but one", "\ufffd"]
-
-
-# --- resuming
-
-
-def finished(type_: str) -> JobStatus:
-    end = Condition.model_validate({"type": type_, "status": "True", "reason": "R", "last_transition_time": START})
-    entry = Attempt(number=2, started=START, ended=START)
-    return JobStatus(attempt=2, restarts=2, conditions=[end], attempts=[entry], completion_time=START)
-
-
-def test_a_complete_run_has_nothing_to_do() -> None:
-    assert resumed(finished("Complete"), job(), job(), NOW) is None
-    assert resumed(finished("Complete"), None, job(), NOW) is None
-
-
-@pytest.mark.parametrize(
-    ("status", "iterations"), [(finished("Complete"), 4), (finished("Failed"), 3)], ids=["more iterations", "failed"]
-)
-def test_a_finished_run_is_opened_again(status: JobStatus, iterations: int) -> None:
-    again = resumed(status, job(), job({"training.iterations": iterations}), NOW)
-    assert again is not None
-    assert not again.finished
-    assert (again.attempt, again.restarts, again.completion_time) == (3, 0, None)
-
-
-def test_a_run_that_was_cut_off_gets_another_attempt() -> None:
-    cut = JobStatus(attempts=[Attempt(number=0, started=START)])
-    again = resumed(cut, job(), job(), NOW)
-    assert again is not None
-    assert (again.attempt, again.restarts, again.attempts[0].cause) == (1, 0, "interrupted")
-
-
-def test_another_job_is_refused_by_field() -> None:
-    check_same_job(None, job())
-    check_same_job(job(), job({"training.iterations": 5}))
-    with pytest.raises(LocalError, match=r"another spec\.model\.lora\.r; --fresh"):
-        check_same_job(job(), job({"model.lora": {"r": 4}}))
 
 
 # --- words
