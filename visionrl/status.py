@@ -14,6 +14,7 @@ ConditionType = Literal[
     "TaskAppReady",
     "InferenceReady",
     "TrainerRunning",
+    "Drifted",
     "Suspended",
     "Complete",
     "Failed",
@@ -196,6 +197,8 @@ class JobStatus(Model):
     failures: list[ComponentFailure] = Field(default_factory=list)
     """Failures of all components within `failurePolicy.windowSeconds`, oldest first; of more than 16 of one component,
     the oldest are merged."""
+    accepted: str = ""
+    """The specification that the components run with, as JSON: fields that are fixed keep these values."""
     start_time: str | None = None
     """RFC 3339."""
     completion_time: str | None = None

@@ -14,11 +14,14 @@ from typing import Literal
 from visionrl.job import Component, FailurePolicy, Job
 from visionrl.status import Attempt, ComponentFailure, JobStatus
 from visionrl_core.clock import moment, stamp
+from visionrl_core.manifests.common import Ref, key_digest
+from visionrl_core.manifests.config import key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_core.policies import failure, ledger
 from visionrl_core.policies.failure import CONFIGURATION_ERROR, SUSPENDED, Failure
 
 KEPT_ATTEMPTS = 10
+KEY_REPLACED = "its key was replaced: all components start with the new one"
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,18 @@ def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tu
         if outcome is not None:
             return status, outcome
         return next_attempt(status, failed.cause, entry.counted, now), None
+    if live(status) and run is not None and run.outcome == "Active" and run.key not in ("", current_key(job, observed)):
+        return next_attempt(status, KEY_REPLACED, False, now), None
     if job.spec.suspend and live(status):
         return next_attempt(status, SUSPENDED, False, now), None
     return status, None
+
+
+def current_key(job: Job, observed: Observed) -> str:
+    """Digest of the key that components should have: that of the Secret, or of the one that is about to be made."""
+    if observed.has(Ref("Secret", key_name(job.name))):
+        return observed.key or ""
+    return key_digest(observed.spare_key)
 
 
 def next_attempt(status: JobStatus, cause: str, counted: bool, now: datetime) -> JobStatus:

@@ -19,6 +19,8 @@ from visionrl_core.policies.validation import Verdict
 # Reasons of a pod that no node has taken yet.
 NOT_SCHEDULED = ("SchedulingGated", "Unschedulable")
 
+MAX_MESSAGE = 1000
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -106,6 +108,11 @@ def findings(
         Finding("InferenceReady", inference.state.ready, inference.reason, inference.message),
         _trainer_running(status, trainer, observed, ended=outcome is not None),
     ]
+    if observed.contested:
+        shown = "; ".join(f"{name}: {what}" for name, what in sorted(observed.contested.items()))
+        found.append(Finding("Drifted", True, "RepairsDoNotStick", shown[:MAX_MESSAGE]))
+    elif status.condition("Drifted"):
+        found.append(Finding("Drifted", False, "Repaired"))
     if spec.suspend and outcome is None:
         states = [*(view.state for view in views), *(run.state for run in observed.trainers)]  # of former attempts, too
         ending = any(state.pods for state in states) or observed.orphaned_trainer_pods > 0

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from visionrl.job import Job
 from visionrl.status import JobStatus
-from visionrl_core import attempts, conditions
+from visionrl_core import accepted, attempts, conditions, drift, revisions
 from visionrl_core.attempts import AttemptEnd
 from visionrl_core.clock import moment, stamp
 from visionrl_core.conditions import ComponentView
 from visionrl_core.manifests import base_manifests
-from visionrl_core.manifests.common import Manifest, Ref, component_name, ref, seal, sealed_hash, trainer_job_name
+from visionrl_core.manifests.common import (
+    HASH_ANNOTATION,
+    Manifest,
+    Ref,
+    component_name,
+    ref,
+    seal,
+    sealed_hash,
+    trainer_job_name,
+)
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
@@ -26,8 +36,9 @@ from visionrl_core.policies import failure, lifecycle, readiness
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
 
-# Created once and never applied again: running components hold the key, and a Job's template is immutable.
-MADE_ONCE = ("Secret", "Job")
+# Created once and never applied again: running components hold the key, a Job's template is immutable, and a claim may
+# have been grown by a person.
+MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim")
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ class Plan:
 
 def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> DesiredState:
     """Decide about one job. ``previous`` is the status as it was last written."""
-    verdict = validate(job_object.document, observed.accepted, observed.images)
+    before = accepted.job_of(previous.accepted) or observed.accepted
+    verdict = validate(job_object.document, before, observed.images)
     if verdict.job is None:
         return DesiredState(_rejected(job_object, previous, verdict, now))
     job = verdict.job
@@ -95,17 +107,24 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
 
 def _plan(job_object: JobObject, job: Job, status: JobStatus, observed: Observed, now: datetime) -> Plan:
     """Task app first; inference once its base model exists; the trainer when what it needs is ready."""
-    workloads = [task_app_deployment(job, job_object.owner)]
-
+    owner, key = job_object.owner, attempts.current_key(job, observed)
+    resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
+    workloads = [
+        _kept(task_app_deployment(job, owner, key), {"resources": resources, "key": key}, observed),
+    ]
     inference_exists = observed.has(Ref("Deployment", component_name(job.name, "inference")))
     inference_waits = readiness.inference_waits_for(job.spec, observed, inference_exists)
     if inference_waits is None:
-        workloads.append(inference_deployment(job, job_object.owner))
+        workloads.append(_kept(inference_deployment(job, owner, key), {"key": key}, observed))
 
     trainer_waits, retry_at = _trainer_waits(job, status, observed, now)
     if trainer_waits is None:
-        workloads.append(trainer_job(job, status.attempt, job_object.owner))
+        workloads.append(trainer_job(job, status.attempt, owner, key))
     return Plan(tuple(seal(manifest) for manifest in workloads), inference_waits, trainer_waits, retry_at)
+
+
+def _kept(deployment: Manifest, inputs: dict[str, Any], observed: Observed) -> Manifest:
+    return revisions.with_revision(deployment, inputs, observed.objects.get(ref(deployment)))
 
 
 def _trainer_waits(
@@ -124,8 +143,13 @@ def _trainer_waits(
 
 
 def _needs_applying(manifest: Manifest, observed: Observed) -> bool:
-    existing = observed.hashes.get(ref(manifest))
-    return existing is None or (manifest["kind"] not in MADE_ONCE and existing != sealed_hash(manifest))
+    live = observed.objects.get(ref(manifest))
+    if live is None:
+        return True
+    if manifest["kind"] in MADE_ONCE:
+        return False
+    annotations = live.get("metadata", {}).get("annotations", {})
+    return annotations.get(HASH_ANNOTATION) != sealed_hash(manifest) or bool(drift.differences(manifest, live))
 
 
 # --- what should not be
@@ -218,6 +242,7 @@ def _report(
             "components": conditions.component_statuses(status, views),
             "progress": report.progress if report else status.progress,
             "policy": report.policy if report else status.policy,
+            "accepted": accepted.text_of(job),
         }
     )
 

@@ -65,6 +65,8 @@ class TrainerRun:
     outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
     deleting: bool = False
     state: ObservedComponent = ObservedComponent()
+    key: str = ""
+    """Digest of the key that it was started with; empty where nobody knows."""
     holds_node: bool = False
     """A pod of it has not ended yet, and holds what it asked its node for."""
 
@@ -79,9 +81,13 @@ class Observed:
     """The default images, for components of a new job that names none."""
     accepted: Job | None = None
     """The job in the ConfigMap: the specification that the components run with."""
-    hashes: Mapping[Ref, str] = field(default_factory=dict)
-    """Hash annotation of every owned object that exists. Kueue's Workload of the job's pods is listed
-    too, with an empty one."""
+    objects: Mapping[Ref, Mapping[str, Any]] = field(default_factory=dict)
+    """Every owned object that exists, with what is compared of it: labels, annotations, owners, ``spec``, ``data``; of
+    a Secret, a Job, a claim and Kueue's Workload of the job's pods nothing is compared."""
+    key: str | None = None
+    """Digest of the key in the Secret; None where there is none."""
+    contested: Mapping[Ref, str] = field(default_factory=dict)
+    """Objects that do not stay as the manifests say, however often they are repaired, and what differs."""
     task_app: ObservedComponent = ObservedComponent()
     inference: ObservedComponent = ObservedComponent()
     trainers: tuple[TrainerRun, ...] = ()
@@ -95,4 +101,4 @@ class Observed:
         return next((run for run in self.trainers if run.attempt == attempt), None)
 
     def has(self, ref: Ref) -> bool:
-        return ref in self.hashes
+        return ref in self.objects

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from visionrl_core.clock import moment
-from visionrl_core.manifests.common import ATTEMPT_LABEL, COMPONENT_LABEL
+from visionrl_core.manifests.common import ATTEMPT_LABEL, COMPONENT_LABEL, KEY_ANNOTATION, OWNER_ANNOTATION
 from visionrl_core.observed import ObservedComponent, TrainerRun
 
 Body = Mapping[str, Any]
@@ -37,6 +37,10 @@ class PodView:
     state: ObservedComponent
     address: str | None
     """IP, while the pod has one."""
+    job_uid: str = ""
+    """The job object that it belongs to; empty where nobody knows."""
+    key: str = ""
+    """Digest of the key that it was started with; empty where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class RunView:
     outcome: Literal["Active", "Succeeded", "Failed"]
     message: str
     """Of the condition with the outcome."""
+    key: str
+    """Digest of the key in its pod template."""
 
 
 def pod_view(body: Body) -> PodView:
@@ -62,6 +68,8 @@ def pod_view(body: Body) -> PodView:
         ended=status.get("phase") in ENDED or _ended_for_good(body),
         state=_state(body, status, deleting),
         address=status.get("podIP"),
+        job_uid=metadata.get("annotations", {}).get(OWNER_ANNOTATION, ""),
+        key=metadata.get("annotations", {}).get(KEY_ANNOTATION, ""),
     )
 
 
@@ -72,11 +80,13 @@ def _ended_for_good(body: Body) -> bool:
 def run_view(body: Body) -> RunView:
     label = body["metadata"].get("labels", {}).get(ATTEMPT_LABEL, "")
     attempt = int(label) if label.isdecimal() else UNKNOWN_ATTEMPT
+    template = body.get("spec", {}).get("template", {})
+    key = template.get("metadata", {}).get("annotations", {}).get(KEY_ANNOTATION, "")
     for condition in body.get("status", {}).get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             outcome: Literal["Succeeded", "Failed"] = "Succeeded" if condition["type"] == "Complete" else "Failed"
-            return RunView(attempt, outcome, condition.get("message", ""))
-    return RunView(attempt, "Active", "")
+            return RunView(attempt, outcome, condition.get("message", ""), key)
+    return RunView(attempt, "Active", "", key)
 
 
 def replica_failure(body: Body) -> str:
@@ -119,7 +129,7 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
         outcome = "Failed"
         state = replace(taken.state, exit_reason=taken.state.exit_reason or TERMINATED, pods=len(found))
     holds_node = any(pod.phase not in ENDED for pod in found)
-    return TrainerRun(run.attempt, outcome, deleting, state, holds_node)
+    return TrainerRun(run.attempt, outcome, deleting, state, run.key, holds_node)
 
 
 def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from visionrl.job import Component, Job
 from visionrl.status import TrainerReport
-from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, ref, sealed_hash
+from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_local.container import Argv, Launch, launch
@@ -58,14 +58,15 @@ class LocalMachine:
 
     def observe(self) -> Observed:
         """What exists now: the input of a decision."""
-        hashes = {name: sealed_hash(child) for name, child in self._objects.items()}
+        objects: dict[Ref, Manifest] = dict(self._objects)
         if self._key is not None:
-            hashes.setdefault(Ref("Secret", key_name(self._job_name)), "")
+            objects.setdefault(Ref("Secret", key_name(self._job_name)), {})
         trainers = tuple(sorted((self._run_of(name) for name in self._trainers()), key=lambda run: run.attempt))
         return Observed(
             spare_key=secrets.token_urlsafe(32),
             accepted=self._accepted,
-            hashes=hashes,
+            objects=objects,
+            key=key_digest(self._key) if self._key is not None else None,
             task_app=self._component("taskApp"),
             inference=self._component("inference"),
             trainers=trainers,

@@ -3,6 +3,8 @@ the pods."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from visionrl_core.decide import MADE_ONCE
 from visionrl_core.kinds import JOB, OWNED_KINDS, Kind
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref
@@ -14,6 +16,10 @@ class NameTaken(Exception):
     """An object of that name exists and belongs to something else."""
 
 
+class KeyConflict(Exception):
+    """The job's Secret exists already, with another key than the one that the other manifests were made for."""
+
+
 class Applier:
     """Writes owned objects. The answers go to the store, so that the next decision knows them before the watch does."""
 
@@ -21,7 +27,7 @@ class Applier:
         self._api, self._store, self._workload = api, store, workload
 
     async def apply(self, owner: Owner, manifest: Manifest) -> None:
-        """Make the object match the manifest. Raises :class:`NameTaken`, ``ApiError``."""
+        """Make the object match the manifest. Raises :class:`NameTaken`, :class:`KeyConflict`, ``ApiError``."""
         target, kind = ref(manifest), OWNED_KINDS[manifest["kind"]]
         existing = self._store.owned(Key(owner.namespace, owner.name)).get(target)
         if existing is not None and existing.owner_uid != owner.uid:
@@ -34,8 +40,11 @@ class Applier:
             if existing is None:
                 await self._refuse_taken(kind, owner, target)
             made = await self._api.apply(kind, owner.namespace, target.name, manifest)
-        if kind.name != "Secret":
-            self._store.note(kind.name, made)
+        if kind.name == "Secret":
+            if made["data"] != manifest["data"]:
+                raise KeyConflict(str(target))
+            return
+        self._store.note(kind.name, made)
 
     async def delete(self, owner: Owner, target: Ref) -> None:
         """Delete the object after its pods: it exists until they are gone. No error where it is gone already."""
@@ -69,7 +78,27 @@ class Applier:
             made = await self._api.get(kind, owner.namespace, name)
             if made is None or not _owned(made, owner):
                 raise _taken(ref(manifest))
+            made = await self._labelled(kind, owner, manifest["metadata"]["labels"], made)
         return made
+
+    async def find_unlabelled(self, owner: Owner, target: Ref, labels: Mapping[str, str]) -> bool:
+        """Look for an owned object that no watch shows, because somebody changed its labels, and give it those back.
+        Whether it was there."""
+        kind = OWNED_KINDS[target.kind]
+        found = await self._api.get(kind, owner.namespace, target.name)
+        if found is None or not _owned(found, owner):
+            return False
+        self._store.note(kind.name, await self._labelled(kind, owner, labels, found))
+        return True
+
+    async def _labelled(self, kind: Kind, owner: Owner, labels: Mapping[str, str], found: Body) -> Body:
+        present = found["metadata"].get("labels", {})
+        if all(present.get(name) == value for name, value in labels.items()):
+            return found
+        name = found["metadata"]["name"]
+        metadata = {"name": name, "namespace": owner.namespace, "labels": dict(labels)}
+        body = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
+        return await self._api.apply(kind, owner.namespace, name, body)
 
 
 def _owned(body: Body, owner: Owner) -> bool:

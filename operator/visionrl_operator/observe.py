@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from visionrl.job import Job
 from visionrl.status import TrainerReport
-from visionrl.versions import validate_known
+from visionrl_core import accepted
 from visionrl_core.container_images import Images
 from visionrl_core.kinds import POD
 from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
-from visionrl_core.manifests.config import config_name, key_name
+from visionrl_core.manifests.config import JOB_FILE, config_name, key_name
 from visionrl_core.observed import Observed, TrainerRun
 from visionrl_core.pods import ENDED, PodView, RunView, component_of, run_of
 from visionrl_operator.store import OwnedObject, StoredJob
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,8 @@ class TrainerPod:
 class Asked:
     """What no watch reports of a job and the API server was asked for."""
 
-    has_secret: bool
+    key: str | None
+    """Digest of the key in the job's Secret; None where it has none."""
     workload: bool = False
     """Kueue's Workload of the job's pods exists."""
     creation_failures: Mapping[int, str] = field(default_factory=dict)
@@ -53,15 +51,17 @@ def observe(
     report: TrainerReport | None,
     spare_key: str,
     images: Images,
+    contested: Mapping[Ref, str],
 ) -> Observed:
     own, name = own_objects(job, objects), job.owner.name
-    hashes = {ref: found.hash for ref, found in own.items()}
-    if asked.has_secret:
-        hashes[Ref("Secret", key_name(name))] = ""
+    existing: dict[Ref, Mapping[str, Any]] = {ref: found.live() for ref, found in own.items()}
+    if asked.key is not None:
+        existing[Ref("Secret", key_name(name))] = {}
     if asked.workload:
-        hashes[Ref("Workload", name)] = ""
+        existing[Ref("Workload", name)] = {}
     config = own.get(Ref("ConfigMap", config_name(name)))
     pods = pods_of(objects)
+    servers = [_current(pod, asked.key) for pod in pods.values() if pod.job_uid in ("", job.uid)]
     runs = {found.uid: _run(found, pods, asked) for found in own.values() if isinstance(found.detail, RunView)}
     orphans = [
         pod
@@ -71,10 +71,12 @@ def observe(
     return Observed(
         spare_key=spare_key,
         images=images,
-        accepted=accepted_job(config) if config else None,
-        hashes=hashes,
-        task_app=component_of(_of(pods, "taskapp"), _failure(own, component_name(name, "taskApp"))),
-        inference=component_of(_of(pods, "inference"), _failure(own, component_name(name, "inference"))),
+        accepted=accepted_job(config) if config and not job.status.get("accepted") else None,
+        objects=existing,
+        key=asked.key,
+        contested=contested,
+        task_app=component_of(_of(servers, "taskapp"), _failure(own, component_name(name, "taskApp"))),
+        inference=component_of(_of(servers, "inference"), _failure(own, component_name(name, "inference"))),
         trainers=tuple(sorted(runs.values(), key=lambda run: run.attempt)),
         orphaned_trainer_pods=len(orphans),
         report=report,
@@ -116,12 +118,20 @@ def pods_of(objects: Mapping[Ref, OwnedObject]) -> dict[str, PodView]:
 
 
 def accepted_job(config: OwnedObject) -> Job | None:
-    """The specification that the components run with, without what only a newer operator knew."""
-    try:
-        return validate_known(Job, json.loads(str(config.detail)))[0]
-    except ValueError as error:
-        logger.error("%s holds no valid job and is written anew: %s", config.ref, error)
-        return None
+    """The specification in the ConfigMap: jobs of an operator that did not keep it in the status have it there only."""
+    return accepted.job_of(config.live().get("data", {}).get(JOB_FILE, ""))
+
+
+def starting_pods(objects: Mapping[Ref, OwnedObject]) -> list[OwnedObject]:
+    """Pods that have a node and whose containers are not up: what they mount may be missing."""
+    return [
+        found
+        for found in objects.values()
+        if isinstance(found.detail, PodView)
+        and not found.deleting
+        and found.detail.phase == "Pending"
+        and found.detail.state.node is not None
+    ]
 
 
 def _run(found: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> TrainerRun:
@@ -130,8 +140,15 @@ def _run(found: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> Train
     return run_of(found.detail, found.deleting, own, asked.creation_failures.get(found.detail.attempt, ""))
 
 
-def _of(pods: Mapping[str, PodView], component: str) -> list[PodView]:
-    return [pod for pod in pods.values() if pod.component == component]
+def _of(pods: Iterable[PodView], component: str) -> list[PodView]:
+    return [pod for pod in pods if pod.component == component]
+
+
+def _current(pod: PodView, key: str | None) -> PodView:
+    """A pod that was started with another key serves nobody: its successor is on the way."""
+    if pod.key in ("", key) or not pod.state.ready:
+        return pod
+    return replace(pod, state=replace(pod.state, ready=False, reason="KeyReplaced"))
 
 
 def _failure(own: Mapping[Ref, OwnedObject], deployment: str) -> str:

@@ -5,32 +5,50 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import random
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from visionrl.status import JobStatus
+from visionrl_core.attempts import live
 from visionrl_core.clock import moment
 from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.decide import DesiredState, decide
 from visionrl_core.events import JobEvent, event_manifest, events_between
 from visionrl_core.kinds import EVENT, SECRET, Kind
-from visionrl_core.manifests.common import Manifest, Owner, Ref, component_name, ref
+from visionrl_core.manifests.common import (
+    ATTEMPT_LABEL,
+    Manifest,
+    Owner,
+    Ref,
+    component_name,
+    key_digest,
+    labels,
+    ref,
+    trainer_job_name,
+)
 from visionrl_core.manifests.config import KEY_FILE, key_name
 from visionrl_operator.api import Api, ApiError
 from visionrl_operator.apply import Applier, NameTaken
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
+from visionrl_operator.observe import Asked, observe, podless_attempts, starting_pods, trainer_pod
 from visionrl_operator.probe import Probes
+from visionrl_operator.repairs import Repairs
 from visionrl_operator.status_writer import read_status, write_status
 from visionrl_operator.store import Key, OwnedObject, Store, StoredJob
 
 # A pass that wrote something is followed by one that finds nothing left to do.
 CONFIRM_SECONDS = 0.3
-# A Secret is not watched; one that somebody deleted is found missing after this time at the latest.
-SECRET_CHECK_SECONDS = 300.0
+# A quiet job is looked at again after this time, more or less: the pass finds what no event reports.
+RESYNC_SECONDS = 240.0
+RESYNC_JITTER = 0.2
+# A Secret is not watched; one that somebody deleted is found missing at the next resync, and much sooner while pods
+# start, which may wait for it.
+SECRET_CHECK_SECONDS = 180.0
+STARTING_CHECK_SECONDS = 10.0
 # A Job without a pod for this long probably cannot make one.
 PODLESS_SECONDS = 3.0
 PODLESS_CHECK_SECONDS = 30.0
@@ -52,14 +70,18 @@ class _Memory:
     """What is remembered of a job between passes; all of it can be found out again."""
 
     uid: str
-    secret_seen: float | None = None
-    """When its Secret was last seen (``time.monotonic``)."""
+    repairs: Repairs
+    key: str | None = None
+    """Digest of its key."""
+    key_seen: float = 0.0
+    """When its Secret was last read."""
     refusal: str = ""
     """Why its objects could not be made the last time, in the API server's words."""
 
 
 class Reconciler:
-    """``images`` are for jobs that name none; ``workload`` is Kueue's kind, where the cluster has it."""
+    """``images`` are for jobs that name none; ``workload`` is Kueue's kind, where the cluster has it; ``clock`` returns
+    seconds that never go back."""
 
     def __init__(
         self,
@@ -69,9 +91,10 @@ class Reconciler:
         metrics: Metrics,
         images: Images = RELEASED,
         workload: Kind | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api, self._store, self._probes, self._metrics, self._images = api, store, probes, metrics, images
-        self._workload = workload
+        self._workload, self._clock = workload, clock
         self._applier = Applier(api, store, workload)
         self._memories: dict[Key, _Memory] = {}
 
@@ -83,17 +106,21 @@ class Reconciler:
             self._memories.pop(key, None)
             return ReconcileResult(wrote=False)
         now = datetime.now(UTC)
-        previous, objects = read_status(job.status), self._store.owned(key)
+        previous = read_status(job.status)
+        await self._find_trainer(job, previous)
+        objects, memory = self._store.owned(key), self._memory(job)
         asked, look_again = await self._ask(job, previous, objects, now)
         self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
         report = self._probes.report(key)
-        observed = observe(job, objects, asked, report, secrets.token_urlsafe(32), self._images)
+        spare_key, contested = secrets.token_urlsafe(32), memory.repairs.contested()
+        observed = observe(job, objects, asked, report, spare_key, self._images, contested)
         decision = decide(job.object, previous, observed, now)
+        decision, braked = _without_braked(decision, memory.repairs, objects)
         status = self._with_refusal(job, decision.status)
 
         wrote = await write_status(self._api, self._store, job, status)
         events = list(events_between(previous, status))
-        await self._carry_out(job, decision)
+        events += await self._carry_out(job, decision)
         first = Ref("Deployment", component_name(key.name, "taskApp"))
         if any(ref(manifest) == first for manifest in decision.manifests):
             events += self._created(job, existed=observed.has(first))
@@ -101,13 +128,15 @@ class Reconciler:
 
         timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
         timers += [look_again] if look_again is not None else []
+        timers += braked
+        timers += [] if status.finished else [RESYNC_SECONDS * random.uniform(1 - RESYNC_JITTER, 1 + RESYNC_JITTER)]
         wrote = wrote or bool(decision.manifests or decision.deletions)
         return ReconcileResult(wrote, min(timers, default=None))
 
     def _memory(self, job: StoredJob) -> _Memory:
         key = Key(job.owner.namespace, job.owner.name)
         if key not in self._memories or self._memories[key].uid != job.uid:
-            self._memories[key] = _Memory(job.uid)
+            self._memories[key] = _Memory(job.uid, Repairs(self._clock))
         return self._memories[key]
 
     # --- what no watch reports
@@ -116,7 +145,10 @@ class Reconciler:
         self, job: StoredJob, previous: JobStatus, objects: Mapping[Ref, OwnedObject], now: datetime
     ) -> tuple[Asked, float | None]:
         """Answers, and when to ask again."""
-        asked = Asked(has_secret=await self._has_secret(job, untouched=not objects and not job.status))
+        starting = bool(starting_pods(objects)) and not previous.finished
+        fresh = STARTING_CHECK_SECONDS if starting else SECRET_CHECK_SECONDS
+        asked = Asked(key=await self._key(job, fresh, untouched=not objects and not job.status))
+        again = STARTING_CHECK_SECONDS if starting else None
         if self._workload is not None and job.object.document["spec"].get("queueName"):
             owner = job.owner
             workload = await self._api.get(self._workload, owner.namespace, owner.name)
@@ -127,21 +159,29 @@ class Reconciler:
         if overdue:
             reasons = {attempt: await self._creation_failure(job, podless[attempt]) for attempt in overdue}
             return replace(asked, creation_failures=reasons), PODLESS_CHECK_SECONDS
-        return asked, PODLESS_SECONDS if podless else None
+        return asked, PODLESS_SECONDS if podless else again
 
-    async def _has_secret(self, job: StoredJob, untouched: bool) -> bool:
-        seen = self._memory(job).secret_seen
-        if seen is not None and time.monotonic() - seen < SECRET_CHECK_SECONDS:
-            return True
+    async def _key(self, job: StoredJob, fresh: float, untouched: bool) -> str | None:
+        """Digest of the job's key, known for at most ``fresh`` seconds; None where it has no Secret."""
+        memory = self._memory(job)
+        if memory.key is not None and self._clock() - memory.key_seen < fresh:
+            return memory.key
         if untouched:
-            return False  # creating it shows whether it was there
-        owner = job.owner
-        secret = await self._api.get(SECRET, owner.namespace, key_name(owner.name))
-        owners = [found["uid"] for found in secret["metadata"].get("ownerReferences", ())] if secret else []
-        if owner.uid not in owners:
-            return False
-        self._memory(job).secret_seen = time.monotonic()
-        return True
+            return None  # creating it shows whether it was there
+        key = await read_key(self._api, self._store, Key(job.owner.namespace, job.owner.name))
+        memory.key, memory.key_seen = key_digest(key) if key is not None else None, self._clock()
+        return memory.key
+
+    async def _find_trainer(self, job: StoredJob, previous: JobStatus) -> None:
+        """A trainer's Job that is not in view has been deleted, or somebody took its labels away: it must not be
+        declared deleted while it runs."""
+        attempt, owner = live(previous), job.owner
+        if attempt is None or previous.finished:
+            return
+        target = Ref("Job", trainer_job_name(owner.name, attempt.number))
+        if target not in self._store.owned(Key(owner.namespace, owner.name)):
+            own_labels = labels(owner.name, "trainer") | {ATTEMPT_LABEL: str(attempt.number)}
+            await self._applier.find_unlabelled(owner, target, own_labels)
 
     async def _creation_failure(self, job: StoredJob, run: OwnedObject) -> str:
         """The newest message of the Job controller about a pod that it could not make."""
@@ -156,22 +196,29 @@ class Reconciler:
 
     # --- carrying out
 
-    async def _carry_out(self, job: StoredJob, decision: DesiredState) -> None:
-        owner = job.owner
+    async def _carry_out(self, job: StoredJob, decision: DesiredState) -> list[JobEvent]:
+        """Events of objects that were repaired."""
+        owner, repaired = job.owner, list[str]()
         if decision.delete_job:
             await self._applier.delete_job(owner)
-            return
+            return []
         for target in decision.deletions:
+            self._memory(job).repairs.forget(target)
             await self._applier.delete(owner, target)
         for stage in _stages(decision.manifests):
             done = await asyncio.gather(*(self._apply(job, manifest) for manifest in stage), return_exceptions=True)
-            for problem in done:
-                if problem is not None:
-                    raise problem
+            for result in done:
+                if isinstance(result, BaseException):
+                    raise result
+                repaired += [result] if result else []
         if decision.manifests:
             self._memory(job).refusal = ""
+        return [JobEvent("Warning", "Repaired", what, f"{what} {datetime.now(UTC).isoformat()}") for what in repaired]
 
-    async def _apply(self, job: StoredJob, manifest: Manifest) -> None:
+    async def _apply(self, job: StoredJob, manifest: Manifest) -> str:
+        """What was repaired, where somebody had changed it."""
+        key, target, memory = Key(job.owner.namespace, job.owner.name), ref(manifest), self._memory(job)
+        before = self._store.owned(key).get(target)
         try:
             await self._applier.apply(job.owner, manifest)
         except (ApiError, NameTaken) as error:
@@ -179,7 +226,9 @@ class Reconciler:
             self._memory(job).refusal = f"cannot make {ref(manifest)}: {why}"
             raise
         if manifest["kind"] == "Secret":
-            self._memory(job).secret_seen = time.monotonic()
+            memory.key = key_digest(base64.b64decode(manifest["data"][KEY_FILE]).decode())
+            memory.key_seen = self._clock()
+        return memory.repairs.note(manifest, before, self._store.owned(key).get(target))
 
     def _with_refusal(self, job: StoredJob, status: JobStatus) -> JobStatus:
         """The status with what kept the last pass from making an object, as the reason."""
@@ -205,6 +254,19 @@ class Reconciler:
                 await self._api.create(EVENT, owner.namespace, event_manifest(owner, item, now))
             except ApiError as error:
                 logger.warning("%s/%s: event %s is lost: %s", owner.namespace, owner.name, item.reason, error)
+
+
+def _without_braked(
+    decision: DesiredState, repairs: Repairs, objects: Mapping[Ref, OwnedObject]
+) -> tuple[DesiredState, list[float]]:
+    """The decision without repairs that have to wait, and for how long they have."""
+    waits = [
+        (manifest, repairs.wait(manifest, live))
+        for manifest in decision.manifests
+        if (live := objects.get(ref(manifest))) is None or not live.deleting  # made again once it is gone
+    ]
+    due = tuple(manifest for manifest, wait in waits if wait == 0)
+    return replace(decision, manifests=due), [wait for _, wait in waits if wait]
 
 
 def _stages(manifests: Sequence[Manifest]) -> Iterator[list[Manifest]]:

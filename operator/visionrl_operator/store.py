@@ -7,19 +7,22 @@ on, starts no pass.
 from __future__ import annotations
 
 import json
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from visionrl.job import API_GROUP
 from visionrl_core.kinds import JOB, POD
 from visionrl_core.manifests.common import HASH_ANNOTATION, JOB_LABEL, Owner, Ref
-from visionrl_core.manifests.config import JOB_FILE
 from visionrl_core.observed import JobObject
 from visionrl_core.pods import PodView, RunView, pod_view, replica_failure, run_view
 
 Body = Mapping[str, Any]
 REMEMBERED_GONE = 20_000
+# The kinds that are applied again where they differ from their manifests.
+COMPARED = frozenset({"ConfigMap", "Deployment", "NetworkPolicy", "Service"})
 
 
 class Key(NamedTuple):
@@ -34,8 +37,8 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnedObject:
-    """An object of a job. ``detail`` is the kind's: a PodView, a RunView, the text of the job file, or why a
-    Deployment's pods could not be made."""
+    """An object of a job. ``detail`` is the kind's: a PodView, a RunView, or why a Deployment's pods could not be
+    made."""
 
     ref: Ref
     uid: str
@@ -46,6 +49,14 @@ class OwnedObject:
     created: str
     hash: str = ""
     detail: PodView | RunView | str = ""
+    content: bytes = b""
+    """What is compared with the manifest, compressed: as parsed objects, it would be most of the operator's memory.
+    Empty for kinds that are made once."""
+
+    def live(self) -> dict[str, Any]:
+        """The object as far as it is compared: labels, our annotations, owners, and everything but its status."""
+        found: dict[str, Any] = json.loads(zlib.decompress(self.content)) if self.content else {}
+        return found
 
     def same(self, other: Entry | None) -> bool:
         """Whether nothing that matters differs."""
@@ -96,8 +107,9 @@ class Store:
         self._changed = changed
         self._jobs: dict[Key, StoredJob] = {}
         self._owned: dict[Key, dict[Ref, OwnedObject]] = {}
-        # A late event of a deleted object would bring it back.
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        # The version at which an object was gone, by uid: a late event is older and must not bring it back. An object
+        # that only lost the label that is watched may come back; then its event is newer.
+        self._gone: OrderedDict[str, int] = OrderedDict()
 
     # --- reading
 
@@ -120,7 +132,8 @@ class Store:
 
     def knows(self, uid: str, entry: Entry | None, version: int) -> bool:
         """Whether this version, or a newer one, is known."""
-        return uid in self._gone or (entry is not None and entry.uid == uid and entry.version >= version)
+        gone = self._gone.get(uid, -1) >= version
+        return gone or (entry is not None and entry.uid == uid and entry.version >= version)
 
     def find(self, kind: str, body: Body) -> Entry | None:
         """What is stored under the name of an object."""
@@ -140,7 +153,7 @@ class Store:
     def remove(self, kind: str, body: Body) -> None:
         """An object is gone."""
         uid, key = body["metadata"]["uid"], key_of(kind, body)
-        self._gone[uid] = None
+        self._gone[uid] = version_of(body)
         if len(self._gone) > REMEMBERED_GONE:
             self._gone.popitem(last=False)
         entry = self.find(kind, body)
@@ -158,14 +171,18 @@ class Store:
         """An object whose deletion no watch reported."""
         name = entry.ref.name if isinstance(entry, OwnedObject) else key.name
         labels = {JOB_LABEL: key.name}
-        metadata = {"uid": entry.uid, "namespace": key.namespace, "name": name, "labels": labels}
+        version = str(entry.version)
+        metadata = {
+            "uid": entry.uid, "namespace": key.namespace, "name": name, "labels": labels, "resourceVersion": version,
+        }  # fmt: skip
         self.remove(kind, {"metadata": metadata})
 
     def _take(self, kind: str, body: Body, wake: bool) -> None:
         uid, version = body["metadata"]["uid"], version_of(body)
         old = self.find(kind, body)
-        if uid in self._gone or (old is not None and old.version >= version):
+        if self._gone.get(uid, -1) >= version or (old is not None and old.version >= version):
             return
+        self._gone.pop(uid, None)
         key = key_of(kind, body)
         entry: Entry
         if kind == JOB.name:
@@ -178,13 +195,21 @@ class Store:
 
 
 def key_of(kind: str, body: Body) -> Key:
+    """The job that an object belongs to: its label, or, where somebody removed that, its owner."""
     metadata = body["metadata"]
-    return Key(metadata["namespace"], metadata["name"] if kind == JOB.name else metadata["labels"][JOB_LABEL])
+    if kind == JOB.name:
+        return Key(metadata["namespace"], metadata["name"])
+    name = metadata.get("labels", {}).get(JOB_LABEL) or _controller(metadata)["name"]
+    return Key(metadata["namespace"], name)
 
 
 def version_of(body: Body) -> int:
     """Resource versions of one cluster are ordered: etcd's revisions, and by contract since Kubernetes 1.35."""
     return int(body["metadata"]["resourceVersion"])
+
+
+def _controller(metadata: Body) -> Body:
+    return next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {})
 
 
 def _ref(kind: str, body: Body) -> Ref:
@@ -227,9 +252,7 @@ def _owned_object(kind: str, body: Body, version: int) -> OwnedObject:
         detail = run_view(body)
     elif kind == "Deployment":
         detail = replica_failure(body)
-    elif kind == "ConfigMap":
-        detail = body.get("data", {}).get(JOB_FILE, "")
-    owner: Body = next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {})
+    owner = _controller(metadata)
     return OwnedObject(
         ref=_ref(kind, body),
         uid=metadata["uid"],
@@ -239,4 +262,17 @@ def _owned_object(kind: str, body: Body, version: int) -> OwnedObject:
         created=metadata["creationTimestamp"],
         hash=metadata.get("annotations", {}).get(HASH_ANNOTATION, ""),
         detail=detail,
+        content=_content(body) if kind in COMPARED else b"",
     )
+
+
+def _content(body: Body) -> bytes:
+    metadata = body["metadata"]
+    annotations = metadata.get("annotations") or {}
+    kept = {
+        "labels": metadata.get("labels", {}),
+        "annotations": {name: text for name, text in annotations.items() if name.startswith(f"{API_GROUP}/")},
+        "ownerReferences": metadata.get("ownerReferences", []),
+    }
+    others = {name: value for name, value in body.items() if name not in ("apiVersion", "kind", "metadata", "status")}
+    return zlib.compress(_text({"metadata": kept, **others}).encode(), 1)

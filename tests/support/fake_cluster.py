@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -10,8 +11,8 @@ from tests.support.jobs import document
 from visionrl.job import Job
 from visionrl.status import JobStatus, TrainerReport
 from visionrl_core.decide import DesiredState, decide
-from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Owner, Ref, ref, sealed_hash
-from visionrl_core.manifests.config import JOB_FILE
+from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
+from visionrl_core.manifests.config import JOB_FILE, KEY_FILE
 from visionrl_core.observed import JobObject, Observed, ObservedComponent, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
@@ -45,7 +46,8 @@ class FakeCluster:
         return Observed(
             spare_key="a-random-key",
             accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
-            hashes={name: sealed_hash(manifest) for name, manifest in self.objects.items()},
+            objects=dict(self.objects),
+            key=self._key(),
             task_app=self.task_app,
             inference=self.inference,
             trainers=tuple(self.trainers[number] for number in sorted(self.trainers)),
@@ -80,11 +82,16 @@ class FakeCluster:
         if name.kind == "Job":
             number = int(manifest["metadata"]["labels"][ATTEMPT_LABEL])
             assert number not in self.trainers, "a Job's template is immutable: it must not be applied again"
-            self.trainers[number] = TrainerRun(number)
+            key = manifest["spec"]["template"]["metadata"]["annotations"][KEY_ANNOTATION]
+            self.trainers[number] = TrainerRun(number, key=key)
         elif name == Ref("Deployment", "demo-taskapp"):
             self.task_app = ObservedComponent(pods=1, instance=self._instance(), created=self.now)
         elif name == Ref("Deployment", "demo-inference"):
             self.inference = ObservedComponent(pods=1, instance=self._instance(), created=self.now)
+
+    def _key(self) -> str | None:
+        secret = self.objects.get(Ref("Secret", "demo-key"))
+        return key_digest(base64.b64decode(secret["data"][KEY_FILE]).decode()) if secret else None
 
     def _instance(self) -> str:
         self.instances += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from visionrl.job import Job
-from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, seal
+from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, key_digest, seal
 from visionrl_core.manifests.config import config_map, run_claim, secret
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.network import network_policies
@@ -27,5 +27,10 @@ def base_manifests(job: Job, owner: Owner, key: str) -> list[Manifest]:
 
 def all_manifests(job: Job, attempt: int, owner: Owner, key: str) -> list[Manifest]:
     """Every object of a job that runs."""
-    workloads = [task_app_deployment(job, owner), inference_deployment(job, owner), trainer_job(job, attempt, owner)]
+    shown = key_digest(key)
+    workloads = [
+        task_app_deployment(job, owner, shown),
+        inference_deployment(job, owner, shown),
+        trainer_job(job, attempt, owner, shown),
+    ]
     return [*base_manifests(job, owner, key), *(seal(manifest) for manifest in workloads)]

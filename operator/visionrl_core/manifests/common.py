@@ -17,6 +17,10 @@ COMPONENT_LABEL = f"{API_GROUP}/component"
 ATTEMPT_LABEL = f"{API_GROUP}/attempt"
 HASH_ANNOTATION = f"{API_GROUP}/hash"
 CONFIG_ANNOTATION = f"{API_GROUP}/config"
+KEY_ANNOTATION = f"{API_GROUP}/key"
+"""On pods: digest of the key that they were started with."""
+OWNER_ANNOTATION = f"{API_GROUP}/job-uid"
+"""On pods: the job object that they belong to; another one may have had its name."""
 
 COMPONENTS: tuple[Component, ...] = ("taskApp", "inference", "trainer")
 SUFFIXES: dict[Component, str] = {"taskApp": "taskapp", "inference": "inference", "trainer": "trainer"}
@@ -117,6 +121,11 @@ def sealed_hash(manifest: Manifest) -> str:
 def config_digest(job: Job) -> str:
     """Changes exactly with the fields that components read only when they start."""
     return digest(immutable_part(job.spec))
+
+
+def key_digest(key: str) -> str:
+    """What is shown of a key. It is random and long, so nobody finds it from its digest."""
+    return digest({"key": key})
 
 
 def digest(value: Any) -> str:

@@ -12,7 +12,8 @@ from visionrl_core.manifests.workloads import deployment
 SHARED_MEMORY = Volume("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
 
 
-def inference_deployment(job: Job, owner: Owner) -> Manifest:
+def inference_deployment(job: Job, owner: Owner, key: str = "") -> Manifest:
+    """``key`` is the digest of the job's key."""
     settings = job.spec.inference
     template = ComponentTemplate(
         component="inference",
@@ -30,4 +31,5 @@ def inference_deployment(job: Job, owner: Owner) -> Manifest:
             "livenessProbe": probe(10, 6, timeout=10),
         },
     )
-    return deployment(owner, "inference", pod_template(job, template, "Always"), settings.startup_timeout_seconds + 300)
+    pod = pod_template(job, owner, key, template, "Always")
+    return deployment(owner, "inference", pod, settings.startup_timeout_seconds + 300)

@@ -15,9 +15,12 @@ from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     COMPONENTS,
     CONFIG_ANNOTATION,
+    KEY_ANNOTATION,
+    OWNER_ANNOTATION,
     PORT,
     SUFFIXES,
     Manifest,
+    Owner,
     config_digest,
     labels,
     service_url,
@@ -84,8 +87,10 @@ def cache_volume(job: Job) -> Volume:
     return Volume("cache", CACHE_DIR, source)
 
 
-def pod_template(job: Job, template: ComponentTemplate, restart_policy: str, attempt: int | None = None) -> Manifest:
-    """The pod template of a component; ``attempt`` labels the trainer's pods."""
+def pod_template(
+    job: Job, owner: Owner, key: str, template: ComponentTemplate, restart_policy: str, attempt: int | None = None
+) -> Manifest:
+    """The pod template of a component. ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
     volumes = _volumes(job, template)
     spec: Manifest = {
         "restartPolicy": restart_policy,
@@ -108,12 +113,13 @@ def pod_template(job: Job, template: ComponentTemplate, restart_policy: str, att
         **_scheduling(job, template),
         **_patched(template.patch),
     }
-    return {"metadata": _metadata(job, template, attempt), "spec": spec}
+    return {"metadata": _metadata(job, owner, key, template, attempt), "spec": spec}
 
 
-def _metadata(job: Job, template: ComponentTemplate, attempt: int | None) -> Manifest:
+def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, attempt: int | None) -> Manifest:
     own_labels = labels(job.name, template.component)
-    annotations = {CONFIG_ANNOTATION: config_digest(job)}
+    # A new key replaces the pods: every component reads the key when it starts, and all must have the same.
+    annotations = {CONFIG_ANNOTATION: config_digest(job), OWNER_ANNOTATION: owner.uid, KEY_ANNOTATION: key}
     if attempt is not None:
         own_labels[ATTEMPT_LABEL] = str(attempt)
     if template.gpu is not None:

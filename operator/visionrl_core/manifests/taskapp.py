@@ -11,7 +11,8 @@ from visionrl_core.manifests.workloads import deployment
 STARTUP_SECONDS = 300
 
 
-def task_app_deployment(job: Job, owner: Owner) -> Manifest:
+def task_app_deployment(job: Job, owner: Owner, key: str = "") -> Manifest:
+    """``key`` is the digest of the job's key."""
     template = ComponentTemplate(
         component="taskApp",
         module="visionrl_taskapp",
@@ -26,4 +27,4 @@ def task_app_deployment(job: Job, owner: Owner) -> Manifest:
             "livenessProbe": probe(10, 6),
         },
     )
-    return deployment(owner, "taskApp", pod_template(job, template, "Always"), STARTUP_SECONDS + 300)
+    return deployment(owner, "taskApp", pod_template(job, owner, key, template, "Always"), STARTUP_SECONDS + 300)

@@ -25,7 +25,7 @@ from visionrl_core.manifests.pods import (
 STARTUP_SECONDS = 600
 
 
-def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
+def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "") -> Manifest:
     """Retries are the operator's (``failurePolicy``): the Job itself starts its pod once. An existing Job is never
     applied again: its template is immutable, and a new attempt gets a new Job."""
     claim = run_claim_name(job)
@@ -59,7 +59,7 @@ def trainer_job(job: Job, attempt: int, owner: Owner) -> Manifest:
         trainer_job_name(job.name, attempt),
         owner,
         "trainer",
-        spec={"backoffLimit": 0, "template": pod_template(job, template, "Never", attempt)},
+        spec={"backoffLimit": 0, "template": pod_template(job, owner, key, template, "Never", attempt)},
     )
     job_manifest["metadata"]["labels"][ATTEMPT_LABEL] = str(attempt)
     return job_manifest

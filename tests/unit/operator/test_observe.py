@@ -250,7 +250,7 @@ def test_a_trainer_whose_pod_is_taken_away_has_failed_unless_we_took_it() -> Non
 def look(store: Store, asked: Asked | None = None) -> Observed:
     stored = store.job(DEMO)
     assert stored is not None
-    return observe(stored, store.owned(DEMO), asked or Asked(has_secret=False), None, "spare", RELEASED)
+    return observe(stored, store.owned(DEMO), asked or Asked(key=None), None, "spare", RELEASED, {})
 
 
 def test_only_what_the_job_owns_exists() -> None:
@@ -258,9 +258,9 @@ def test_only_what_the_job_owns_exists() -> None:
     store.feed("VisionRLJob", job())
     store.feed("Service", {"metadata": metadata("demo-trainer", 2)})
     store.feed("Service", {"metadata": metadata("demo-taskapp", 3, ownerReferences=[])})
-    assert set(look(store).hashes) == {Ref("Service", "demo-trainer")}
-    assert look(store, Asked(True, workload=True)).has(Ref("Secret", "demo-key"))
-    assert look(store, Asked(True, workload=True)).has(Ref("Workload", "demo"))
+    assert set(look(store).objects) == {Ref("Service", "demo-trainer")}
+    assert look(store, Asked("digest", workload=True)).has(Ref("Secret", "demo-key"))
+    assert look(store, Asked("digest", workload=True)).has(Ref("Workload", "demo"))
 
 
 def test_what_a_newer_operator_accepted_is_still_accepted_after_going_back() -> None:

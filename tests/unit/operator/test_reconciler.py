@@ -12,6 +12,7 @@ import pytest
 from tests.support.fake_api import Died, FakeApi, answer, client, failure
 from tests.support.jobs import document
 from visionrl.status import TrainerReport
+from visionrl_core.container_images import RELEASED
 from visionrl_core.kinds import Kind
 from visionrl_operator.api import ApiError
 from visionrl_operator.apply import NameTaken
@@ -51,8 +52,10 @@ class World:
     """An API server, and the operator that runs against it; ``restart`` is what a killed pod's successor knows."""
 
     def __init__(self, changes: dict[str, Any] | None = None, workload: Kind | None = None) -> None:
-        self.server, self.workload = FakeApi(), workload
+        self.server, self.workload, self.images = FakeApi(), workload, RELEASED
         self.probes = NoProbes()
+        self.seconds = 1000.0
+        """What the operator's clock shows; it stands still."""
         found = document(changes)
         found["metadata"]["namespace"] = "default"
         self.server.put("visionrljobs", found)
@@ -61,7 +64,11 @@ class World:
     def restart(self) -> None:
         self.store = Store()
         self.server.lives = None
-        self.reconciler = Reconciler(client(self.server), self.store, self.probes, Metrics(), workload=self.workload)  # type: ignore[arg-type]
+        api = client(self.server)
+        probes: Any = self.probes
+        self.reconciler = Reconciler(
+            api, self.store, probes, Metrics(), self.images, self.workload, lambda: self.seconds
+        )
         self.server.deliver(self.store)
 
     async def reconcile(self) -> int:
@@ -102,6 +109,7 @@ class World:
     def run_pod(self, component: str, owner_uid: str, state: dict[str, Any] | None = None, **metadata: Any) -> str:
         name = f"demo-{component}-{owner_uid}"
         labels = {"visionrl.dev/job": "demo", "visionrl.dev/component": component}
+        annotations = self.template(component)["metadata"]["annotations"]
         running = state is None
         status = state or {
             "phase": "Running",
@@ -120,6 +128,7 @@ class World:
                 "name": name,
                 "namespace": "default",
                 "labels": labels,
+                "annotations": annotations,
                 "ownerReferences": [{"uid": owner_uid, "controller": True}],
                 **metadata,
             },
@@ -128,6 +137,12 @@ class World:
         }
         self.server.put("pods", pod)
         return name
+
+    def template(self, component: str) -> dict[str, Any]:
+        """What the pods of a component are made from now."""
+        workload = self.trainer() if component == "trainer" else self.server.get("deployments", f"demo-{component}")
+        found: dict[str, Any] = workload["spec"]["template"]
+        return found
 
     def servers_ready(self) -> None:
         for component in ("taskapp", "inference"):
