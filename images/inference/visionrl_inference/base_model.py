@@ -33,18 +33,18 @@ def resolve_base_model(job: Job, cache: Path, trainer: Callable[[], httpx.AsyncC
     """
     if not exports_base(job.spec):
         return locate_base(job, cache)
+    cache.mkdir(parents=True, exist_ok=True)
     return asyncio.run(fetch_base(trainer, cache))
 
 
 async def fetch_base(
     trainer: Callable[[], httpx.AsyncClient], cache: Path, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> Path:
-    """The trainer's warm-started base at ``<cache>/base-<digest>``, waited for and verified.
+    """The trainer's warm-started base at ``<cache>/base-<digest>``, waited for and verified; ``cache`` exists.
 
     A directory that is there and holds exactly these files is used again. An interrupted or damaged download is
     repeated; only a trainer that has no base to give (404) or refuses the key ends the wait (:class:`ModelError`).
     """
-    cache.mkdir(parents=True, exist_ok=True)
     started, reported = time.monotonic(), -REPORT_SECONDS
     async with trainer() as client:
         while True:

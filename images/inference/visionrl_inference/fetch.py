@@ -88,12 +88,16 @@ async def fetch_folder(
         for name, entry in manifest.files.items():
             await _fetch_file(client, f"{path}/{name}", entry, draft / name)
         check(draft)
-        (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        draft.chmod(0o755)
-        fsync(draft)
-        place(draft, target, manifest)
+        _finish(draft, manifest, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _finish(draft: Path, manifest: Manifest, target: Path) -> None:
+    (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    draft.chmod(0o755)
+    fsync(draft)
+    place(draft, target, manifest)
 
 
 async def _fetch_file(client: httpx.AsyncClient, path: str, entry: FileEntry, target: Path) -> None:

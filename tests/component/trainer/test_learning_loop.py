@@ -56,9 +56,9 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     from visionrl_trainer.algo.update import encode, mismatch, trained_logprobs, update
     from visionrl_trainer.model.policy import Policy
     from visionrl_trainer.rollout.batch import Sample
-    from visionrl_trainer.sync import canary
     from visionrl_trainer.sync.publish import AdapterStore
     from visionrl_trainer.sync.service import StatusPublisher, application, serve
+    from visionrl_trainer.sync.weight_sync import WeightSync
 
     spec = tiny_job(algorithm=Algorithm(loss=loss, clip_low=0.2, clip_high=0.2).model_dump(by_alias=True)).spec  # type: ignore[arg-type]
     directory = build_tiny(TinyModel(), spec.rollout.env_config, server.cache / "models")
@@ -67,7 +67,7 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     policy.ban(token for token in range(policy.model.config.text_config.vocab_size) if token not in ARMS)
     optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
     publisher = StatusPublisher(TrainerReport(phase="Training"))
-    publisher.adapters = store = AdapterStore(tmp_path, JOB_NAME)
+    store = AdapterStore(tmp_path / "adapters", JOB_NAME)
     chances = []
 
     async with (
@@ -76,12 +76,14 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
             base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120, trust_env=False
         ) as inference,
     ):
+        sync = WeightSync(store, inference, spec, publisher)
         for iteration in range(ITERATIONS):
-            version = (await asyncio.to_thread(store.publish, policy, iteration)).name
-            found = await canary.check(inference, policy, version, "float32", 144, 1.0)
-            assert found.max_difference <= 1e-4
+            version = await asyncio.to_thread(store.publish, policy, iteration)
+            report = await sync.push(policy, version)
+            assert report.max_difference <= 1e-4
+            assert report.noise <= 1e-4
 
-            samples = await answers(inference, version, sorted(policy.banned_ids))
+            samples = await answers(inference, version.name, sorted(policy.banned_ids))
             rewarded = [float(sample.completion_ids[0] == REWARDED) for sample in samples]
             advantages = np.array(rewarded) - np.mean(rewarded)
             samples = [

@@ -47,13 +47,6 @@ def write_adapter(folder: Path, **changes: object) -> None:
 
 
 @pytest.fixture
-def name(trainer: StandInTrainer) -> str:
-    """Of the trainer's one version."""
-    (folder,) = (trainer.root / "adapters").iterdir()
-    return folder.name
-
-
-@pytest.fixture
 def trainer(tmp_path: Path) -> Iterator[StandInTrainer]:
     root = tmp_path / "trainer"
     write_adapter(root / "adapters" / "draft")

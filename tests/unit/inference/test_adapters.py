@@ -4,7 +4,6 @@ vLLM alive."""
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import functools
 import json
 import os
@@ -23,7 +22,6 @@ from tests.support.inference import KEY
 from tests.support.trainer import StandInTrainer, named_by_content
 from tests.unit.inference.conftest import CONFIG, IN, MODULE, OUT, RANK, write_adapter
 from visionrl.adapters import Manifest, Version, probe_job
-from visionrl_inference.adapters import store as store_module
 from visionrl_inference.adapters.check import AdapterError, check_adapter
 from visionrl_inference.adapters.resolver import AdapterSource
 from visionrl_inference.adapters.retire import Retirement
@@ -195,7 +193,7 @@ def leave_a_folder(root: Path) -> Path:
 
 
 def age(folder: Path) -> None:
-    past = os.stat(folder / LOCK).st_mtime - ABANDONED_SECONDS - 1
+    past = (folder / LOCK).stat().st_mtime - ABANDONED_SECONDS - 1
     os.utime(folder / LOCK, (past, past))
 
 
@@ -218,7 +216,7 @@ def test_a_silent_server_keeps_its_folder_by_its_lock_and_one_without_locks_by_i
         def unsupported(*_: object) -> None:
             raise OSError("no locks here")
 
-        patch.setattr(store_module.fcntl, "flock", unsupported)
+        patch.setattr("fcntl.flock", unsupported)
         without_locks = Store(tmp_path)
     age(without_locks.root)
     without_locks.heartbeat()

@@ -20,6 +20,13 @@ from visionrl_inference.fetch import trainer_client
 WARM = {"training": {"iterations": 1, "warmStart": {"episodes": 1, "steps": 1}}}
 
 
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
 def no_trainer() -> httpx.AsyncClient:
     raise AssertionError("this job needs no trainer for its base")
 
@@ -34,34 +41,34 @@ def test_a_warm_started_base_is_fetched_once_and_kept_by_its_digest(trainer: Sta
     assert resolve_base_model(tiny_job(**WARM), tmp_path / "cache", connect) != folder
 
 
-async def test_a_damaged_copy_is_fetched_again(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_a_damaged_copy_is_fetched_again(trainer: StandInTrainer, cache: Path) -> None:
     connect = functools.partial(trainer_client, trainer.url, KEY)
-    folder = await fetch_base(connect, tmp_path / "cache")
+    folder = await fetch_base(connect, cache)
     (folder / "model.safetensors").write_bytes(b"half")
-    assert await fetch_base(connect, tmp_path / "cache") == folder
+    assert await fetch_base(connect, cache) == folder
     assert (folder / "model.safetensors").stat().st_size == 7000
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-async def test_another_model_by_the_same_name_is_not_taken_for_it(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_another_model_by_the_same_name_is_not_taken_for_it(trainer: StandInTrainer, cache: Path) -> None:
     """Whole in itself, with a manifest of its own, and not what the trainer serves."""
     connect = functools.partial(trainer_client, trainer.url, KEY)
-    folder = await fetch_base(connect, tmp_path / "cache")
+    folder = await fetch_base(connect, cache)
     (folder / "model.safetensors").write_bytes(b"another")
     write_manifest(folder)
-    assert await fetch_base(connect, tmp_path / "cache") == folder
+    assert await fetch_base(connect, cache) == folder
     assert (folder / "model.safetensors").stat().st_size == 7000
 
 
-async def test_servers_that_fetch_at_once_end_with_one_copy(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_servers_that_fetch_at_once_end_with_one_copy(trainer: StandInTrainer, cache: Path) -> None:
     connect = functools.partial(trainer_client, trainer.url, KEY)
-    folders = await asyncio.gather(*(fetch_base(connect, tmp_path / "cache") for _ in range(3)))
+    folders = await asyncio.gather(*(fetch_base(connect, cache) for _ in range(3)))
     (folder,) = set(folders)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 async def test_it_waits_while_the_trainer_trains_and_through_bad_deliveries(
-    trainer: StandInTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trainer: StandInTrainer, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults = iter(["not_ready", "truncated", "corrupt", ""])
     trainer.fault = next(faults)
@@ -71,28 +78,26 @@ async def test_it_waits_while_the_trainer_trains_and_through_bad_deliveries(
 
     connect = functools.partial(trainer_client, trainer.url, KEY)
     with caplog.at_level(logging.INFO):
-        folder = await fetch_base(connect, tmp_path / "cache", sleep=next_fault)
+        folder = await fetch_base(connect, cache, sleep=next_fault)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert "waiting for the trainer's base model (0 s): /base/manifest.json: the trainer is not ready" in caplog.text
 
 
-async def test_it_waits_while_nobody_listens(trainer: StandInTrainer, tmp_path: Path) -> None:
+async def test_it_waits_while_nobody_listens(trainer: StandInTrainer, cache: Path) -> None:
     client = trainer_client("http://127.0.0.1:1", KEY)
 
     async def trainer_comes_up(_: float) -> None:
         client.base_url = httpx.URL(trainer.url)
 
-    assert (await fetch_base(lambda: client, tmp_path, sleep=trainer_comes_up)).is_dir()
+    assert (await fetch_base(lambda: client, cache, sleep=trainer_comes_up)).is_dir()
 
 
-async def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(
-    trainer: StandInTrainer, tmp_path: Path
-) -> None:
+async def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(trainer: StandInTrainer, cache: Path) -> None:
     with pytest.raises(ModelError, match="VISIONRL_KEY_FILE"):
-        await fetch_base(functools.partial(trainer_client, trainer.url, "wrong"), tmp_path)
+        await fetch_base(functools.partial(trainer_client, trainer.url, "wrong"), cache)
     (trainer.root / "base").rename(trainer.root / "elsewhere")
     with pytest.raises(ModelError, match="warmStart"):
-        await fetch_base(functools.partial(trainer_client, trainer.url, KEY), tmp_path)
+        await fetch_base(functools.partial(trainer_client, trainer.url, KEY), cache)
 
 
 def test_a_path_is_used_where_it_lies(tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ async def folder_of(answer: Answer, target: Path) -> None:
         await fetch_folder(client, "/base", Manifest.parse(MANIFEST), target)
 
 
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 async def test_a_trainer_that_answers_as_it_should(tmp_path: Path) -> None:
     assert (await manifest_of(body(MANIFEST))).size == 100
     await folder_of(body(CONTENT), tmp_path / "base")
@@ -123,7 +127,7 @@ async def test_an_answer_without_an_end_is_given_up(name: str, tmp_path: Path) -
         await asyncio.wait_for(manifest_of(UNENDING[name]), 60)
     with bounded_memory(), pytest.raises(FetchError):
         await asyncio.wait_for(folder_of(UNENDING[name], tmp_path / "base"), 60)
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", NO_MANIFEST)
@@ -136,4 +140,4 @@ async def test_what_is_no_manifest_is_not_followed(name: str) -> None:
 async def test_a_file_that_is_not_its_manifests_leaves_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError):
         await folder_of(WRONG[name], tmp_path / "base")
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []

@@ -96,7 +96,7 @@ def _rank(config: Mapping[str, Any], max_rank: int) -> int:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= max_rank:
         raise AdapterError(f"{CONFIG} has rank {rank!r:.100}; the server takes 1 to {max_rank}")
-    if type(alpha) not in (int, float) or not 0 < alpha <= LARGEST_SCALE * rank:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_SCALE * rank:
         raise AdapterError(f"{CONFIG} has lora_alpha {alpha!r:.100}; the server takes up to {LARGEST_SCALE:g} times r")
     return rank
 

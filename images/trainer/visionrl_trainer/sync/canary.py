@@ -1,105 +1,216 @@
-"""The canary: before rollouts move to a version, one request shows that the server really serves it."""
+"""The canary: before rollouts move to a version, requests show that the server really serves it.
+
+Three questions, because no single one can be answered for every version:
+
+- Does this server process apply adapters, in every kind of module? The probe shows it, once per process.
+- Did it load this version's content? The digest of what it read says so.
+- Do its answers agree with the trainer's? The logprobs of an image prompt and of a sequence show it. Where the version
+  moves them by more than rounding, they also show that it is neither the base model nor the last version.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import logging
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import httpx
-import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from visionrl.frames import frame_hash
+from visionrl.adapters import Version, read_manifest
+from visionrl_trainer.model.compute import compute
 from visionrl_trainer.model.policy import Policy
-from visionrl_trainer.rollout.batch import Frame, Sample
+from visionrl_trainer.sync import image_prompt, probe
+from visionrl_trainer.sync.evidence import Comparison, compare, largest_difference, rms
+from visionrl_trainer.sync.inference_client import BASE, InferenceClient, Unavailable, UnusableAnswer
+from visionrl_trainer.sync.publish import AdapterStore
 
 logger = logging.getLogger(__name__)
 
-TOKENS = 8
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""Largest absolute logprob difference by the model's dtype; measured: 8e-6 in float32, 0.06 in bfloat16."""
+"""Largest absolute difference of a sampled token's logprob by the model's dtype; measured: 8e-6 in float32, 0.06 in
+bfloat16."""
+LEAST_SLOPE, LARGEST_SLOPE = 0.7, 1.3
+"""Of the whole probe; measured: 0.92 to 1."""
 
 
 class CanaryFailed(RuntimeError):
     """The server answers with other weights than the trainer's."""
 
 
+class ServerChanged(Unavailable):
+    """Two processes answered one check: the server was restarted in between."""
+
+
 @dataclass(frozen=True)
-class CanaryResult:
+class Report:
+    """What a passed check found."""
+
+    server: str
+    """The process that was asked."""
+    digest: str
+    """Of the content that it loaded for the version."""
     max_difference: float
-    """Between serving and training, nats."""
-    moved: float
-    """Largest difference to the base model on the same tokens: an adapter that does nothing moves nothing."""
+    """Between serving and training, on the image prompt's sampled tokens, nats."""
+    noise: float
+    """Between serving and training for the base model, root mean square over the sequence, nats."""
+    against: dict[str, Comparison]
+    """The version against the base and the last version, by name."""
+
+    @property
+    def told_apart(self) -> list[str]:
+        """What the version was shown not to be."""
+        return [name for name, comparison in self.against.items() if comparison.can_tell]
 
 
-async def check(
-    client: httpx.AsyncClient, policy: Policy, version: str, dtype: str, image_size: int, temperature: float
-) -> CanaryResult:
-    """Ask for a short answer from ``version`` and compare its logprobs with the trainer's.
+@dataclass(frozen=True)
+class _Proven:
+    """A server process that applies adapters."""
 
-    Raises :class:`CanaryFailed` where they differ, ``httpx.HTTPError`` where the server does not answer.
-    """
-    frame = canary_frame(version, image_size)
-    answer = await client.post("/v1/chat/completions", json=request(version, frame, policy, temperature))
-    answer.raise_for_status()
-    sample = read_answer(answer.json(), frame, version)
-    trained, base = compare(policy, sample, frame, temperature)
-    served = torch.tensor(sample.logprobs)
-    result = CanaryResult((trained - served).abs().max().item(), (trained - base).abs().max().item())
-    if result.max_difference > TOLERANCE[dtype]:
-        raise CanaryFailed(
-            f"{version}: the server's logprobs differ from the trainer's by {result.max_difference:.3g} nats "
-            f"(limit {TOLERANCE[dtype]:g}); it serves other weights"
+    base_T: Tensor
+    """Its logprobs of the sequence with the base model."""
+    noise: float
+
+
+@dataclass
+class Canary:
+    """Checks versions of one policy. It remembers which server processes it has proven, and the last version."""
+
+    inference: InferenceClient
+    policy: Policy
+    dtype: str
+    image_size: int
+    temperature: float
+    ids: list[int]
+    """The sequence; :func:`visionrl_trainer.sync.probe.sequence`."""
+    versions: AdapterStore
+    probe_store: AdapterStore
+    _base_T: Tensor | None = None
+    _probe: probe.Probe | None = None
+    _proven: dict[str, _Proven] = field(default_factory=dict)
+    _last: tuple[str, Tensor] | None = None
+    """Name and logprobs of the last version."""
+
+    async def check(self, version: Version) -> Report:
+        """Return when the server was shown to serve ``version``, whose weights the policy has.
+
+        Raises :class:`CanaryFailed` where it serves other weights, and as
+        :class:`~visionrl_trainer.sync.inference_client.InferenceClient` does where it does not answer.
+        """
+        try:
+            return await self._check(version)
+        except UnusableAnswer as error:
+            raise CanaryFailed(f"the server's answer cannot be used: {error}") from error
+
+    async def _check(self, version: Version) -> Report:
+        max_difference, server = await self._image_prompt(version)
+        digest = await self._loaded(version, server, self.versions)
+        proven = self._proven.get(server) or await self._prove(server)
+        trained_T = await compute(probe.logprobs, self.policy, self.ids)
+        served_T = await self._served(version.name, server)
+        _demand_agreement(version.name, served_T, trained_T, self.dtype)
+        against = await self._against(version, served_T - proven.base_T, trained_T, proven.noise)
+        self._last = version.name, trained_T
+        return Report(server, digest, max_difference, proven.noise, against)
+
+    async def _image_prompt(self, version: Version) -> tuple[float, str]:
+        """The largest difference on a short answer to a frame, and the process that gave it."""
+        frame = image_prompt.frame(version.name, self.image_size)
+        answer = await self.inference.completion(
+            image_prompt.request(version.name, frame, self.policy.banned_ids, self.temperature)
         )
-    return result
+        sample = image_prompt.read(answer.document, frame, self.policy)
+        trained = await compute(image_prompt.trained_logprobs, self.policy, sample, frame, self.temperature)
+        difference = (trained - torch.tensor(sample.logprobs)).abs().max().item()
+        if not difference <= TOLERANCE[self.dtype]:
+            raise CanaryFailed(
+                f"{version.name}: the server's logprobs differ from the trainer's by {difference:.3g} nats "
+                f"(limit {TOLERANCE[self.dtype]:g}); it serves other weights"
+            )
+        return difference, answer.server
+
+    async def _loaded(self, version: Version, server: str, store: AdapterStore) -> str:
+        """The digest of what the server loaded for a version that lies in ``store``, which is the published one's."""
+        loaded, answered = await self.inference.loaded()
+        _demand_same(server, answered)
+        published, digest = read_manifest(store.folder(version)).digest, loaded.get(version.name)
+        if digest != published:
+            raise CanaryFailed(f"{version.name}: the server loaded content {digest}, published is {published}")
+        return published
+
+    async def _served(self, model: str, server: str) -> Tensor:
+        served_T, answered = await self.inference.prompt_logprobs(model, self.ids)
+        _demand_same(server, answered)
+        return served_T
+
+    async def _prove(self, server: str) -> _Proven:
+        """Show that a new process has the trainer's base and applies adapters."""
+        if self._base_T is None:
+            self._base_T = await compute(_base_logprobs, self.policy, self.ids)
+        base_T = await self._served(BASE, server)
+        noise = _demand_agreement("the base model", base_T, self._base_T, self.dtype)
+        if self._probe is None:
+            self._probe = await compute(probe.build, self.policy, self.ids, self._base_T, noise, self.probe_store)
+        served_T = await self._served(self._probe.version.name, server)
+        await self._loaded(self._probe.version, server, self.probe_store)
+        trained_T, moved_T = self._probe.trained_T - self._base_T, served_T - base_T
+        whole = compare(moved_T, trained_T, torch.zeros_like(trained_T), noise)
+        kinds = {
+            kind: compare(moved_T, trained_T, without_T - self._base_T, noise)
+            for kind, without_T in self._probe.without_T.items()
+        }
+        told = sorted(kind for kind, found in kinds.items() if found.can_tell)
+        ignored = [kind for kind in told if not kinds[kind].is_expected]
+        if ignored or not (whole.can_tell and LEAST_SLOPE <= whole.slope <= LARGEST_SLOPE):
+            raise CanaryFailed(
+                f"the server does not apply adapters as the trainer does: the probe moves the trainer's logprobs by "
+                f"{whole.distance:.3g} nats, the server's by {whole.slope:.2f} of that (rounding: {noise:.2g} nats); "
+                f"without effect: {', '.join(ignored) or 'no kind of module alone'}"
+            )
+        _demand_agreement("the probe adapter", served_T, self._probe.trained_T, self.dtype)
+        logger.info(
+            "server %s applies adapters: slope %.2f over %.2g nats, rounding %.1e; told for %s, too little moved by %s",
+            *(server, whole.slope, whole.distance, noise),
+            *(", ".join(told) or "no kind alone", ", ".join(sorted(kinds.keys() - told)) or "none"),
+        )
+        self._proven[server] = _Proven(base_T, noise)
+        return self._proven[server]
+
+    async def _against(
+        self, version: Version, moved_T: Tensor, trained_T: Tensor, noise: float
+    ) -> dict[str, Comparison]:
+        assert self._base_T is not None
+        others = {BASE: self._base_T}
+        if self._last is not None:
+            others[self._last[0]] = self._last[1]
+        others.pop(version.name, None)
+        found = {
+            name: compare(moved_T, trained_T - self._base_T, other_T - self._base_T, noise)
+            for name, other_T in others.items()
+        }
+        for name, comparison in found.items():
+            if comparison.can_tell and not comparison.is_expected:
+                raise CanaryFailed(
+                    f"{version.name}: the server's logprobs are nearer to those of {name}: slope {comparison.slope:.2f}"
+                )
+        return found
 
 
-def canary_frame(version: str, size: int) -> Frame:
-    """Noise, different for every version, so that no cached prefix can answer."""
-    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(version.encode()).digest()[:8]))
-    return generator.integers(0, 256, size=(size, size, 3), dtype=np.uint8)
+def _base_logprobs(policy: Policy, ids: list[int]) -> Tensor:
+    with policy.without_adapter():
+        return probe.logprobs(policy, ids)
 
 
-def request(version: str, frame: Frame, policy: Policy, temperature: float) -> dict[str, Any]:
-    """The chat completion that is asked for: exact ids, unmasked logprobs, the whole distribution."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {
-        "model": version,
-        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
-        "max_tokens": TOKENS,
-        "temperature": temperature,
-        "top_p": 1.0,
-        "top_k": -1,
-        "logprobs": True,
-        "return_token_ids": True,
-        "logit_bias": {str(token): -100 for token in sorted(policy.banned_ids)},
-    }
+def _demand_agreement(what: str, served_T: Tensor, trained_T: Tensor, dtype: str) -> float:
+    """The engines' difference, root mean square; raises :class:`CanaryFailed` where rounding cannot be its cause."""
+    difference, limit = rms(served_T - trained_T), largest_difference(trained_T, dtype)
+    if not difference <= limit:
+        raise CanaryFailed(
+            f"{what}: the server's logprobs differ from the trainer's by {difference:.3g} nats (root mean square over "
+            f"{len(trained_T)} tokens, limit {limit:.2g}): it is not the same model"
+        )
+    return difference
 
 
-def read_answer(answer: dict[str, Any], frame: Frame, version: str) -> Sample:
-    """The answer as a sample."""
-    choice = answer["choices"][0]
-    return Sample(
-        prompt_ids=tuple(answer["prompt_token_ids"]),
-        completion_ids=tuple(choice["token_ids"]),
-        logprobs=tuple(token["logprob"] for token in choice["logprobs"]["content"]),
-        images=(frame_hash(frame),),
-        model=version,
-    )
-
-
-def compare(policy: Policy, sample: Sample, frame: Frame, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Teacher-forced logprobs of the sample under the adapter and under the base."""
-    with torch.no_grad():
-        image_features = {sample.images[0]: policy.encode_images([frame])[0]}
-        trained, _ = policy.logprobs([sample], image_features, temperature)
-        with policy.without_adapter():
-            base, _ = policy.logprobs([sample], image_features, temperature)
-    return trained.cpu(), base.cpu()
+def _demand_same(server: str, answered: str) -> None:
+    if answered != server:
+        raise ServerChanged(f"server {answered or 'without a name'} answered in place of {server or 'one without'}")

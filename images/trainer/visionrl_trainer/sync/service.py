@@ -28,6 +28,8 @@ class StatusPublisher:
     def __init__(self, report: TrainerReport) -> None:
         self.report = report
         self.adapters: AdapterStore | None = None
+        self.probes: AdapterStore | None = None
+        """Where the canary's probe adapter lies."""
         self.base: Path | None = None
         """Directory of the base that the warm start made, once it is complete."""
         self.exports_base = False
@@ -67,8 +69,9 @@ def application(publisher: StatusPublisher, key: str) -> Starlette:
         return Response(publisher.report.model_dump_json(by_alias=True), media_type="application/json")
 
     async def adapter(request: Request) -> Response:
-        store, params = publisher.adapters, request.path_params
-        path = store.path(params["name"], params["file"]) if store else None
+        stores, params = (publisher.adapters, publisher.probes), request.path_params
+        paths = (store.path(params["name"], params["file"]) for store in stores if store is not None)
+        path = next(filter(None, paths), None)
         return FileResponse(path) if path else JSONResponse({"error": "no such adapter"}, status_code=404)
 
     async def base(request: Request) -> Response:

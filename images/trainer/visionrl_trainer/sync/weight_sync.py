@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 
 import httpx
 
-from visionrl.adapters import Version
+from visionrl.adapters import Version, probe_job
 from visionrl.job import JobSpec
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
-from visionrl_trainer.sync import canary
+from visionrl_trainer.sync import probe
+from visionrl_trainer.sync.canary import Canary, CanaryFailed, Report
+from visionrl_trainer.sync.inference_client import InferenceClient, NotServed, Unavailable
 from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+MISSING_SECONDS = 60.0
+"""How long a server may answer that it knows no such version: the trainer has it, so the server asks another one."""
 
 
 class WeightSync:
@@ -27,29 +32,62 @@ class WeightSync:
     def __init__(
         self, store: AdapterStore, inference: httpx.AsyncClient, spec: JobSpec, publisher: StatusPublisher
     ) -> None:
-        self.store, self.inference, self.spec, self.publisher = store, inference, spec, publisher
+        self.store, self.spec, self.publisher = store, spec, publisher
+        self.inference = InferenceClient(inference)
         publisher.adapters = store
+        self._canary: Canary | None = None
 
-    async def push(self, policy: Policy, version: Version) -> None:
-        """Return when the server answers as the policy, which was published as ``version``.
+    async def push(self, policy: Policy, version: Version) -> Report:
+        """Return what the canary found when the server answers as the policy, which was published as ``version``.
 
         A server that is away is waited for. Raises :class:`visionrl_trainer.sync.canary.CanaryFailed` where it serves
-        other weights, ``ConnectionError`` where it stays away.
+        other weights, twice; :class:`visionrl_trainer.sync.inference_client.InferenceRefused` where it refuses the
+        version for good; ``ConnectionError`` where it stays away.
         """
         self.publisher.set_policy(trained=version.name)
-        await self._prove(policy, version.name)
+        self._canary = self._canary or self._new_canary(policy)
+        report = await self._prove(self._canary, version)
         self.publisher.set_policy(serving=version.name)
+        told, untold = report.told_apart, sorted(report.against.keys() - report.told_apart)
+        logger.info(
+            "%s serves, content %s: differs by %.1e nats; told apart from %s%s",
+            *(version.name, report.digest, report.max_difference, " and ".join(told) or "no other weights"),
+            f"; too close to {' and '.join(untold)} to tell by its answers" if untold else "",
+        )
+        return report
 
-    async def _prove(self, policy: Policy, name: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        size, temperature = self.spec.rollout.env_config.image_size, self.spec.rollout.policy_config.temperature
+    def _new_canary(self, policy: Policy) -> Canary:
+        root = self.store.root.with_name("probe")
+        shutil.rmtree(root, ignore_errors=True)  # an earlier attempt's
+        probe_store = self.publisher.probes = AdapterStore(root, probe_job(self.store.job))
+        spec = self.spec
+        return Canary(
+            self.inference,
+            policy,
+            spec.model.dtype,
+            spec.rollout.env_config.image_size,
+            spec.rollout.policy_config.temperature,
+            probe.sequence(policy, spec.inference.vllm.max_model_len - 1),
+            self.store,
+            probe_store,
+        )
+
+    async def _prove(self, canary: Canary, version: Version) -> Report:
+        """The canary's report. One failed check is repeated; a server that is away is asked again and again."""
+        started, missing_since, failed = time.monotonic(), None, False
         while True:
+            now = time.monotonic()
             try:
-                found = await canary.check(self.inference, policy, name, self.spec.model.dtype, size, temperature)
-                break
-            except httpx.HTTPError as error:
-                if time.monotonic() > deadline:
-                    raise ConnectionError(f"the inference server did not serve {name}: {error}") from error
+                return await canary.check(version)
+            except CanaryFailed as error:
+                if failed:
+                    raise
+                logger.warning("%s; checking once more", error)
+                failed = True
+            except Unavailable as error:
+                missing_since = (missing_since or now) if isinstance(error, NotServed) else None
+                deadline = missing_since + MISSING_SECONDS if missing_since else started + PATIENCE_SECONDS
+                if not now <= deadline:
+                    raise ConnectionError(f"the inference server did not serve {version.name}: {error}") from error
                 self.publisher.update(phase="WaitingForInference", message=f"waiting for inference: {error}")
                 await asyncio.sleep(POLL_SECONDS)
-        logger.info("%s serves: differs by %.1e, moves the base by %.1e", name, found.max_difference, found.moved)

@@ -1,0 +1,121 @@
+"""The probe: an adapter with large weights in every kind of module (``q_proj``, ``down_proj``, ...).
+
+What the first updates of a run change is less than bfloat16's rounding, so no test of their versions can show that a
+server applies adapters. The probe can: its weights are scaled until each kind of module alone moves the logprobs by
+far more than the rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visionrl.adapters import Version
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import Sample
+from visionrl_trainer.sync.evidence import rms
+from visionrl_trainer.sync.publish import AdapterStore
+
+SEED = 20
+TOKENS = 400
+NOISE_MULTIPLE = 8.0
+"""How far each kind alone shall move the logprobs, in multiples of the engines' difference ..."""
+LEAST_SHARE, LARGEST_SHARE = 0.1, 0.5
+"""... but at least and at most by these shares of the logprobs' own deviation: a random model's is the limit."""
+FIRST_SCALE, LARGEST_SCALE = 1e-3, 100.0
+"""Standard deviations of ``lora_B``."""
+SATURATED = 1.1
+"""A larger scale that moves the logprobs by less than this factor moves them no more."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A published probe and the trainer's logprobs [T] of the sequence under it."""
+
+    version: Version
+    trained_T: Tensor
+    without_T: Mapping[str, Tensor]
+    """Under the probe without one kind of module, by kind: what a server answers that ignores this kind."""
+
+
+def sequence(policy: Policy, longest: int) -> list[int]:
+    """Random ids without special tokens, the same ones in every run."""
+    tokenizer = policy.processor.tokenizer
+    special = policy.banned_ids | set(tokenizer.all_special_ids)
+    ids = torch.tensor([token for token in range(len(tokenizer)) if token not in special])
+    drawn = torch.randint(len(ids), (min(TOKENS, longest),), generator=torch.Generator().manual_seed(SEED))
+    return [int(token) for token in ids[drawn]]
+
+
+def logprobs(policy: Policy, ids: list[int]) -> Tensor:
+    """The trainer's logprobs [len(ids) - 1] of all ids but the first, float64 on the CPU; no token is banned, as in
+    the server's logprobs of a prompt."""
+    sample = Sample(tuple(ids[:1]), tuple(ids[1:]), (), (), "")
+    banned = policy.banned_ids
+    policy.ban(())
+    try:
+        with torch.no_grad():
+            return policy.logprobs([sample], {}, 1.0)[0].double().cpu()
+    finally:
+        policy.ban(banned)
+
+
+def build(policy: Policy, ids: list[int], base_T: Tensor, noise: float, store: AdapterStore) -> Probe:
+    """Scale a probe against the engines' difference ``noise`` and publish it; the policy's adapter is as it was
+    afterwards. Raises ``ValueError`` where the probe's weights are not finite."""
+    spread = base_T.std().item()
+    target = min(max(NOISE_MULTIPLE * noise, LEAST_SHARE * spread), LARGEST_SHARE * spread)
+    kinds = sorted({_kind(name) for name in policy.adapter_weights()})
+    with _borrowed_adapter(policy) as own:
+        scales = {kind: _scale(policy, own, ids, base_T, kind, target) for kind in kinds}
+        without_T = {}
+        for kind in kinds:
+            policy.set_adapter_weights(_weights(own, {**scales, kind: 0.0}))
+            without_T[kind] = logprobs(policy, ids)
+        policy.set_adapter_weights(_weights(own, scales))
+        return Probe(store.publish(policy, 0), logprobs(policy, ids), without_T)
+
+
+@contextlib.contextmanager
+def _borrowed_adapter(policy: Policy) -> Iterator[Mapping[str, Tensor]]:
+    """The policy's weights, which it gets back at the end."""
+    own = policy.adapter_weights()
+    try:
+        yield own
+    finally:
+        policy.set_adapter_weights(own)
+
+
+def _scale(
+    policy: Policy, own: Mapping[str, Tensor], ids: list[int], base_T: Tensor, kind: str, target: float
+) -> float:
+    """The scale at which one kind alone moves the logprobs by ``target`` (root mean square), or no more than by a
+    smaller one."""
+    scale, moved = FIRST_SCALE, 0.0
+    while scale < LARGEST_SCALE:
+        policy.set_adapter_weights(_weights(own, {kind: scale}))
+        before, moved = moved, rms(logprobs(policy, ids) - base_T)
+        if not SATURATED * before < moved < target:
+            break
+        scale *= min(max(1.2 * target / moved, 2.0), 30.0)
+    return min(scale, LARGEST_SCALE)
+
+
+def _weights(like: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
+    """Normal weights: A [r, in] that keeps its input's size, B [out, r] of its kind's scale, or 0."""
+    generator = torch.Generator().manual_seed(SEED)
+    weights = {}
+    for name, tensor in sorted(like.items()):
+        drawn = torch.randn(tensor.shape, generator=generator)
+        scale = tensor.shape[1] ** -0.5 if ".lora_A." in name else scales.get(_kind(name), 0.0)
+        weights[name] = (drawn * scale).to(tensor)
+    return weights
+
+
+def _kind(name: str) -> str:
+    """``q_proj`` of ``...layers.0.self_attn.q_proj.lora_A.weight``."""
+    return name.split(".lora_")[0].rpartition(".")[2]
