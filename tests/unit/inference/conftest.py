@@ -57,3 +57,9 @@ def trainer(tmp_path: Path) -> Iterator[StandInTrainer]:
     (base / "model.safetensors").write_bytes(b"weights" * 1000)
     with StandInTrainer(root, KEY) as trainer:
         yield trainer
+
+
+@pytest.fixture
+def name(trainer: StandInTrainer) -> str:
+    """Name of the trainer's one version."""
+    return next((trainer.root / "adapters").iterdir()).name
