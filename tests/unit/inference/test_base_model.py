@@ -101,7 +101,7 @@ async def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(traine
 
 
 def test_a_path_is_used_where_it_lies(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["Qwen3VLForConditionalGeneration"]}')
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
     job = tiny_job(model={"base": str(tmp_path)})
     assert resolve_base_model(job, tmp_path / "cache", no_trainer) == tmp_path
 
