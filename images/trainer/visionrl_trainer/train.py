@@ -58,14 +58,14 @@ async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -
     else where it may succeed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(context.run_dir)
+    await folder.own()
+    folder.accept(job)
     meter = Meter(publisher, total=policy_iterations(job.spec))
     headers = {"Authorization": f"Bearer {context.key}"}
     async with (
-        folder.owned(),
         TaskApp(context.taskapp_url, context.key, job.spec.rollout.max_concurrent) as taskapp,
         httpx.AsyncClient(base_url=context.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
     ):
-        folder.accept(job)
         preparation = Preparation(job, folder, device, taskapp, publisher, meter)
         base = await preparation.base(context.cache_dir)
         policy = await compute(Policy.load, base, job.spec.model.dtype, device)

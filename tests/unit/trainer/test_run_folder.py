@@ -26,9 +26,9 @@ from pathlib import Path
 from visionrl_trainer.state.runfolder import RunFolder
 
 async def main():
-    async with RunFolder(Path(sys.argv[1])).owned():
-        print("owned", flush=True)
-        sys.stdin.read()
+    await RunFolder(Path(sys.argv[1])).own()
+    print("owned", flush=True)
+    sys.stdin.read()
 
 asyncio.run(main())
 """
@@ -45,13 +45,11 @@ async def test_a_second_trainer_waits_and_then_says_whose_the_folder_is(
         assert other.stdout is not None
         assert await other.stdout.readline() == b"owned\n"
         with pytest.raises(RunFolderInUse, match=rf"in use by another trainer \(process {other.pid} on "):
-            async with RunFolder(tmp_path).owned():
-                pass
+            await RunFolder(tmp_path).own()
     finally:
         other.kill()
         await other.wait()
-    async with RunFolder(tmp_path).owned():
-        pass
+    await RunFolder(tmp_path).own()
 
 
 CHANGES: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import json
@@ -12,7 +11,6 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +49,15 @@ class RunFolder:
         self.summary_file, self.curve_file, self.report_file = root / SUMMARY, root / CURVE, root / REPORT
         self.replays = root / "films"
 
-    @contextlib.asynccontextmanager
-    async def owned(self) -> AsyncIterator[None]:
-        """Lock the folder for the block. The lock ends with the process, however that ends.
+    async def own(self) -> None:
+        """Lock the folder until this process has ended, however it ends: after SIGTERM, a thread may still write.
 
         Waits for another trainer to end. Raises :class:`RunFolderInUse` if it does not.
         """
-        with self.lock_file.open("a+", encoding="utf-8") as stream:
-            await self._lock(stream.fileno(), time.monotonic() + LOCK_PATIENCE_SECONDS)
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            stream.flush()
-            yield
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)  # never closed
+        await self._lock(descriptor, time.monotonic() + LOCK_PATIENCE_SECONDS)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     async def _lock(self, descriptor: int, deadline: float) -> None:
         while True:
