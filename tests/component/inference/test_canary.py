@@ -70,7 +70,7 @@ class Rig:
         with torch.no_grad():
             for name, weight in self.policy.trainable():
                 if "lora_B" in name:
-                    weight += size * torch.randn(weight.shape, generator=generator).sign()
+                    weight.add_(size * torch.randn(weight.shape, generator=generator).sign())
         self.number += 1
         return self.sync.store.publish(self.policy, self.number)
 
@@ -147,7 +147,7 @@ async def test_the_weights_of_another_run_of_this_name_are_refused(rig: Rig) -> 
     rig.policy.set_adapter_weights(ours)
     version = rig.learn(2, 0.02)
     rig.meddler.serves = lambda model: other.name if model == version.name else model
-    await rig.refused(version, r"serves other weights|not the same model|nearer")
+    await rig.refused(version, r"serves other weights|nearer")
 
 
 async def test_content_that_was_not_loaded_is_refused_by_its_digest(rig: Rig) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from tests.support.inference import (
     tiny_job,
 )
 from tests.support.trainer import StandInTrainer, named_by_content
+from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest
 from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
 from visionrl.tiny.model import PATCH, build_tiny, visual_tokens
@@ -61,11 +64,19 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         names.append(named_by_content(adapters / "draft", JOB_NAME, number))
     with StandInTrainer(folder / "trainer", KEY) as trainer:
         server = InferenceServer(job, folder, trainer.url)
+        _add_a_field_of_tomorrow(folder / "job.json")
         try:
             server.start()
             yield Rig(server, trainer, model_dir, *names)
         finally:
             server.kill()
+
+
+def _add_a_field_of_tomorrow(path: Path) -> None:
+    """As an operator writes the job that was upgraded while the server's image was not."""
+    job = json.loads(path.read_text())
+    job["spec"]["inference"]["fieldOfTomorrow"] = {"x": 1}
+    path.write_text(json.dumps(job))
 
 
 @pytest.fixture
@@ -112,6 +123,27 @@ def test_every_path_but_health_and_metrics_wants_the_key(rig: Rig) -> None:
                 assert client.get(path).status_code == 401, path
                 assert client.post(path, json={}).status_code == 401, path
             assert client.post("/v1/chat/completions", json=chat_body("base", random_frame(0))).status_code == 401
+
+
+def test_headers_have_a_limit_without_a_key(rig: Rig) -> None:
+    megabyte = b"".join(b"x-%d: %s\r\n" % (number, b"v" * 1000) for number in range(1000))
+    with socket.create_connection(("127.0.0.1", rig.server.port)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        with pytest.raises(ConnectionError):
+            connection.sendall(64 * megabyte)
+    with rig.server.client() as client:
+        assert client.get("/health").status_code == 200
+
+
+def test_it_tells_which_content_it_has_loaded_and_that_it_is_another_process_after_a_start(rig: Rig) -> None:
+    with rig.server.client() as client:
+        complete(client, rig.first, random_frame(0))
+        answer = client.get(LOADED_PATH)
+    assert answer.json()["adapters"][rig.first] == Manifest.of_folder(rig.adapter(rig.first)).digest
+    assert set(answer.json()["adapters"]) <= {path.name for path in rig.adapter("").iterdir()}
+    with rig.server.client("") as client:
+        assert client.get("/health").headers[SERVER_HEADER] == answer.headers[SERVER_HEADER]
+        assert client.get(LOADED_PATH).status_code == 401
 
 
 def test_adapters_cannot_be_loaded_or_unloaded_from_outside(rig: Rig, client: httpx.Client) -> None:
@@ -250,10 +282,14 @@ def test_a_written_tool_call_is_a_dozen_tokens_and_keeps_its_text(rig: Rig, clie
 
 def test_a_server_killed_with_its_store_gone_serves_the_same_name_again(rig: Rig) -> None:
     frame = random_frame(3)
+    with rig.server.client() as client:
+        process = client.get("/health").headers[SERVER_HEADER]
     rig.server.kill()
     shutil.rmtree(rig.server.cache / "adapters")
     rig.server.start()
     with rig.server.client() as client:
+        assert client.get("/health").headers[SERVER_HEADER] != process
+        assert client.get(LOADED_PATH).json() == {"adapters": {}}
         prompt_ids, token_ids, logprobs = complete(client, rig.first, frame)
     expected = logprobs_by_transformers(rig.model_dir, rig.adapter(rig.first), prompt_ids, token_ids, frame)
     np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE)

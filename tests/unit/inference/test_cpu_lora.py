@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,3 +44,18 @@ def test_vllms_cpu_platform_is_told() -> None:
 
     register()
     assert current_platform.get_punica_wrapper() == f"{GroupedLora.__module__}.GroupedLora"
+
+
+def test_a_slot_that_another_adapter_got_under_an_unchanged_batch_is_noticed() -> None:
+    """The canary of a new version makes vLLM load it while the last one decodes: the installed vLLM must map the batch
+    anew, or requests are answered by another version."""
+    from vllm.lora.model_manager import LRUCacheLoRAModelManager
+
+    manager: Any = LRUCacheLoRAModelManager.__new__(LRUCacheLoRAModelManager)
+    manager.lora_index_to_id, manager._last_mapping, manager._last_slot_layout = [1, 2], None, None
+    mapped: list[object] = []
+    manager._set_adapter_mapping = lambda mapping: mapped.append(mapping)
+    for slots in ([1, 2], [1, 2], [3, 1]):
+        manager.lora_index_to_id = slots
+        manager.set_adapter_mapping("batch")
+    assert len(mapped) == 2

@@ -28,12 +28,10 @@ class Store:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         remove_abandoned(root)
-        draft = Path(tempfile.mkdtemp(prefix=".", dir=root))
-        self._lock = (draft / LOCK).open("wb")
+        self.root = Path(tempfile.mkdtemp(prefix="server-", dir=root))
+        self._lock = (self.root / LOCK).open("wb")
         with contextlib.suppress(OSError):  # no locks here: the heartbeat alone says that it has an owner
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.root = root / draft.name.removeprefix(".")
-        draft.rename(self.root)  # seen by others only now that it is locked
 
     def folder(self, name: str) -> Path:
         """Where an adapter lies or would lie."""
@@ -66,7 +64,7 @@ def remove_abandoned(root: Path) -> None:
     """Delete the folders of servers that are gone. One that another process deletes at this moment is passed over."""
     for folder in root.iterdir():
         with contextlib.suppress(OSError):
-            if not folder.name.startswith(".") and _is_abandoned(folder / LOCK):
+            if _is_abandoned(folder / LOCK):
                 shutil.rmtree(folder)
 
 

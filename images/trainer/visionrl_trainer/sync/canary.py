@@ -27,8 +27,8 @@ from visionrl_trainer.sync.publish import AdapterStore
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""Largest absolute difference of a sampled token's logprob by the model's dtype; measured: 8e-6 in float32, 0.06 in
-bfloat16."""
+"""Largest absolute difference of a sampled token's logprob after an image, by the model's dtype; measured: 8e-6 in
+float32, 0.06 in bfloat16."""
 LEAST_SLOPE, LARGEST_SLOPE = 0.7, 1.3
 """Of the whole probe; measured: 0.92 to 1."""
 
@@ -49,10 +49,10 @@ class Report:
     """The process that was asked."""
     digest: str
     """Of the content that it loaded for the version."""
-    max_difference: float
-    """Between serving and training, on the image prompt's sampled tokens, nats."""
+    difference: float
+    """Between serving and training, root mean square over the sequence, nats."""
     noise: float
-    """Between serving and training for the base model, root mean square over the sequence, nats."""
+    """The same for the base model."""
     against: dict[str, Comparison]
     """The version against the base and the last version, by name."""
 
@@ -78,7 +78,8 @@ class Canary:
     inference: InferenceClient
     policy: Policy
     dtype: str
-    image_size: int
+    image_size: int | None
+    """Of the frames that the policy sees; ``None`` where it sees none."""
     temperature: float
     ids: list[int]
     """The sequence; :func:`visionrl_trainer.sync.probe.sequence`."""
@@ -102,31 +103,32 @@ class Canary:
             raise CanaryFailed(f"the server's answer cannot be used: {error}") from error
 
     async def _check(self, version: Version) -> Report:
-        max_difference, server = await self._image_prompt(version)
+        served_T, server = await self.inference.prompt_logprobs(version.name, self.ids)
         digest = await self._loaded(version, server, self.versions)
         proven = self._proven.get(server) or await self._prove(server)
         trained_T = await compute(probe.logprobs, self.policy, self.ids)
-        served_T = await self._served(version.name, server)
-        _demand_agreement(version.name, served_T, trained_T, self.dtype)
-        against = await self._against(version, served_T - proven.base_T, trained_T, proven.noise)
+        difference = _demand_agreement(version.name, served_T, trained_T, self.dtype)
+        against = self._against(version, served_T - proven.base_T, trained_T, proven.noise)
+        if self.image_size is not None:
+            await self._image_prompt(version, server, self.image_size)
         self._last = version.name, trained_T
-        return Report(server, digest, max_difference, proven.noise, against)
+        return Report(server, digest, difference, proven.noise, against)
 
-    async def _image_prompt(self, version: Version) -> tuple[float, str]:
-        """The largest difference on a short answer to a frame, and the process that gave it."""
-        frame = image_prompt.frame(version.name, self.image_size)
+    async def _image_prompt(self, version: Version, server: str, size: int) -> None:
+        """Compare the logprobs of a short answer to a frame."""
+        frame = image_prompt.frame(version.name, size)
         answer = await self.inference.completion(
             image_prompt.request(version.name, frame, self.policy.banned_ids, self.temperature)
         )
+        _demand_same(server, answer.server)
         sample = image_prompt.read(answer.document, frame, self.policy)
         trained = await compute(image_prompt.trained_logprobs, self.policy, sample, frame, self.temperature)
         difference = (trained - torch.tensor(sample.logprobs)).abs().max().item()
         if not difference <= TOLERANCE[self.dtype]:
             raise CanaryFailed(
-                f"{version.name}: the server's logprobs differ from the trainer's by {difference:.3g} nats "
-                f"(limit {TOLERANCE[self.dtype]:g}); it serves other weights"
+                f"{version.name}: on an image prompt the server's logprobs differ from the trainer's by "
+                f"{difference:.3g} nats (limit {TOLERANCE[self.dtype]:g})"
             )
-        return difference, answer.server
 
     async def _loaded(self, version: Version, server: str, store: AdapterStore) -> str:
         """The digest of what the server loaded for a version that lies in ``store``, which is the published one's."""
@@ -175,9 +177,7 @@ class Canary:
         self._proven[server] = _Proven(base_T, noise)
         return self._proven[server]
 
-    async def _against(
-        self, version: Version, moved_T: Tensor, trained_T: Tensor, noise: float
-    ) -> dict[str, Comparison]:
+    def _against(self, version: Version, moved_T: Tensor, trained_T: Tensor, noise: float) -> dict[str, Comparison]:
         assert self._base_T is not None
         others = {BASE: self._base_T}
         if self._last is not None:
@@ -206,7 +206,7 @@ def _demand_agreement(what: str, served_T: Tensor, trained_T: Tensor, dtype: str
     if not difference <= limit:
         raise CanaryFailed(
             f"{what}: the server's logprobs differ from the trainer's by {difference:.3g} nats (root mean square over "
-            f"{len(trained_T)} tokens, limit {limit:.2g}): it is not the same model"
+            f"{len(trained_T)} tokens, limit {limit:.2g}): it serves other weights"
         )
     return difference
 

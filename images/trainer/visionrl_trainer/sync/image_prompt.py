@@ -58,7 +58,7 @@ def read(answer: Any, frame: Frame, policy: Policy) -> Sample:
     if not (prompt and completion and known and len(logprobs) == len(completion)):
         raise UnusableAnswer("token ids are missing or outside of the vocabulary, or have no logprobs")
     placeholders = [index for index, token in enumerate(prompt) if token == expect.placeholder_id]
-    if placeholders != list(range(placeholders[0], placeholders[0] + expect.per_image) if placeholders else ()):
+    if not placeholders or placeholders != list(range(placeholders[0], placeholders[0] + expect.per_image)):
         raise UnusableAnswer(
             f"the frame has {len(placeholders)} tokens in the prompt, not {expect.per_image} in a row: the image "
             "processors of server and trainer differ"

@@ -46,7 +46,8 @@ def sequence(policy: Policy, longest: int) -> list[int]:
     """Random ids without special tokens, the same ones in every run."""
     tokenizer = policy.processor.tokenizer
     special = policy.banned_ids | set(tokenizer.all_special_ids)
-    ids = torch.tensor([token for token in range(len(tokenizer)) if token not in special])
+    vocabulary = range(min(len(tokenizer), policy.model.config.text_config.vocab_size))
+    ids = torch.tensor([token for token in vocabulary if token not in special])
     drawn = torch.randint(len(ids), (min(TOKENS, longest),), generator=torch.Generator().manual_seed(SEED))
     return [int(token) for token in ids[drawn]]
 

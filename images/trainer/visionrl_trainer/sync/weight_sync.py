@@ -10,6 +10,7 @@ import time
 import httpx
 
 from visionrl.adapters import Version, probe_job
+from visionrl.checks import uses_vision
 from visionrl.job import JobSpec
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
@@ -51,7 +52,7 @@ class WeightSync:
         told, untold = report.told_apart, sorted(report.against.keys() - report.told_apart)
         logger.info(
             "%s serves, content %s: differs by %.1e nats; told apart from %s%s",
-            *(version.name, report.digest, report.max_difference, " and ".join(told) or "no other weights"),
+            *(version.name, report.digest, report.difference, " and ".join(told) or "no other weights"),
             f"; too close to {' and '.join(untold)} to tell by its answers" if untold else "",
         )
         return report
@@ -65,7 +66,7 @@ class WeightSync:
             self.inference,
             policy,
             spec.model.dtype,
-            spec.rollout.env_config.image_size,
+            spec.rollout.env_config.image_size if uses_vision(spec) else None,
             spec.rollout.policy_config.temperature,
             probe.sequence(policy, spec.inference.vllm.max_model_len - 1),
             self.store,
