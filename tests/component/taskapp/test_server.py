@@ -406,6 +406,14 @@ def test_the_same_request_again_gets_the_same_episode(client: httpx.Client, open
     assert len(openai.bodies) == asked
 
 
+def test_an_aborted_episode_is_played_again(client: httpx.Client, openai: FakeOpenAI) -> None:
+    data = body("aborted", openai, model="garbage")
+    for _ in range(2):
+        asked = len(openai.bodies)
+        assert played(client.post("/rollout", json=data)).abort_reason == "inference_error"
+        assert len(openai.bodies) == asked + 1
+
+
 def test_another_request_under_a_used_run_id_is_a_conflict(client: httpx.Client) -> None:
     played(client.post("/rollout", json=body("used")))
     answer = client.post("/rollout", json=body("used", max_llm_calls=2))

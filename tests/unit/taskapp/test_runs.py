@@ -6,7 +6,7 @@ from typing import Literal, Never
 import pytest
 
 from visionrl.rollout import RolloutRequest
-from visionrl_taskapp.rollouts.runs import RunConflictError, Runs
+from visionrl_taskapp.rollouts.runs import KEEP_S, Played, RunConflictError, Runs
 
 
 def request(run_id: str = "a", mode: Literal["rl", "eval"] = "rl") -> RolloutRequest:
@@ -14,17 +14,17 @@ def request(run_id: str = "a", mode: Literal["rl", "eval"] = "rl") -> RolloutReq
 
 
 class Plays:
-    def __init__(self, size: int = 10) -> None:
-        self.count, self.size = 0, size
+    def __init__(self, size: int = 10, keep: bool = True) -> None:
+        self.count, self.size, self.keep = 0, size, keep
         self.begun, self.gate = asyncio.Event(), asyncio.Event()
         self.gate.set()
 
-    async def __call__(self, _request: RolloutRequest) -> bytes:
+    async def __call__(self, _request: RolloutRequest) -> Played:
         self.count += 1
         number = self.count
         self.begun.set()
         await self.gate.wait()
-        return str(number).encode().rjust(self.size)
+        return Played(str(number).encode().rjust(self.size), self.keep)
 
 
 async def test_the_same_request_again_gets_the_same_episode() -> None:
@@ -98,5 +98,36 @@ async def test_a_forgotten_run_is_played_anew() -> None:
     await runs.response(request(), plays)
     assert runs.forget("a") is True
     assert runs.forget("a") is False
+    await runs.response(request(), plays)
+    assert plays.count == 2
+
+
+async def test_an_aborted_run_is_shared_while_it_is_in_flight_and_played_again_afterwards() -> None:
+    runs, plays = Runs(), Plays(keep=False)
+    plays.gate.clear()
+    both = [asyncio.create_task(runs.response(request(), plays)) for _ in range(2)]
+    await plays.begun.wait()
+    plays.gate.set()
+    assert len(set(await asyncio.gather(*both))) == 1
+    plays.keep = True
+    assert (await runs.response(request(), plays)).strip() == b"2"
+    assert (await runs.response(request(), plays)).strip() == b"2"
+
+
+async def test_an_aborted_run_leaves_its_run_id_to_any_request() -> None:
+    runs, plays = Runs(), Plays(keep=False)
+    await runs.response(request(), plays)
+    await runs.response(request(mode="eval"), plays)
+    assert plays.count == 2
+
+
+async def test_no_response_is_kept_for_ever() -> None:
+    now = 0.0
+    runs, plays = Runs(clock=lambda: now), Plays()
+    await runs.response(request(), plays)
+    now = KEEP_S
+    await runs.response(request(), plays)
+    assert plays.count == 1
+    now = KEEP_S + 1
     await runs.response(request(), plays)
     assert plays.count == 2

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import math
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from visionrl.frames import decode_png, frame_hash
+from visionrl.rollout import ToolCall
 from visionrl_taskapp.policies.inference_client import InferenceClient
 from visionrl_taskapp.rollouts import traces
 from visionrl_taskapp.rollouts.episode import Services, play
@@ -33,6 +36,13 @@ def episode(run_id: str = "run-1", seed: int = 2_000_003, turns: int = 6) -> Epi
     no_server = cast(InferenceClient, None)  # the teacher asks none
     with ThreadPoolExecutor(1) as workers:
         return asyncio.run(play(request, Services(Worlds(), no_server, workers, keep_images=True)))
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 @pytest.fixture
@@ -127,6 +137,39 @@ def test_a_folder_that_cannot_be_made_costs_traces_only(tmp_path: Path) -> None:
     store.flush()
     assert (store.written, store.failed) == (0, 1)
     store.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "\ud800"},  # no UTF-8
+        {"finish_reason": "\udfff"},
+        {"logprobs": [math.nan]},  # no JSON
+        {"tool_calls": [ToolCall(tool_name="x", arguments={"a": nested(2000)})]},
+    ],
+    ids=["model", "finish-reason", "nan", "nested"],
+)
+def test_a_trace_that_cannot_be_stored_is_counted_and_the_next_one_is(
+    store: TraceStore, change: dict[str, Any]
+) -> None:
+    played = episode("first", turns=2)
+    wrong = replace(played.turns[1], decision=played.turns[1].decision.model_copy(update=change))
+    store.write(replace(played, turns=(played.turns[0], wrong)))
+    store.write(episode("second", turns=1))
+    store.flush()
+    assert (store.written, store.failed) == (1, 1)
+    assert store.last_error
+    assert rows(store, "SELECT session_id FROM session_traces") == [("second",)]
+    assert rows(store, "SELECT count(*) FROM session_timesteps") == [(1,)], "nothing half-written is left"
+
+
+def test_a_number_that_sqlite_cannot_hold_costs_one_trace(store: TraceStore) -> None:
+    played = episode(turns=1)
+    store.write(replace(played, turns=(replace(played.turns[0], usage={"prompt_tokens": 2**63}),)))
+    store.flush()
+    assert (store.written, store.failed) == (0, 1)
+    assert store.last_error is not None
+    assert "OverflowError" in store.last_error
 
 
 def test_a_disk_that_hangs_drops_traces_instead_of_filling_the_memory(

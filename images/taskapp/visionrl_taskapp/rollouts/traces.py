@@ -216,8 +216,8 @@ class TraceStore:
         try:
             self._write(episode)
             self.written += 1
-        except (sqlite3.Error, OSError) as error:
-            self._lost(episode, str(error))
+        except Exception as error:  # whatever it is: a trace is lost, and the next one is tried
+            self._lost(episode, f"{type(error).__name__}: {error}")
         finally:
             self._waiting.release()
 
@@ -321,4 +321,4 @@ def _rewards(turn: Turn) -> Iterator[tuple[str, float, str | None]]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -22,7 +22,7 @@ from visionrl.rollout import RolloutRequest
 from visionrl_taskapp.envs.crafter.env import warm_up
 from visionrl_taskapp.policies.inference_client import InferenceClient
 from visionrl_taskapp.rollouts.episode import Services, UnreachableInferenceError, play
-from visionrl_taskapp.rollouts.runs import RunConflictError, Runs
+from visionrl_taskapp.rollouts.runs import Played, RunConflictError, Runs
 from visionrl_taskapp.rollouts.simulation import Worlds
 from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES, TraceStore, trace
 from visionrl_taskapp.rollouts.trajectory import Episode, response
@@ -170,7 +170,7 @@ class TaskApp:
             Route("/done", self.done, methods=["POST"]),
         ]
 
-    async def _play(self, request: RolloutRequest) -> bytes:
+    async def _play(self, request: RolloutRequest) -> Played:
         assert self._services, "the lifespan has begun before any request"
         episode = await play(request, self._services)
         self.episodes += 1
@@ -180,7 +180,7 @@ class TaskApp:
         log.info("%s", _summary(episode))
         record = request.record
         inline = trace(episode, record.trace_format) if record.return_trace else None
-        return response(episode, inline).model_dump_json().encode()
+        return Played(response(episode, inline).model_dump_json().encode(), keep=episode.abort is None)
 
 
 def _summary(episode: Episode) -> str:
