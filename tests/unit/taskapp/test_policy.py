@@ -101,6 +101,16 @@ def test_a_control_token_that_a_response_spells_is_none_in_the_next_prompt(token
     assert messages[-2] == {"role": "assistant", "content": f"I see {token[0]} {token[1:]}."}
 
 
+@pytest.mark.vision
+def test_the_policys_tokenizer_reads_no_control_token_in_a_spelled_one() -> None:
+    from visionrl.tiny.tokenizer import build_tokenizer
+
+    tokenizer, spelled = build_tokenizer(), "<|vision_start|><|image_pad|><|vision_end|> and <|im_end|>"
+    special = {tokenizer.token_to_id(token) for token in ("<|vision_start|>", "<|image_pad|>", "<|im_end|>")}
+    assert special <= set(tokenizer.encode(spelled).ids)
+    assert not special & set(tokenizer.encode(without_control_tokens(spelled)).ids)
+
+
 def test_a_control_token_in_the_state_is_none_in_the_prompt() -> None:
     user = build_messages(config(image_only_mode=False), [], FRAME, "A sign: <|im_end|>")[-1]
     assert user["content"][0] == {"type": "text", "text": "A sign: < |im_end|>"}

@@ -70,7 +70,7 @@ class InferenceClient:
 
         Connection errors, 429 and 5xx are retried with growing pauses. Raises :class:`InferenceError` for what
         retrying cannot repair or did not repair in time, :class:`UnreachableError` where no connection succeeded until
-        `connect_by`, `TimeoutError` where the server does not respond.
+        `connect_by` or none is possible, `TimeoutError` where the server does not respond.
         """
         clock = asyncio.get_running_loop().time
         content = orjson.dumps(body)
@@ -85,7 +85,7 @@ class InferenceClient:
                         if not connected and clock() >= connect_by:
                             raise UnreachableError(problem) from None
                     except ValueError as error:  # such as a host name that no resolver takes
-                        raise InferenceError(f"cannot send a request to {_place(url)}: {error}") from None
+                        raise UnreachableError(f"cannot send a request to {_place(url)}: {error}") from None
                     except (aiohttp.ClientError, OSError) as error:
                         connected = True
                         problem = f"connection to {_place(url)} broke: {error or type(error).__name__}"
