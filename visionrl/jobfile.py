@@ -11,9 +11,12 @@ from pydantic import ValidationError
 
 from visionrl.checks import contradictions, contradictions_without, warnings
 from visionrl.checks.bases import architecture_fault, is_path
-from visionrl.documents import DocumentError, Lines, parse_json, parse_yaml, read_text
+from visionrl.documents import DocumentError, Lines, parse_json, parse_toml, parse_yaml, read_text
 from visionrl.job import Job, JobSpec, SupervisedData, WarmStart
 from visionrl.problems import Location, Problem, dotted, fields_at, located, nearest, problems
+from visionrl.reference.conversion import Conversion
+from visionrl.reference.job import convert_job, data_finder
+from visionrl.reference.shared import job_name
 from visionrl.versions import validate_known, without
 
 SET_BY_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
@@ -30,16 +33,18 @@ class JobFileError(ValueError):
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job and where each of its fields is written."""
+    """A job, where each of its fields is written, and what it was converted from."""
 
     job: Job
     source: str
     lines: Lines = field(default_factory=dict)
+    conversion: Conversion | None = None
+    """Of a file of the reference system."""
 
     @property
     def warnings(self) -> list[Problem]:
         """What is accepted and probably not meant."""
-        return warnings(self.job.spec)
+        return [_told(self.conversion, problem) for problem in warnings(self.job.spec)]
 
 
 def load_job(path: Path) -> Job:
@@ -47,12 +52,18 @@ def load_job(path: Path) -> Job:
     return read_job_file(path).job
 
 
-def read_job_file(path: Path) -> JobFile:
-    """Read and check a job file, or standard input for ``-``. Raises :class:`JobFileError`, or ``OSError``."""
+def read_job_file(path: Path, train_data: Path | None = None) -> JobFile:
+    """Read and check a job file: ours (YAML), or one of the reference system (``.toml``); ``-`` is standard input.
+
+    ``train_data`` takes the place of the data that a TOML file names: its steps are counted from it. Raises
+    :class:`JobFileError`, or ``OSError``.
+    """
     try:
         text = read_text(path)
     except DocumentError as error:
         raise JobFileError(str(path), [Problem("", str(error))]) from None
+    if path.suffix == ".toml":
+        return _converted(text, path, train_data)
     return _checked(text, str(path), path.parent)
 
 
@@ -65,18 +76,49 @@ def _checked(text: str, source: str, folder: Path) -> JobFile:
     try:
         data, lines = parse_yaml(text)
     except DocumentError as error:
-        raise JobFileError(source, [Problem("", str(error))], {"": error.line} if error.line else {}) from None
+        raise _unreadable(error, source) from None
     if not isinstance(data, dict):
         raise JobFileError(source, [Problem("", f"expected a mapping, found {_kind(data)}")])
-    data = _as_written(data)
+    job, wrong = _job(_as_written(data), folder)
+    if job is None or wrong:
+        raise JobFileError(source, wrong, lines)
+    return JobFile(job, source, lines)
+
+
+def _converted(text: str, path: Path, train_data: Path | None) -> JobFile:
+    try:
+        data, lines = parse_toml(text)
+    except DocumentError as error:
+        raise _unreadable(error, str(path)) from None
+    if train_data is not None and isinstance(data.get("job"), dict):
+        data["job"]["data"] = str(train_data.absolute())
+        data["job"].pop("data_path", None)
+    conversion = convert_job(data, lines, job_name(path.stem), data_finder(path.parent))
+    job, wrong = _job(conversion.document(), path.parent)
+    told = [conversion.translated(problem) for problem in wrong]
+    if conversion.problems:  # what has no key is missing because of them
+        told = [*conversion.problems, *(found for problem, found in zip(wrong, told, strict=True) if found != problem)]
+    if job is None or told:
+        raise JobFileError(str(path), list(dict.fromkeys(told)), lines)
+    return JobFile(job, str(path), lines, conversion)
+
+
+def _told(conversion: Conversion | None, problem: Problem) -> Problem:
+    return conversion.translated(problem) if conversion else problem
+
+
+def _unreadable(error: DocumentError, source: str) -> JobFileError:
+    return JobFileError(source, [Problem("", str(error))], {"": error.line} if error.line else {})
+
+
+def _job(data: Mapping[str, Any], folder: Path) -> tuple[Job | None, list[Problem]]:
+    """The job of a document, and everything that is wrong with it."""
     try:
         job = Job.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise JobFileError(source, all_problems(error, data), lines) from None
+        return None, all_problems(error, data)
     job = _with_absolute_paths(job, folder)
-    if wrong := [*contradictions(job.spec), *_architecture(job)]:
-        raise JobFileError(source, wrong, lines)
-    return JobFile(job, source, lines)
+    return job, [*contradictions(job.spec), *_architecture(job)]
 
 
 def all_problems(error: ValidationError, document: Mapping[str, Any]) -> list[Problem]:

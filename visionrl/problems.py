@@ -89,9 +89,9 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
     return f"unknown key; {hint}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like this one, if any is."""
-    return next(iter(difflib.get_close_matches(name[:200], list(known), n=1, cutoff=0.5)), None)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name that is most like this one, if any is (1: the same)."""
+    return next(iter(difflib.get_close_matches(name[:200], sorted(known), n=1, cutoff=cutoff)), None)
 
 
 def fields_at(model: type[BaseModel], location: Location, by_alias: bool = True) -> list[str]:

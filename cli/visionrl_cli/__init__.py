@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from visionrl_cli import eval, filter, render, run, train, validate
+from visionrl_cli import convert, eval, filter, render, run, train, validate
 
 DESCRIPTION = """Let a vision-language model learn by playing.
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="visionrl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
     top.add_argument("--version", action="version", version=f"visionrl {version('visionrl')}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (run, train, eval, filter, validate, render):
+    for module in (run, train, eval, filter, validate, render, convert):
         sub = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.HELP,

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from visionrl.documents import DocumentError, parse_json
 from visionrl.rollout import MODEL_POLICY, PolicyName
+from visionrl.seeds import parse_seeds
 from visionrl_cli.extras import needed_packages
-from visionrl_cli.seeds import parse_seeds
 
 HELP = "play a policy on seeds and report scores"
 DESCRIPTION = """Play one episode per seed and report unique achievements with a 95 % bootstrap interval.
@@ -20,7 +20,8 @@ The policy is one of: a policy without a model (--policy), a model behind any Op
 task app is started here, too, unless --task-app names one. Ctrl-C ends everything that was started.
 
 Environment and policy settings come from --config, else from the run, else they are a job file's defaults; flags take
-precedence. Compare on the same seeds, 300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
+precedence. An [eval] file of the reference system (TOML) names the model and the seeds, too. Compare on the same seeds,
+300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
 
 Policies without a model are baselines: crafter-random, crafter-blind (the best distribution over actions that does
 not depend on the observation) and crafter-scripted (the teacher).
@@ -36,7 +37,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    player = parser.add_argument_group("policy").add_mutually_exclusive_group(required=True)
+    player = parser.add_argument_group("policy").add_mutually_exclusive_group()
     names = [name for name in get_args(PolicyName) if name != MODEL_POLICY]
     player.add_argument("--policy", choices=names, help="a policy without a model")
     player.add_argument("--model", metavar="NAME", help="a model at --inference-url")
@@ -46,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--version", metavar="NAME", help="version of --run (default: its newest checkpoint)")
     model.add_argument("--base", action="store_true", help="the base model of --run, without an adapter")
     game = parser.add_argument_group("settings")
-    game.add_argument("--config", metavar="JOBFILE", type=Path, help="environment, policy settings and seeds")
+    game.add_argument(
+        "--config", metavar="JOBFILE", type=Path, help="a job file, or the reference system's [eval] TOML"
+    )
     game.add_argument("--seeds", metavar="SEEDS", type=_seeds, help="such as 0-299 or 0,1,2 (default: the config's)")
     game.add_argument("--turns", metavar="N", type=_positive, help="largest number of turns in an episode")
     game.add_argument("--temperature", metavar="T", type=float, help="sampling temperature")
@@ -70,9 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     results.add_argument("--against", metavar="FILE", type=Path, help="compare with these results, paired by seed")
     results.add_argument("--json", action="store_true", help="print the results as one JSON document")
+    parser.set_defaults(refuse=parser.error)
 
 
 def command(options: argparse.Namespace) -> int:
+    if not (options.policy or options.model or options.run or options.config):
+        options.refuse("name what plays: --policy, --model or --run, or an [eval] file with --config")
     with needed_packages("eval", "operator,taskapp,trainer"):
         from visionrl_cli.evaluation.plan import EvalOptions
         from visionrl_cli.evaluation.session import evaluate

@@ -15,6 +15,7 @@ from rich.table import Table
 from visionrl.data.config import SECTIONS, FilterConfig, FilterError, make_config, read_toml
 from visionrl.data.filter import filter_traces
 from visionrl.data.stats import Stats, as_json, table_rows
+from visionrl.reference.filter import with_our_names
 from visionrl_cli.flags import add_fields, given
 
 HELP = "make supervised data from traces"
@@ -61,19 +62,18 @@ def command(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> FilterConfig:
     """The file's settings under the flags. Raises :class:`FilterError`."""
-    data: dict[str, Any] = read_toml(options.config) if options.config else {}
+    data: dict[str, Any]
+    data, lines = read_toml(options.config) if options.config else ({}, {})
     flags = given(options)
     if options.traces:
         flags["filter.input_db"] = options.traces
     if options.output_dir:
         flags["filter.output_dir"] = options.output_dir
-    for path, value in flags.items():
-        section, name = path.split(".")
-        table = data.setdefault(section, {})
-        if isinstance(table, dict):  # anything else is refused below
-            table[name] = value
     source = str(options.config) if options.config else "visionrl filter"
-    return make_config({"filter": {}, **data}, source)
+    config = make_config(data, source, lines, flags)
+    for note in with_our_names(data)[1]:
+        _say(f"note: {note.key}: {note.text}")
+    return config
 
 
 def _progress(quiet: bool) -> Any:

@@ -31,7 +31,9 @@ MASK = "masked"  # in place of the operator's random key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="job file (YAML)")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="job file, or a training file of the reference system (TOML)"
+    )
     parser.add_argument("--namespace", help="namespace of the objects (default: the file's, else default)")
     parser.add_argument("--json", action="store_true", help="print one Kubernetes List as JSON")
 

@@ -26,7 +26,9 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="job file (YAML)")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="job file, or a training file of the reference system (TOML)"
+    )
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="run folders (default: runs)")
     parser.add_argument("--port", metavar="BASE", type=_port, help="first of three ports (default: free ones)")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visionrl.documents import Lines
+from visionrl.data.config import check_config
+from visionrl.documents import DocumentError, Lines, parse_toml, read_text
 from visionrl.jobfile import JobFileError, read_job_file
 from visionrl.problems import Problem, located, nearest_line
+from visionrl.reference.conversion import Note
+from visionrl.reference.evaluation import convert_eval
+from visionrl.reference.filter import with_our_names
 
 HELP = "check job files"
 DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other; and warn of settings
-that are probably not meant.
+that are probably not meant. The reference system's TOML files are checked, too (visionrl convert shows what they mean).
 
 All problems of a file are printed, as FILE:LINE: FIELD: MESSAGE. Exit code 0 when all files can be used, 1 otherwise.
 """
@@ -49,7 +54,13 @@ class Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="job file; - is standard input")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="job file, or a TOML file of the reference system; - is standard input",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON list")
 
 
@@ -66,12 +77,35 @@ def command(options: argparse.Namespace) -> int:
 def examine(file: Path) -> Report:
     """Read and check one file."""
     try:
+        settings = _settings(file) if file.suffix == ".toml" else None
+        if settings is not None:
+            return settings
         found = read_job_file(file)
     except JobFileError as error:
         return Report(str(file), errors=error.problems, lines=error.lines)
     except OSError as error:
         return Report(str(file), errors=[Problem("", error.strerror or str(error))])
     return Report(found.source, warnings=found.warnings, lines=found.lines)
+
+
+def _settings(file: Path) -> Report | None:
+    """The report of a TOML file of visionrl eval or filter; None for one of a training. Raises ``OSError``."""
+    try:
+        data, lines = parse_toml(read_text(file))
+    except DocumentError:
+        return None  # told by who reads it next
+    if "algorithm" not in data and "filter" in data:
+        return Report(
+            str(file), errors=check_config(data, {})[1], warnings=_notes(with_our_names(data)[1]), lines=lines
+        )
+    if "algorithm" not in data and "eval" in data:
+        conversion = convert_eval(data, lines)[1]
+        return Report(str(file), errors=conversion.problems, warnings=_notes(conversion.notes), lines=lines)
+    return None
+
+
+def _notes(notes: Sequence[Note]) -> list[Problem]:
+    return [Problem(note.key, note.text) for note in notes]
 
 
 def _print(report: Report) -> None:

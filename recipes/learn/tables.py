@@ -8,7 +8,7 @@ from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS
 from recipes.learn.evidence import TRAINED, Evidence, Player
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import signed
-from visionrl_cli.seeds import seeds_text
+from visionrl.seeds import seeds_text
 
 NOTE = "<!-- Written by python -m recipes.learn --only report; edits are lost. -->"
 CLEAR = (("random", "blind"), ("blind", "sft"), ("sft", "rl"))

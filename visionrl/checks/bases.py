@@ -56,7 +56,7 @@ def architecture_fault(directory: Path) -> str | None:
     if not isinstance(config, Mapping):
         return f"{file} is not a model's configuration"
     found, architectures = config.get("model_type"), config.get("architectures")
-    if found == MODEL_TYPE and (architectures is None or architectures == [ARCHITECTURE]):
+    if found in (None, MODEL_TYPE) and architectures in (None, [ARCHITECTURE]):
         return None
     named = architectures[0] if isinstance(architectures, list) and architectures else found
     return f"the trainer trains Qwen3-VL ({ARCHITECTURE}), and {file} says {str(named)[:80]}; {ADVICE}"

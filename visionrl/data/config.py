@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from visionrl.documents import DocumentError, parse_toml, read_text
-from visionrl.problems import problems
+from visionrl.documents import DocumentError, Lines, parse_toml, read_text
+from visionrl.problems import Problem, located, problems
+from visionrl.reference.filter import with_our_names
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
@@ -39,13 +41,15 @@ class Selection(Section):
     detect_loops: bool = False
     """Drop episodes that repeat themselves, by the two limits that follow."""
     max_repeated_actions: Annotated[int, Field(ge=1)] = 10
-    """Most decisions in a row with the same actions."""
+    """Most times that one action is played in a row, over all turns."""
     min_unique_states: Annotated[int, Field(ge=1)] = 1
     """Fewest different observations (frames, or texts where none was sent) of an episode."""
     filter_errors: bool = True
     """Drop episodes that an error cut short."""
     filter_timeouts: bool = True
     """Drop episodes that ran out of time."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Most decisions that are kept, in the order of the traces."""
     export_format: Literal["sft_jsonl"] = "sft_jsonl"
     """One JSON object per line: messages, tools, metadata."""
     include_images: bool = True
@@ -119,10 +123,10 @@ SECTIONS: dict[str, type[Section]] = {"filter": Selection, "sft": Examples, "spl
 EPISODE_IDS = "episode_ids.json"
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The tables of a file, unchecked. Raises :class:`FilterError`."""
+def read_toml(file: Path) -> tuple[dict[str, Any], Lines]:
+    """The tables of a file, unchecked, and the lines of their keys. Raises :class:`FilterError`."""
     try:
-        return parse_toml(read_text(file))[0]
+        return parse_toml(read_text(file))
     except OSError as error:
         raise FilterError(f"{file}: {error.strerror}") from None
     except DocumentError as error:
@@ -130,31 +134,52 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise FilterError(f"{where}: {error}") from None
 
 
-def make_config(data: dict[str, Any], source: str) -> FilterConfig:
-    """Check the settings. Raises :class:`FilterError` that names every field that is wrong."""
-    try:
-        config = FilterConfig.model_validate(data)
-    except ValidationError as error:
-        listed = problems(error, FilterConfig, by_alias=False)
-        raise FilterError("\n".join(f"{source}: {problem}" for problem in listed)) from None
-    wrong = [f"{source}: {problem}" for problem in _contradictions(config)]
-    if wrong:
-        raise FilterError("\n".join(wrong))
+def make_config(
+    data: Mapping[str, Any],
+    source: str,
+    lines: Mapping[str, int] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> FilterConfig:
+    """Check the settings, with our names or the reference system's; `flags` by ``section.name`` take precedence.
+
+    Raises :class:`FilterError` that names every field that is wrong.
+    """
+    config, wrong = check_config(data, flags or {})
+    if config is None or wrong:
+        raise FilterError("\n".join(located(problem, source, lines or {}) for problem in wrong))
     return config
 
 
-def _contradictions(config: FilterConfig) -> list[str]:
+def check_config(data: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[FilterConfig | None, list[Problem]]:
+    """The settings, and everything that is wrong with them."""
+    tables, _, wrong = with_our_names({"filter": {}, **data})
+    for path, value in flags.items():
+        section, name = path.split(".")
+        table = tables.setdefault(section, {})
+        if isinstance(table, dict):  # anything else is refused below
+            table[name] = value
+    config = None
+    try:
+        config = FilterConfig.model_validate(tables)
+    except ValidationError as error:
+        wrong += problems(error, FilterConfig, by_alias=False)
+    if config is not None:
+        wrong += _contradictions(config)
+    return config, wrong
+
+
+def _contradictions(config: FilterConfig) -> list[Problem]:
     selection, found = config.filter, []
     if selection.max_steps is not None and selection.max_steps < selection.min_steps:
-        found.append(f"filter.max_steps: must not be below min_steps ({selection.min_steps})")
+        found.append(Problem("filter.max_steps", f"must not be below min_steps ({selection.min_steps})"))
     bounds = selection.model_fields_set & {"max_repeated_actions", "min_unique_states"}
     if bounds and not selection.detect_loops:
-        found.append(f"filter.{min(bounds)}: has no effect without detect_loops = true")
+        found.append(Problem(f"filter.{min(bounds)}", "has no effect without detect_loops = true"))
     names = [config.split.train_file, config.split.val_file]
     names += [config.output.stats_file] if config.output.save_stats else []
     names += [EPISODE_IDS] if config.output.save_filtered_episode_ids else []
     if twice := {name for name in names if names.count(name) > 1}:
-        found.append(f"split, output: {min(twice)} is the name of two files")
+        found.append(Problem("split", f"{min(twice)} is the name of two files"))
     if not selection.include_images and "images" in config.output.model_fields_set:
-        found.append("output.images: has no effect with filter.include_images = false")
+        found.append(Problem("output.images", "has no effect with filter.include_images = false"))
     return found

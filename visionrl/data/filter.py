@@ -83,8 +83,11 @@ def select(databases: Sequence[TraceDatabase], config: FilterConfig, on_episode:
     """The decisions that are kept, in the order of the traces."""
     kept, seen = Kept(), set[bytes]()
     listed = [(database, session) for database in databases for session in database.sessions()]
-    kept.episodes_read = len(listed)
     for index, (database, session) in enumerate(listed):
+        if len(kept.examples) == config.filter.limit:
+            on_episode(len(listed), len(listed))
+            break
+        kept.episodes_read += 1
         decisions = database.decisions(session)
         fault = episode_fault(session, decisions, config.filter)
         kept.episodes.setdefault(str(database.path), {})[session.session_id] = fault
@@ -92,7 +95,8 @@ def select(databases: Sequence[TraceDatabase], config: FilterConfig, on_episode:
             kept.dropped_episodes[fault] += 1
         else:
             for decision in decisions:
-                _select_decision(Example(database, session, decision), config, kept, seen)
+                if len(kept.examples) != config.filter.limit:
+                    _select_decision(Example(database, session, decision), config, kept, seen)
         on_episode(index + 1, len(listed))
     return kept
 

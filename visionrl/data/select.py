@@ -41,9 +41,10 @@ def episode_fault(session: Session, decisions: Sequence[TracedDecision], rules: 
 
 
 def is_loop(decisions: Sequence[TracedDecision], max_repeated: int, min_unique: int) -> bool:
-    """Whether the same actions occur more than `max_repeated` times in a row, or fewer than `min_unique` different
-    observations are seen."""
-    repeated = max(len(list(group)) for _, group in itertools.groupby(tuple(each.actions) for each in decisions))
+    """Whether one action is played more than `max_repeated` times in a row, over all turns, or fewer than `min_unique`
+    different observations are seen."""
+    played = itertools.chain.from_iterable(each.actions for each in decisions)
+    repeated = max((len(list(group)) for _, group in itertools.groupby(played)), default=0)
     return repeated > max_repeated or len({observation(each) for each in decisions}) < min_unique
 
 

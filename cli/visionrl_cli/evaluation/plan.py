@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from visionrl.checks import evaluation_seeds, uses_vision
+from visionrl.documents import DocumentError, parse_toml, read_text
 from visionrl.job import Job, JobSpec
 from visionrl.jobfile import load_job
-from visionrl.problems import problems
+from visionrl.problems import located, problems
+from visionrl.reference.evaluation import EvalFile, convert_eval
 from visionrl.rollout import MODEL_POLICY, PolicyConfig, PolicyName, PolicySpec
 from visionrl_cli.evaluation.run_folder import LocalRun, open_run
 from visionrl_cli.evaluation.text import EvalError
@@ -48,6 +50,8 @@ class EvalOptions:
     out: Path | None = None
     against: Path | None = None
     as_json: bool = False
+    eval_file: EvalFile | None = None
+    """What `config` says, where it is a file of the reference system's evaluations."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,13 @@ def make_plan(options: EvalOptions) -> Plan:
 
     Raises :class:`EvalError`, :class:`visionrl.jobfile.JobFileError`, ``OSError``.
     """
+    options = with_eval_file(options)
     _refuse_contradictions(options)
     run = open_run(options.run, options.version, options.base) if options.run else None
     job = run.job if run else Job.model_validate(DEFAULT_JOB)
     if options.config:
-        configured = load_job(options.config).spec
-        changes = {"rollout": configured.rollout, "evaluation": configured.evaluation}
-        job = job.model_copy(update={"spec": job.spec.model_copy(update=changes)})
+        configured = _configured(options.config, options.eval_file)
+        job = job.model_copy(update={"spec": job.spec.model_copy(update=configured)})
     if options.concurrency:
         rollout = job.spec.rollout.model_copy(update={"max_concurrent": options.concurrency})
         job = job.model_copy(update={"spec": job.spec.model_copy(update={"rollout": rollout})})
@@ -96,6 +100,39 @@ def make_plan(options: EvalOptions) -> Plan:
         raise EvalError("the job file has no evaluation seeds (evaluation.episodes is 0); name them with --seeds")
     policy = PolicySpec(policy_name=options.policy or MODEL_POLICY, config=_policy_config(options, job.spec, run))
     return Plan(job, policy, seeds, run)
+
+
+def with_eval_file(options: EvalOptions) -> EvalOptions:
+    """The options, completed by those of an ``[eval]`` file at `config`. Raises :class:`EvalError`."""
+    if options.config is None or options.config.suffix != ".toml":
+        return options
+    try:
+        data, lines = parse_toml(read_text(options.config))
+    except DocumentError as error:
+        where = f"{options.config}:{error.line}" if error.line else str(options.config)
+        raise EvalError(f"{where}: {error}") from None
+    if "eval" not in data:
+        return options
+    found, conversion = convert_eval(data, lines)
+    if conversion.problems:
+        raise EvalError("\n".join(located(each, str(options.config), lines) for each in conversion.problems))
+    plays = options.policy or options.model or options.run
+    return replace(
+        options,
+        eval_file=found,
+        model=options.model or (None if plays else found.model),
+        inference_url=options.inference_url or (None if options.policy or options.run else found.inference_url),
+        task_app=options.task_app or (None if options.run or options.trace_db else found.task_app_url),
+        seeds=options.seeds or found.seeds,
+    )
+
+
+def _configured(config: Path, file: EvalFile | None) -> dict[str, Any]:
+    """The sections of a job that an evaluation reads."""
+    if file is not None:
+        return {"rollout": file.rollout}
+    spec = load_job(config).spec
+    return {"rollout": spec.rollout, "evaluation": spec.evaluation}
 
 
 def _policy_config(options: EvalOptions, spec: JobSpec, run: LocalRun | None) -> PolicyConfig:
@@ -137,6 +174,7 @@ def given_settings(data: dict[str, Any]) -> dict[str, Any]:
 def _refuse_contradictions(options: EvalOptions) -> None:
     """Arguments that would have no effect are refused, never ignored."""
     wrong = {
+        "name what plays: --policy, --model or --run": not (options.policy or options.model or options.run),
         "--model needs --inference-url, the base URL of its server": options.model and not options.inference_url,
         "--inference-url goes with --model": options.inference_url and not options.model,
         "--version and --base go with --run": (options.version or options.base) and not options.run,

@@ -13,9 +13,9 @@ from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
 from visionrl.problems import problems
 from visionrl.rollout import Wire
+from visionrl.seeds import seeds_text
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import EvalError
-from visionrl_cli.seeds import seeds_text
 from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult, crafter_score, paired_gain
 
 MAX_BYTES = 256 << 20

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from visionrl.seeds import seeds_text
 from visionrl_cli.evaluation.results import Comparison, Results
 from visionrl_cli.evaluation.text import signed
-from visionrl_cli.seeds import seeds_text
 from visionrl_local.text import score_text
 
 PLAIN_LINES = 10

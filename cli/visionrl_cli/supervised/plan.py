@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from visionrl.component import ConfigurationError
 from visionrl.job import Algorithm, Job, JobSpec, Rollout, SupervisedData, Training, WarmStart
-from visionrl.jobfile import load_job
+from visionrl.jobfile import read_job_file
 from visionrl.problems import problems
 
 
@@ -46,12 +46,12 @@ class Plan:
 
 
 def make_plan(options: TrainOptions) -> Plan:
-    """Raises :class:`ConfigurationError`, or what :func:`visionrl.jobfile.load_job` raises."""
+    """Raises :class:`ConfigurationError`, or what :func:`visionrl.jobfile.read_job_file` raises."""
     if options.type == "rl":
         raise ConfigurationError(
             f"--type rl: reinforcement learning plays while it trains: visionrl run {options.config}"
         )
-    job = load_job(options.config)
+    job = read_job_file(options.config, options.data).job
     known = job.spec.training.warm_start
     data = _data(options, known)
     values = {**(known.model_dump() if known else {}), **options.settings, "episodes": None, "data": data}

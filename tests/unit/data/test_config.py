@@ -21,7 +21,7 @@ REFERENCE = {
 
 
 def test_the_shipped_file_has_every_key_of_the_reference_and_is_valid() -> None:
-    data = read_toml(SHIPPED)
+    data, _ = read_toml(SHIPPED)
     for section, keys in REFERENCE.items():
         assert set(keys.split()) <= set(data[section])
     assert make_config(data, str(SHIPPED)).split.seed == 42
@@ -68,7 +68,7 @@ def test_the_command_tells_a_wrong_file(tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "filter.toml"
     file.write_text('[filter]\ninput_db = "a.db"\noutput_dir = "out"\ninclude_image = true\n')
     assert main(["filter", "--config", str(file)]) == 1
-    assert f"{file}: filter.include_image: unknown key; did you mean include_images?" in capsys.readouterr().err
+    assert f"{file}:4: filter.include_image: unknown key; did you mean include_images?" in capsys.readouterr().err
     file.write_text("[filter\n")
     assert main(["filter", "--config", str(file)]) == 1
     assert "not TOML" in capsys.readouterr().err

@@ -153,3 +153,22 @@ def test_seeds_of_evaluations_are_warned_of(tmp_path: Path) -> None:
     (tmp_path / "traces.db").unlink()
     path = database(tmp_path, metadata={**METADATA, "seed": 1_000_000})
     assert "evaluations" not in str(filter_traces(settings(path)).warnings)
+
+
+def test_a_limit_keeps_the_first_lines(tmp_path: Path) -> None:
+    path = database(tmp_path, episodes=5)
+    config = settings(path)
+    limited = config.model_copy(update={"filter": config.filter.model_copy(update={"limit": 3})})
+    seen: list[tuple[int, int]] = []
+    stats = filter_traces(limited, lambda done, total: seen.append((done, total)))
+    assert stats.train.lines + stats.val.lines == 3
+    assert stats.episodes.read == 3
+    assert seen[-1] == (5, 5)
+
+
+def test_nesting_without_end_is_told(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE session_traces SET metadata = ?", ("[" * 100_000,))
+    with pytest.raises(FilterError, match="not as the task app writes it: is nested more than 64 levels deep"):
+        filter_traces(settings(path))

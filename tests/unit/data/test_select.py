@@ -79,6 +79,15 @@ def test_a_loop_is_a_long_repetition_or_a_small_world(letters: list[str], repeat
     assert is_loop(decisions, repeated, unique) == (max(stretches) > repeated or len(set(letters)) < unique)
 
 
+@pytest.mark.parametrize("turns", [[5] * 6, [1, 2] * 10])
+def test_one_action_in_a_row_is_counted_over_turns(turns: list[int]) -> None:
+    """As in the reference system: a policy walks into a wall, some times in each call."""
+    walk = [decision(image=str(n), actions=("move_left",) * count) for n, count in enumerate(turns)]
+    assert is_loop(walk, sum(turns) - 1, 1)
+    assert not is_loop(walk, sum(turns), 1)
+    assert not is_loop([decision(actions=())], 1, 1)
+
+
 @pytest.mark.parametrize(
     ("fault", "changes", "images", "rules"),
     [

@@ -26,7 +26,7 @@ from recipes.learn.runner import StepFailed, carry_out, is_done, read_record
 from visionrl.checks import evaluation_seeds
 from visionrl.job import Job
 from visionrl.jobfile import load_job
-from visionrl_cli.seeds import parse_seeds
+from visionrl.seeds import parse_seeds
 
 LEARN = Path(__file__).parents[3] / LEARN_JOB
 SHARED = {"training.iterations", "evaluation.episodes"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionrl_cli.seeds import MAX_SEED, parse_seeds, seeds_text
+from visionrl.seeds import MAX_SEED, parse_seeds, seeds_text
 
 SEEDS = st.lists(st.integers(0, 50) | st.integers(0, MAX_SEED), min_size=1, unique=True).map(tuple)
 
