@@ -8,7 +8,7 @@ never ran has still to be made. So the status and what exists determine the stat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from visionrl.job import Component, FailurePolicy, Job
@@ -56,7 +56,7 @@ def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tu
     status, outcome = _record_servers(status, policy, observed, now)
     if outcome is not None:
         return status, outcome
-    if failed := _trainer_failure(status, run):
+    if failed := _trainer_failure(status, run) or _hang(status, job, run, observed):
         entry = ledger.entry_of(failed, policy, now, instance=f"attempt {status.attempt}", ends=1)
         status, outcome = _record(status, failed, entry, policy, now)
         if outcome is not None:
@@ -107,6 +107,17 @@ def _trainer_failure(status: JobStatus, run: TrainerRun | None) -> Failure | Non
     if run is None:
         return Failure("trainer", None, "Deleted", "its Job was deleted")
     return failure.failure_of("trainer", run.state) if run.outcome == "Failed" else None
+
+
+def _hang(status: JobStatus, job: Job, run: TrainerRun | None, observed: Observed) -> Failure | None:
+    """A trainer that is alive and does nothing."""
+    if live(status) is None or run is None or run.outcome != "Active" or run.deleting or run.state.started is None:
+        return None
+    limit = job.spec.lifecycle.progress_deadline_seconds
+    if not observed.idle >= timedelta(seconds=limit):
+        return None
+    last = " ".join(filter(None, (observed.report.phase, observed.report.message))) if observed.report else "no report"
+    return Failure("trainer", None, failure.NO_PROGRESS, f"nothing new for {limit} s after: {last}")
 
 
 def _record_servers(

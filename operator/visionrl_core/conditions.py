@@ -197,7 +197,7 @@ def _trainer_running(status: JobStatus, trainer: ComponentView, observed: Observ
     report = observed.report
     if ended:
         return Finding("TrainerRunning", False, "Finished")
-    if trainer.state.ready or (report is not None and trainer.state.pods):
+    if trainer.state.ready or (report is not None and trainer.state.started is not None):
         return Finding("TrainerRunning", True, report.phase if report else "Running", report.message if report else "")
     failed = restarting(status)
     if failed is not None and not trainer.state.reason:

@@ -8,18 +8,19 @@ writes the status first, then deletes, then applies, each in the given order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from visionrl.job import Job
 from visionrl.status import JobStatus
 from visionrl_core import accepted, attempts, conditions, drift, revisions
 from visionrl_core.attempts import AttemptEnd
-from visionrl_core.clock import moment, stamp
+from visionrl_core.clock import stamp
 from visionrl_core.conditions import ComponentView
 from visionrl_core.manifests import base_manifests
 from visionrl_core.manifests.common import (
     HASH_ANNOTATION,
+    SUFFIXES,
     Manifest,
     Ref,
     component_name,
@@ -31,7 +32,7 @@ from visionrl_core.manifests.common import (
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
-from visionrl_core.observed import JobObject, Observed, ObservedComponent
+from visionrl_core.observed import JobObject, Observed, ObservedComponent, StuckPod
 from visionrl_core.policies import failure, lifecycle, readiness
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
@@ -39,6 +40,8 @@ from visionrl_core.policies.validation import Verdict, validate
 # Created once and never applied again: running components hold the key, a Job's template is immutable, and a claim may
 # have been grown by a person.
 MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim")
+
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class DesiredState:
     manifests: tuple[Manifest, ...] = ()
     """To apply, in order: those that are absent or out of date."""
     deletions: tuple[Ref, ...] = ()
+    forced: tuple[Ref, ...] = ()
+    """Pods to delete without waiting for their node."""
     requeue_at: datetime | None = None
     """When time alone changes the decision."""
     delete_job: bool = False
@@ -92,12 +97,15 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
 
     plan = Plan() if job.spec.suspend else _plan(job_object, job, status, observed, now)
     desired = (*base_manifests(job, job_object.owner, observed.spare_key), *plan.workloads)
-    timers = [deadline.at for deadline in lifecycle.deadlines(job.spec.lifecycle, status)]
+    timers = [deadline.at for deadline in lifecycle.deadlines(job.spec, status)]
     timers += [plan.retry_at] if plan.retry_at else []
+    if attempts.live(status) is not None:
+        timers.append(now + timedelta(seconds=job.spec.lifecycle.progress_deadline_seconds) - observed.idle)
     return DesiredState(
         status=_report(job_object, job, verdict, status, observed, None, plan, now),
         manifests=tuple(manifest for manifest in desired if _needs_applying(manifest, observed)),
         deletions=_deletions(job, status, observed),
+        forced=_forced(job, observed, now),
         requeue_at=min(timers, default=None),
     )
 
@@ -134,11 +142,13 @@ def _trainer_waits(
     if observed.trainer(status.attempt) is not None:
         return None, None
     if observed.trainers or observed.orphaned_trainer_pods:
+        stuck = next((pod for pod in observed.stuck if pod.component == SUFFIXES["trainer"]), None)
+        if stuck is not None and not stuck.node_is_lost:
+            return Waiting("NodeUnreachable", _what_a_person_must_do(stuck)), None
         return Waiting("PreviousAttemptEnding", "waits until the previous trainer is gone"), None
-    if status.attempts and status.attempts[-1].ended is not None:
-        retry_at = moment(status.attempts[-1].ended) + failure.backoff(job.spec.failure_policy, status.attempts)
-        if now < retry_at:
-            return Waiting("BackOff", f"starts at {stamp(retry_at)}"), retry_at
+    retry_at = failure.retry_at(job.spec.failure_policy, status.attempts)
+    if retry_at is not None and now < retry_at:
+        return Waiting("BackOff", f"starts at {stamp(retry_at)}"), retry_at
     return readiness.trainer_waits_for(job.spec, observed), None
 
 
@@ -188,11 +198,24 @@ def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
     return tuple(server for server in servers if observed.has(server))
 
 
+def _forced(job: Job, observed: Observed, now: datetime) -> tuple[Ref, ...]:
+    """Two trainers at once would write to one run folder: a pod is only given up where its node is known to be lost."""
+    patience = timedelta(seconds=job.spec.lifecycle.node_lost_seconds)
+    return tuple(Ref("Pod", pod.name) for pod in observed.stuck if pod.node_is_lost and now - pod.since >= patience)
+
+
+def _what_a_person_must_do(pod: StuckPod) -> str:
+    return (
+        f"node {pod.node} has not confirmed since {stamp(pod.since)} that the previous trainer's pod {pod.name} ended. "
+        f"Bring it back; if it is off for good, delete the node or taint it {OUT_OF_SERVICE}=nodeshutdown:NoExecute"
+    )
+
+
 # --- how it ends
 
 
 def _missed_deadline(job: Job, status: JobStatus, now: datetime) -> AttemptEnd | None:
-    nearest = next(iter(lifecycle.deadlines(job.spec.lifecycle, status)), None)
+    nearest = next(iter(lifecycle.deadlines(job.spec, status)), None)
     if nearest is None or now < nearest.at:
         return None
     return AttemptEnd("Failed", nearest.reason, nearest.message)

@@ -41,6 +41,7 @@ JOB = Kind(KIND, API_VERSION, "visionrljobs")
 POD = Kind("Pod", "v1", "pods")
 SECRET = Kind("Secret", "v1", "secrets")
 EVENT = Kind("Event", "v1", "events")
+NODE = Kind("Node", "v1", "nodes")  # of the cluster: its path has no namespace
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 KUEUE_GROUP = "kueue.x-k8s.io"
 

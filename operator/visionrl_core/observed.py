@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from visionrl.job import Job
@@ -72,6 +72,19 @@ class TrainerRun:
 
 
 @dataclass(frozen=True)
+class StuckPod:
+    """A pod that should have ended: its node does not confirm that it did."""
+
+    name: str
+    component: str
+    node: str
+    since: datetime
+    """When its grace period was over."""
+    node_is_lost: bool
+    """The node object is gone, or marked as out of service: the pod's processes run no more."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that exists of a job."""
 
@@ -94,8 +107,12 @@ class Observed:
     """By attempt, oldest first."""
     orphaned_trainer_pods: int = 0
     """Trainer pods that still exist without their Job."""
+    stuck: tuple[StuckPod, ...] = ()
     report: TrainerReport | None = None
     """Of the trainer that runs now."""
+    idle: timedelta = timedelta(0)
+    """How long the running trainer has reported nothing new, or has not answered. The executor measures it, by a clock
+    that does not jump, from when it began to look: one that was away for hours knows nothing of them."""
 
     def trainer(self, attempt: int) -> TrainerRun | None:
         return next((run for run in self.trainers if run.attempt == attempt), None)

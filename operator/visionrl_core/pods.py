@@ -41,6 +41,8 @@ class PodView:
     """The job object that it belongs to; empty where nobody knows."""
     key: str = ""
     """Digest of the key that it was started with; empty where nobody knows."""
+    grace_ends: str | None = None
+    """When it should be gone, where it is being deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def pod_view(body: Body) -> PodView:
         address=status.get("podIP"),
         job_uid=metadata.get("annotations", {}).get(OWNER_ANNOTATION, ""),
         key=metadata.get("annotations", {}).get(KEY_ANNOTATION, ""),
+        grace_ends=metadata.get("deletionTimestamp"),
     )
 
 

@@ -115,7 +115,7 @@ class Api:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def get(self, kind: Kind, namespace: str, name: str) -> Body | None:
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Body | None:
         """The object, or None where there is none."""
         return await _or_none(self._call("GET", kind, kind.path(namespace, name)), 404)
 
@@ -156,6 +156,14 @@ class Api:
             options["preconditions"] = {"uid": uid}
         call = self._call("DELETE", kind, kind.path(namespace, name), {}, JSON, options)
         return await _or_none(call, 404, 409)
+
+    async def delete_now(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        """Delete an object without waiting for whoever would confirm its end. No error where it is gone."""
+        options: Body = {
+            "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "gracePeriodSeconds": 0,
+            "preconditions": {"uid": uid},
+        }  # fmt: skip
+        await _or_none(self._call("DELETE", kind, kind.path(namespace, name), {}, JSON, options), 404, 409)
 
     async def groups(self) -> Body:
         """The API groups that the server has."""

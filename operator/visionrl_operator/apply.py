@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from visionrl_core.decide import MADE_ONCE
-from visionrl_core.kinds import JOB, OWNED_KINDS, Kind
+from visionrl_core.kinds import JOB, OWNED_KINDS, POD, Kind
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref
 from visionrl_operator.api import Api, Body
 from visionrl_operator.store import Key, Store
@@ -59,6 +59,12 @@ class Applier:
         going = await self._api.delete(kind, owner.namespace, target.name, existing.uid, "Foreground")
         if going is not None and going.get("kind", kind.name) == kind.name and "metadata" in going:
             self._store.note(kind.name, going)
+
+    async def delete_pod_now(self, owner: Owner, target: Ref) -> None:
+        """Delete a pod that its lost node would never confirm to have ended."""
+        pod = self._store.owned(Key(owner.namespace, owner.name)).get(target)
+        if pod is not None:
+            await self._api.delete_now(POD, owner.namespace, target.name, pod.uid)
 
     async def delete_job(self, owner: Owner) -> None:
         """Delete the job itself; the garbage collector takes what it owns."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from visionrl.job import Job
 from visionrl.status import TrainerReport
 from visionrl_core import accepted
+from visionrl_core.clock import moment
 from visionrl_core.container_images import Images
 from visionrl_core.kinds import POD
 from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
 from visionrl_core.manifests.config import JOB_FILE, config_name, key_name
-from visionrl_core.observed import Observed, TrainerRun
+from visionrl_core.observed import Observed, StuckPod, TrainerRun
 from visionrl_core.pods import ENDED, PodView, RunView, component_of, run_of
 from visionrl_operator.store import OwnedObject, StoredJob
 
@@ -37,6 +39,7 @@ class Asked:
     """Kueue's Workload of the job's pods exists."""
     creation_failures: Mapping[int, str] = field(default_factory=dict)
     """Why an attempt has no pod, by attempt."""
+    stuck: tuple[StuckPod, ...] = ()
 
 
 def own_objects(job: StoredJob, objects: Mapping[Ref, OwnedObject]) -> dict[Ref, OwnedObject]:
@@ -49,6 +52,7 @@ def observe(
     objects: Mapping[Ref, OwnedObject],
     asked: Asked,
     report: TrainerReport | None,
+    idle: timedelta,
     spare_key: str,
     images: Images,
     contested: Mapping[Ref, str],
@@ -79,7 +83,9 @@ def observe(
         inference=component_of(_of(servers, "inference"), _failure(own, component_name(name, "inference"))),
         trainers=tuple(sorted(runs.values(), key=lambda run: run.attempt)),
         orphaned_trainer_pods=len(orphans),
+        stuck=asked.stuck,
         report=report,
+        idle=idle,
     )
 
 
@@ -120,6 +126,17 @@ def pods_of(objects: Mapping[Ref, OwnedObject]) -> dict[str, PodView]:
 def accepted_job(config: OwnedObject) -> Job | None:
     """The specification in the ConfigMap: jobs of an operator that did not keep it in the status have it there only."""
     return accepted.job_of(config.live().get("data", {}).get(JOB_FILE, ""))
+
+
+def overdue_pods(objects: Mapping[Ref, OwnedObject], now: datetime, patience: timedelta) -> list[OwnedObject]:
+    """Pods whose grace period was over so long ago and that still exist: their node does not answer."""
+    return [
+        found
+        for found in objects.values()
+        if isinstance(found.detail, PodView)
+        and found.detail.grace_ends is not None
+        and now - moment(found.detail.grace_ends) >= patience
+    ]
 
 
 def starting_pods(objects: Mapping[Ref, OwnedObject]) -> list[OwnedObject]:

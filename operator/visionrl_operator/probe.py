@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import httpx
 
@@ -35,9 +36,12 @@ logger = logging.getLogger(__name__)
 @dataclass
 class _Followed:
     pod: TrainerPod
+    changed_at: float
+    """When the report last said something new, or when it was first asked for."""
     task: asyncio.Task[None] | None = None
     shown: TrainerReport | None = None
     shown_at: float = 0.0
+    latest: TrainerReport | None = None
 
 
 class Probes:
@@ -49,8 +53,9 @@ class Probes:
         changed: Callable[[Key], None],
         count: Callable[[str], None] = lambda result: None,
         client: httpx.AsyncClient | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read_key, self._changed, self._count = read_key, changed, count
+        self._read_key, self._changed, self._count, self._clock = read_key, changed, count, clock
         # Proxies are for the world outside the cluster.
         self._client = client or httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS)
         self._followed: dict[Key, _Followed] = {}
@@ -61,6 +66,14 @@ class Probes:
         followed = self._followed.get(key)
         return followed.shown if followed else None
 
+    def idle(self, key: Key) -> timedelta:
+        """How long the trainer that is followed has reported nothing new, since this process asked for the first time;
+        nothing while it has not started or has ended."""
+        followed = self._followed.get(key)
+        if followed is None or followed.pod.address is None:
+            return timedelta(0)
+        return timedelta(seconds=self._clock() - followed.changed_at)
+
     def follow(self, key: Key, pod: TrainerPod | None) -> None:
         """Ask this pod from now on, and no other one."""
         followed = self._followed.get(key)
@@ -69,11 +82,13 @@ class Probes:
             return
         if followed is None or followed.pod.uid != pod.uid:
             self.stop(key)
-            followed = self._followed[key] = _Followed(pod)
+            followed = self._followed[key] = _Followed(pod, self._clock())
         followed.pod = pod
-        if pod.address is None and followed.task is not None:
-            followed.task.cancel()
-            followed.task = None
+        if pod.address is None:
+            followed.changed_at = self._clock()
+            if followed.task is not None:
+                followed.task.cancel()
+                followed.task = None
         elif pod.address is not None and (followed.task is None or followed.task.done()):
             followed.task = asyncio.create_task(self._poll(key, followed), name=f"probe {key}")
 
@@ -126,7 +141,10 @@ class Probes:
         return ("invalid" if report is None else "ok"), report
 
     def _consider(self, key: Key, followed: _Followed, report: TrainerReport) -> None:
-        shown, now = followed.shown, time.monotonic()
+        shown, now = followed.shown, self._clock()
+        if _is_progress(followed.latest, report):
+            followed.changed_at = now
+        followed.latest = report
         if report == shown:
             return
         if shown is None or _is_urgent(shown, report) or now - followed.shown_at >= PROGRESS_SECONDS:
@@ -150,6 +168,14 @@ async def _read(response: httpx.Response) -> bytes | None:
         if len(content) > MAX_REPORT_BYTES:
             return None
     return content
+
+
+def _is_progress(before: TrainerReport | None, report: TrainerReport) -> bool:
+    """Whether a report says something new. While a trainer waits for inference, the words of what it waits for may
+    change without anything happening."""
+    if before is not None and report.phase == "WaitingForInference":
+        before = before.model_copy(update={"message": report.message})
+    return before != report
 
 
 def _is_urgent(shown: TrainerReport, report: TrainerReport) -> bool:

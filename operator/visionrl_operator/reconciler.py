@@ -10,15 +10,15 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from visionrl.status import JobStatus
 from visionrl_core.attempts import live
 from visionrl_core.clock import moment
 from visionrl_core.container_images import RELEASED, Images
-from visionrl_core.decide import DesiredState, decide
+from visionrl_core.decide import OUT_OF_SERVICE, DesiredState, decide
 from visionrl_core.events import JobEvent, event_manifest, events_between
-from visionrl_core.kinds import EVENT, SECRET, Kind
+from visionrl_core.kinds import EVENT, NODE, SECRET, Kind
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     Manifest,
@@ -31,10 +31,12 @@ from visionrl_core.manifests.common import (
     trainer_job_name,
 )
 from visionrl_core.manifests.config import KEY_FILE, key_name
+from visionrl_core.observed import StuckPod
+from visionrl_core.pods import PodView
 from visionrl_operator.api import Api, ApiError
 from visionrl_operator.apply import Applier, NameTaken
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.observe import Asked, observe, podless_attempts, starting_pods, trainer_pod
+from visionrl_operator.observe import Asked, observe, overdue_pods, podless_attempts, starting_pods, trainer_pod
 from visionrl_operator.probe import Probes
 from visionrl_operator.repairs import Repairs
 from visionrl_operator.status_writer import read_status, write_status
@@ -49,6 +51,9 @@ RESYNC_JITTER = 0.2
 # start, which may wait for it.
 SECRET_CHECK_SECONDS = 180.0
 STARTING_CHECK_SECONDS = 10.0
+# A pod that has not ended this long after its grace period: its node is looked at, and looked at again.
+STUCK_AFTER = timedelta(seconds=60)
+STUCK_CHECK_SECONDS = 30.0
 # A Job without a pod for this long probably cannot make one.
 PODLESS_SECONDS = 3.0
 PODLESS_CHECK_SECONDS = 30.0
@@ -113,7 +118,8 @@ class Reconciler:
         self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
         report = self._probes.report(key)
         spare_key, contested = secrets.token_urlsafe(32), memory.repairs.contested()
-        observed = observe(job, objects, asked, report, spare_key, self._images, contested)
+        idle = self._probes.idle(key)
+        observed = observe(job, objects, asked, report, idle, spare_key, self._images, contested)
         decision = decide(job.object, previous, observed, now)
         decision, braked = _without_braked(decision, memory.repairs, objects)
         status = self._with_refusal(job, decision.status)
@@ -153,6 +159,8 @@ class Reconciler:
             owner = job.owner
             workload = await self._api.get(self._workload, owner.namespace, owner.name)
             asked = replace(asked, workload=workload is not None)
+        if late := overdue_pods(objects, now, STUCK_AFTER):
+            asked, again = replace(asked, stuck=await self._stuck(late)), STUCK_CHECK_SECONDS
         podless = {} if previous.finished else podless_attempts(job, objects)
         ages = {attempt: (now - moment(found.created)).total_seconds() for attempt, found in podless.items()}
         overdue = [attempt for attempt, age in ages.items() if age >= PODLESS_SECONDS]
@@ -183,6 +191,27 @@ class Reconciler:
             own_labels = labels(owner.name, "trainer") | {ATTEMPT_LABEL: str(attempt.number)}
             await self._applier.find_unlabelled(owner, target, own_labels)
 
+    async def _stuck(self, overdue: list[OwnedObject]) -> tuple[StuckPod, ...]:
+        stuck = []
+        for found in overdue:
+            pod = found.detail
+            assert isinstance(pod, PodView)
+            node, since = pod.state.node or "", moment(pod.grace_ends or found.created)
+            stuck.append(StuckPod(found.ref.name, pod.component, node, since, await self._is_lost(node)))
+        return tuple(stuck)
+
+    async def _is_lost(self, name: str) -> bool:
+        """Whether what ran on a node runs no more: the node object is gone, or a person or the cloud marked it."""
+        if not name:
+            return False
+        try:
+            node = await self._api.get(NODE, None, name)
+        except ApiError as error:  # an operator with rights in some namespaces only may not look at nodes
+            logger.warning("node %s cannot be read: %s", name, error)
+            return False
+        taints = node.get("spec", {}).get("taints") or () if node is not None else ()
+        return node is None or any(taint.get("key") == OUT_OF_SERVICE for taint in taints)
+
     async def _creation_failure(self, job: StoredJob, run: OwnedObject) -> str:
         """The newest message of the Job controller about a pod that it could not make."""
         selector = f"involvedObject.uid={run.uid},reason=FailedCreate"
@@ -205,6 +234,8 @@ class Reconciler:
         for target in decision.deletions:
             self._memory(job).repairs.forget(target)
             await self._applier.delete(owner, target)
+        for target in decision.forced:
+            await self._applier.delete_pod_now(owner, target)
         for stage in _stages(decision.manifests):
             done = await asyncio.gather(*(self._apply(job, manifest) for manifest in stage), return_exceptions=True)
             for result in done:

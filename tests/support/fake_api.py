@@ -67,6 +67,9 @@ class FakeApi:
 
     def _answer(self, method: str, path: str, query: Mapping[str, list[str]], content_type: str, body: Any) -> Answer:
         segments = path.split("/namespaces/")[-1].split("/")
+        if segments[-2] == "nodes":
+            node = self.objects.get(("nodes", "", segments[-1]))
+            return answer(200, node) if node else failure(404, "NotFound")
         if "namespaces" not in path:
             return answer(200, self._list(segments[-1], None))
         namespace, plural, *rest = segments

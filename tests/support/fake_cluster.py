@@ -13,7 +13,7 @@ from visionrl.status import JobStatus, TrainerReport
 from visionrl_core.decide import DesiredState, decide
 from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE
-from visionrl_core.observed import JobObject, Observed, ObservedComponent, TrainerRun
+from visionrl_core.observed import JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,6 +33,8 @@ class FakeCluster:
     trainers: dict[int, TrainerRun] = field(default_factory=dict)
     orphans: int = 0
     report: TrainerReport | None = None
+    idle: timedelta = timedelta(0)
+    stuck: tuple[StuckPod, ...] = ()
     job_deleted: bool = False
     instances: int = 0
     """Server pods that were made so far."""
@@ -52,7 +54,9 @@ class FakeCluster:
             inference=self.inference,
             trainers=tuple(self.trainers[number] for number in sorted(self.trainers)),
             orphaned_trainer_pods=self.orphans,
+            stuck=self.stuck,
             report=self.report,
+            idle=self.idle,
         )
 
     def decide(self, previous: JobStatus | None = None) -> DesiredState:
@@ -142,7 +146,7 @@ class FakeCluster:
                 self.trainers[number] = replace(
                     run, state=ObservedComponent(ready=True, pods=1, node="n1", started=self.now)
                 )
-                self.report = None
+                self.report, self.idle = None, timedelta(0)
 
     def trainer_ends(self, exit_code: int, reason: str = "Error", message: str = "") -> None:
         for number, run in self.trainers.items():

@@ -76,9 +76,14 @@ class Lifecycle(Model):
     """Deadlines and cleanup."""
 
     pre_running_deadline_seconds: Seconds | None = None
-    """The job fails when the trainer does not run after this time."""
+    """The job fails when an attempt of the trainer does not run this long after it could have started."""
     active_deadline_seconds: Seconds | None = None
     """The job fails when it is not complete this long after its start; suspended time does not count."""
+    progress_deadline_seconds: Seconds = 3600
+    """An attempt whose trainer runs and reports nothing new for this long has failed: no iteration, no episode, no
+    other phase. More than the longest update takes."""
+    node_lost_seconds: Seconds = 300
+    """A pod that does not end for this long, on a node that is gone or marked as out of service, is deleted by force."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
     """The job object is deleted this long after its end."""
     cleanup_policy: Literal["DeletePods", "KeepAll"] = "DeletePods"

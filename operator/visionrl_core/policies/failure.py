@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from visionrl.job import Component, FailurePolicy, FailureRule
@@ -103,6 +103,13 @@ def action(policy: FailurePolicy, failure: Failure) -> Action:
         if _matches(rule, failure):
             return rule.action
     return "RestartIgnoreLimit" if type_of(failure) in ("Rejected", "Disrupted") else "Restart"
+
+
+def retry_at(policy: FailurePolicy, attempts: Sequence[Attempt]) -> datetime | None:
+    """When the next attempt may start; None before the first one and while one runs."""
+    if not attempts or attempts[-1].ended is None:
+        return None
+    return moment(attempts[-1].ended) + backoff(policy, attempts)
 
 
 def backoff(policy: FailurePolicy, attempts: Sequence[Attempt]) -> timedelta:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from visionrl.job import Lifecycle
+from visionrl.job import JobSpec, Lifecycle
 from visionrl.status import JobStatus
 from visionrl_core.clock import moment, stamp
+from visionrl_core.policies import failure
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,18 @@ def active_seconds(status: JobStatus, now: datetime) -> int:
     return status.active_seconds + max(0, int(stretch.total_seconds()))
 
 
-def deadlines(lifecycle: Lifecycle, status: JobStatus) -> list[Deadline]:
+def deadlines(spec: JobSpec, status: JobStatus) -> list[Deadline]:
     """The deadlines that apply to a job whose clock runs, the nearest first."""
     if status.active_since is None:
         return []
     zero = moment(status.active_since) - timedelta(seconds=status.active_seconds)
     found = []
-    before, active = lifecycle.pre_running_deadline_seconds, lifecycle.active_deadline_seconds
-    if before is not None and not status.attempts:
-        message = f"the trainer did not run within {before} s"
-        found.append(Deadline(zero + timedelta(seconds=before), "PreRunningDeadlineExceeded", message))
+    before, active = spec.lifecycle.pre_running_deadline_seconds, spec.lifecycle.active_deadline_seconds
+    if before is not None and (not status.attempts or status.attempts[-1].ended is not None):
+        retry_at = failure.retry_at(spec.failure_policy, status.attempts)
+        could_start = zero if retry_at is None else max(retry_at, moment(status.active_since))
+        message = f"attempt {status.attempt} of the trainer did not run within {before} s"
+        found.append(Deadline(could_start + timedelta(seconds=before), "PreRunningDeadlineExceeded", message))
     if active is not None:
         message = f"not complete within {active} s"
         found.append(Deadline(zero + timedelta(seconds=active), "ActiveDeadlineExceeded", message))

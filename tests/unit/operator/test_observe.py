@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -250,7 +251,7 @@ def test_a_trainer_whose_pod_is_taken_away_has_failed_unless_we_took_it() -> Non
 def look(store: Store, asked: Asked | None = None) -> Observed:
     stored = store.job(DEMO)
     assert stored is not None
-    return observe(stored, store.owned(DEMO), asked or Asked(key=None), None, "spare", RELEASED, {})
+    return observe(stored, store.owned(DEMO), asked or Asked(key=None), None, timedelta(0), "spare", RELEASED, {})
 
 
 def test_only_what_the_job_owns_exists() -> None:

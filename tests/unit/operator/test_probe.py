@@ -8,6 +8,7 @@ import gzip
 import json
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -30,11 +31,13 @@ class Trainer:
         self.report = TrainerReport(phase="Starting")
         self.status, self.asked, self.keys_read = 200, 0, 0
         self.key = "right"
+        self.seconds = 1000.0
+        """What the operator's clock shows."""
         self.changed: asyncio.Queue[Key] = asyncio.Queue()
         monkeypatch.setattr(probe, "SHORTEST_PAUSE", pause)
         monkeypatch.setattr(probe, "LONGEST_PAUSE", pause)
         client = httpx.AsyncClient(transport=httpx.MockTransport(self.answer))
-        self.probes = Probes(self.read_key, self.changed.put_nowait, client=client)
+        self.probes = Probes(self.read_key, self.changed.put_nowait, client=client, clock=lambda: self.seconds)
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         self.asked += 1
@@ -113,6 +116,36 @@ async def test_the_last_report_stays_when_the_pod_has_ended(trainer: Trainer) ->
     assert report.phase == "Complete"
     trainer.probes.follow(DEMO, None)
     assert trainer.probes.report(DEMO) is None
+
+
+async def test_idle_is_the_time_since_the_report_said_something_new(trainer: Trainer) -> None:
+    trainer.report = TrainerReport(phase="Training")
+    trainer.probes.follow(DEMO, POD)
+    await trainer.next_change()
+    trainer.seconds += 50
+    await trainer.asked_more()
+    assert trainer.probes.idle(DEMO) == timedelta(seconds=50)
+    trainer.report = TrainerReport(phase="Training", progress=Progress(episodes=1))
+    await trainer.asked_more()
+    assert trainer.probes.idle(DEMO) == timedelta(0), "an episode is something new, long before it shows"
+    trainer.seconds += 70
+    trainer.status = 503
+    await trainer.asked_more()
+    assert trainer.probes.idle(DEMO) == timedelta(seconds=70), "neither is silence"
+    trainer.probes.follow(DEMO, TrainerPod("pod-2", "10.0.0.2"))
+    assert trainer.probes.idle(DEMO) == timedelta(0), "another trainer"
+    await trainer.probes.close()
+
+
+async def test_what_a_trainer_waits_for_may_have_other_words_without_progress(trainer: Trainer) -> None:
+    trainer.report = TrainerReport(phase="WaitingForInference", message="1 s")
+    trainer.probes.follow(DEMO, POD)
+    await trainer.next_change()
+    trainer.seconds += 50
+    trainer.report = TrainerReport(phase="WaitingForInference", message="51 s")
+    await trainer.asked_more()
+    assert trainer.probes.idle(DEMO) == timedelta(seconds=50)
+    await trainer.probes.close()
 
 
 async def test_a_changed_key_is_read_again(trainer: Trainer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -37,12 +38,16 @@ class NoProbes:
     def __init__(self) -> None:
         self.current: TrainerReport | None = None
         self.followed: TrainerPod | None = None
+        self.silent = timedelta(0)
 
     def follow(self, key: Key, pod: TrainerPod | None) -> None:
         self.followed = pod
 
     def report(self, key: Key) -> TrainerReport | None:
         return self.current
+
+    def idle(self, key: Key) -> timedelta:
+        return self.silent
 
     def stop(self, key: Key) -> None:
         self.followed = None
@@ -445,3 +450,41 @@ async def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() ->
     world.server.put("visionrljobs", world.job)
     assert await world.reconcile() == 0
     assert world.probes.followed is None
+
+
+# --- nodes that are lost
+
+
+async def lose_node(world: World, node: dict[str, Any] | None) -> None:
+    if node is not None:
+        world.server.objects["nodes", "", "node1"] = node
+    gone_since = "2026-01-01T00:01:00Z"
+    world.run_pod("trainer", world.trainer()["metadata"]["uid"], deletionTimestamp=gone_since)
+    await world.reconcile()
+    await world.reconcile()
+
+
+READY_NODE: dict[str, Any] = {"metadata": {"name": "node1"}, "spec": {}}
+TAINTED_NODE = {"metadata": {"name": "node1"}, "spec": {"taints": [{"key": "node.kubernetes.io/out-of-service"}]}}
+
+
+@pytest.mark.parametrize("node", [None, TAINTED_NODE], ids=["gone", "out of service"])
+async def test_a_pod_that_its_lost_node_holds_is_deleted_by_force(node: dict[str, Any] | None) -> None:
+    world = await running()
+    await lose_node(world, node)
+    assert [write for write in world.server.writes if write.startswith("DELETE") and "/pods/" in write]
+    assert not [name for name in world.server.objects if name[0] == "pods" and "trainer" in name[2]]
+
+
+async def test_a_pod_whose_node_may_still_run_it_is_not() -> None:
+    world = await running()
+    await lose_node(world, READY_NODE)
+    assert not [write for write in world.server.writes if write.startswith("DELETE") and "/pods/" in write]
+    assert "node node1 has not confirmed" in world.status["reason"]
+
+
+async def test_an_operator_that_may_not_look_at_nodes_forces_nothing() -> None:
+    world = await running()
+    world.server.fault = lambda method, path: failure(403, "Forbidden") if "/nodes/" in path else None
+    await lose_node(world, None)
+    assert not [write for write in world.server.writes if write.startswith("DELETE") and "/pods/" in write]
