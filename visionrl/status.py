@@ -91,6 +91,10 @@ class Progress(Model):
     """Groups of the last batch whose episodes all have the same return, and so no learning signal."""
     invalid_rate: float | None = None
     """Share of the last batch's answers without a valid tool call."""
+    rejected_rate: float | None = None
+    """Share of the last batch's answers that could not be trained on and were replayed."""
+    masked_rate: float | None = None
+    """Share of the last batch's decisions that were left out because serving and training disagree about them."""
     grad_norm: float | None = None
     """Largest gradient norm of the last updates, before clipping."""
     staleness: int | None = None

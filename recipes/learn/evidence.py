@@ -112,7 +112,9 @@ def _evaluations(results: Mapping[str, Any], step: str) -> list[dict[str, Any]]:
 
 def _trained(name: str, found: Mapping[str, Any]) -> Player:
     """Of an evaluation in a run's summary."""
-    returns = dict(zip(found["seeds"], found["returns"], strict=True))
+    first = found.get("first_seed", 0)  # of older records, whose seeds are consecutive
+    seeds = found.get("seeds", range(first, first + len(found["returns"])))
+    returns = dict(zip(seeds, found["returns"], strict=True))
     return Player(TRAINED[name], returns, found["rates"], found["crafter_score"], found["invalid_rate"])
 
 

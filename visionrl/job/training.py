@@ -37,7 +37,8 @@ class Algorithm(Model):
     clip_high: PositiveFloat | None = None
     """Upper clip range ε of the ratio; empty takes the loss's published default."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to the base model (the same model with the adapter off)."""
+    """Weight of the KL divergence to the policy that reinforcement learning begins with: the base model, or the adapter
+    after a warm start that trains one."""
     importance_cap: PositiveFloat = 2.0
     """Truncation of the importance ratio between training and serving logprobs (truncated importance sampling)."""
 
@@ -99,8 +100,11 @@ class Guards(Model):
     """Limits at which a run is stopped, with the reason; a null limit is not checked."""
 
     max_mismatch_kl: PositiveFloat | None = Field(default=0.015, alias="maxMismatchKL")
-    """KL divergence between serving and training logprobs of one version, nats per token; checked before every
-    update."""
+    """KL divergence between serving and training logprobs of one version, nats per token, in bfloat16; a hundredth of
+    it is the limit in float32. Checked before every update."""
+    max_rejected_rate: Fraction | None = 0.5
+    """Share of an iteration's answers that cannot be trained on, and share of its decisions that are left out because
+    serving and training disagree about them; checked before every update."""
     max_invalid_rate: Fraction | None = 0.9
     """Share of answers without a usable tool call, in each of `patience` iterations."""
     min_entropy: NonNegativeFloat | None = None

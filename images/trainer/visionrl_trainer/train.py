@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from torch import Tensor
 
 from visionrl.adapters import Version
 from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
@@ -22,11 +21,11 @@ from visionrl.component import ComponentContext, ConfigurationError
 from visionrl.job import Job
 from visionrl.status import Score
 from visionrl_trainer.algo.advantages import with_advantages
-from visionrl_trainer.algo.early_stopping import check, check_mismatch
+from visionrl_trainer.algo.early_stopping import check, check_rejected
 from visionrl_trainer.algo.optim import adapter_optimizer
-from visionrl_trainer.algo.update import Mismatch, encode, mismatch, trained_logprobs, update
+from visionrl_trainer.algo.update import update
 from visionrl_trainer.model.compute import compute
-from visionrl_trainer.model.policy import ImageFeatures, Policy
+from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.preparation import Preparation
 from visionrl_trainer.report import curves
 from visionrl_trainer.report import html as report
@@ -36,7 +35,7 @@ from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
-from visionrl_trainer.rollout.batch import Sample, sequences
+from visionrl_trainer.rollout.batch import sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.state.run import RunState, RunStore
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = (
     *("reward", "mismatch_kl", "entropy", "clip_fraction", "ratio_mean", "ratio_max", "advantage_std"),
-    *("zero_variance_groups", "invalid_rate", "grad_norm", "staleness"),
+    *("zero_variance_groups", "invalid_rate", "rejected_rate", "masked_rate", "grad_norm", "staleness"),
 )
 """Metrics of the last iteration that the status shows, too."""
 
@@ -103,6 +102,8 @@ class _Run:
         resumed = await compute(self.store.resume, self.policy, self.optimizer, self.shuffle)
         self.state = resumed or await self._begin()
         self.folder.warm_start.forget_checkpoints()
+        if self.state.reference is not None:
+            await compute(self.policy.set_reference, self.store.reference(self.state))
         self._report_state()
         await self._sync()
         try:
@@ -121,10 +122,12 @@ class _Run:
     async def _begin(self) -> RunState:
         """The state before the first iteration, in a checkpoint."""
         warm_start = self.job.spec.training.warm_start
-        if warm_start is not None and warm_start.trains == "adapter":
+        warm = warm_start is not None and warm_start.trains == "adapter"
+        if warm:
             await self.preparation.warm_start(self.policy)
         version = await compute(self.store.publish, self.policy)
-        self.state = RunState(version=version.name)
+        compares = warm and self.job.spec.algorithm.kl_coefficient > 0
+        self.state = RunState(version=version.name, reference=version.name if compares else None)
         await self._checkpoint()
         return self.state
 
@@ -153,7 +156,8 @@ class _Run:
     async def _sync(self) -> None:
         """Delete the versions that are no longer needed, and wait until the server answers as the current one."""
         started = time.monotonic()
-        await compute(self.store.prune, {self.state.version, *self.rollouts.versions})
+        in_use = {self.state.version, self.state.reference or self.state.version, *self.rollouts.versions}
+        await compute(self.store.prune, in_use)
         if runs_inference(self.job.spec):
             await self.weight_sync.push(self.policy, Version.parse(self.state.version))
         self.sync_seconds = time.monotonic() - started
@@ -168,8 +172,8 @@ class _Run:
                 "episodes": state.episodes + record["episodes"],
                 "turns": state.turns + record["turns"],
                 "tokens": state.tokens + record["tokens"],
-                "worst_mismatch": max(state.worst_mismatch, record["mismatch_max"]),
-                "mean_mismatch": record["mismatch_mean"],
+                "worst_mismatch": max(state.worst_mismatch, record["mismatch_max"] or 0.0),
+                "mean_mismatch": record["mismatch_mean"] or 0.0,
             }
         )
 
@@ -177,22 +181,29 @@ class _Run:
         total = policy_iterations(self.job.spec)
         self.meter.iteration(self.state.iteration, total, seconds)
         self.meter.set(**{name: record[name] for name in SHOWN}, sync_seconds=round(self.sync_seconds, 3))
+        trained = (
+            f"mismatch {record['mismatch_max']:.1e}, entropy {record['entropy']:.2f}, "
+            f"clipped {record['clip_fraction']:.1%}"
+            if record["updates"]
+            else "no update"
+        )
         logger.info(
-            "iteration %d/%d: %.2f achievements, %.0f %% invalid, mismatch %.1e, entropy %.2f, clipped %.1f %%, %.1f s",
-            *(self.state.iteration, total, record["reward"], 100 * record["invalid_rate"], record["mismatch_max"]),
-            *(record["entropy"], 100 * record["clip_fraction"], seconds),
+            "iteration %d/%d: %.2f achievements, %.0f %% invalid, %s, %.1f s",
+            self.state.iteration,
+            total,
+            record["reward"],
+            100 * record["invalid_rate"],
+            trained,
+            seconds,
         )
 
     def _learn(self, batch: Batch) -> dict[str, Any]:
-        """Measure the mismatch, then update; returns the iteration's metrics. Runs in a thread."""
+        """Update the policy; returns the iteration's metrics. Runs in a thread."""
         spec = self.job.spec
+        check_rejected(batch.rejected_rate, batch.failures(), spec.training.guards)
         samples = with_advantages(batch.groups, spec.algorithm)
-        image_features = encode(self.policy, samples, batch.frames)
-        temperature, micro_batch = spec.rollout.policy_config.temperature, spec.training.micro_batch_size
-        old = trained_logprobs(self.policy, samples, image_features, temperature, micro_batch)
-        gap = self._mismatch(batch, samples, old, image_features)
-        check_mismatch(gap.kl, gap.max_abs, spec.training.guards)
-        stats = update(self.policy, self.optimizer, samples, old, image_features, spec, self.shuffle)
+        played_by = None if batch.version == self.state.version else self.store.adapters.root / batch.version
+        stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by)
         episodes = batch.episodes
         returns = [episode.achievements for episode in episodes]
         return {
@@ -204,32 +215,12 @@ class _Run:
             "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
             "aborted": batch.aborted,
             "rejected": batch.rejected,
+            "rejected_rate": batch.rejected_rate,
             "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
             "resampled_groups": batch.resampled,
             "staleness": Version.parse(self.state.version).number - Version.parse(batch.version).number,
-            "mismatch_max": gap.max_abs,
-            "mismatch_mean": gap.mean_abs,
-            "mismatch_kl": gap.kl,
             **asdict(stats),
         }
-
-    def _mismatch(
-        self, batch: Batch, samples: list[Sample], current: list[Tensor], image_features: dict[str, ImageFeatures]
-    ) -> Mismatch:
-        """Serving against training under the weights that the server had: for a batch that was played ahead, those
-        of its version, on as many samples as one micro-batch holds."""
-        if batch.version == self.state.version:
-            return mismatch(samples, current)
-        settings = self.job.spec.training
-        some = samples[: settings.micro_batch_size]
-        now = self.policy.adapter_weights()
-        try:
-            self.policy.load_adapter(self.store.adapters.root / batch.version)
-            temperature = self.job.spec.rollout.policy_config.temperature
-            played = trained_logprobs(self.policy, some, image_features, temperature, settings.micro_batch_size)
-        finally:
-            self.policy.set_adapter_weights(now)
-        return mismatch(some, played)
 
     def _evaluation_is_due(self, total: int) -> bool:
         """Whether the job evaluates the current iteration, and no attempt has done so yet."""

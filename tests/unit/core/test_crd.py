@@ -72,7 +72,8 @@ def test_enums_bounds_and_defaults_are_there() -> None:
 def test_null_is_possible_where_it_is_not_the_default() -> None:
     spec = root()["properties"]["spec"]
     nullable = {path for path, field in fields(spec) if field.get("nullable")}
-    assert nullable == {".training.guards.maxMismatchKL", ".training.guards.maxInvalidRate"}
+    guards = {"maxMismatchKL", "maxInvalidRate", "maxRejectedRate"}
+    assert nullable == {f".training.guards.{name}" for name in guards}
 
 
 def test_the_printer_columns() -> None:

@@ -129,7 +129,7 @@ def batch_of(lengths: list[int], seed: int, spread: float = 0.5, advantages_N: T
         rows=len(lengths),
         tokens=total,
         longest=9,
-        base_logprobs_T=old + 0.2 * normal(total),
+        reference_logprobs_T=old + 0.2 * normal(total),
     )
 
 
@@ -144,13 +144,13 @@ def rows_of(batch: LossBatch, rows: list[int]) -> tuple[LossBatch, Tensor]:
     """These rows in this order, as a part of the same optimizer step, and where their tokens were."""
     places = torch.cat([torch.nonzero(batch.row_T == row)[:, 0] for row in rows])
     lengths = torch.tensor([int((batch.row_T == row).sum()) for row in rows])
-    assert batch.base_logprobs_T is not None
+    assert batch.reference_logprobs_T is not None
     part = replace(
         batch,
         logprobs_T=batch.logprobs_T[places],
         old_logprobs_T=batch.old_logprobs_T[places],
         inference_logprobs_T=batch.inference_logprobs_T[places],
-        base_logprobs_T=batch.base_logprobs_T[places],
+        reference_logprobs_T=batch.reference_logprobs_T[places],
         advantages_N=batch.advantages_N[rows],
         row_T=torch.arange(len(rows)).repeat_interleave(lengths),
     )

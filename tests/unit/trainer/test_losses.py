@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.job import Algorithm
-from visionrl_trainer.algo.losses import LossBatch, kl_to_base, policy_loss
+from visionrl_trainer.algo.losses import LossBatch, kl_to_reference, policy_loss
 
 LENGTHS = (3, 1, 4)
 LONGEST = 8
@@ -36,7 +36,7 @@ def toy_batch(seed: int = 0, lengths: tuple[int, ...] = LENGTHS, spread: float =
         rows=len(lengths),
         tokens=tokens,
         longest=LONGEST,
-        base_logprobs_T=old + 0.2 * normal(tokens),
+        reference_logprobs_T=old + 0.2 * normal(tokens),
     )
 
 
@@ -145,8 +145,27 @@ def test_the_gradient_raises_what_was_better_than_its_peers(loss: str) -> None:
 
 
 @given(st.integers(0, 1000))
-def test_the_kl_estimate_is_never_negative_and_zero_at_the_base(seed: int) -> None:
+def test_the_kl_estimate_is_never_negative_and_zero_at_the_reference(seed: int) -> None:
     batch = toy_batch(seed)
-    assert batch.base_logprobs_T is not None
-    assert (kl_to_base(batch.logprobs_T, batch.base_logprobs_T) >= 0).all()
-    assert (kl_to_base(batch.logprobs_T, batch.logprobs_T) == 0).all()
+    assert batch.reference_logprobs_T is not None
+    assert (kl_to_reference(batch.logprobs_T, batch.reference_logprobs_T) >= 0).all()
+    assert (kl_to_reference(batch.logprobs_T, batch.logprobs_T) == 0).all()
+
+
+@given(BATCHES)
+def test_the_kl_term_is_aggregated_as_the_loss_is(batch: LossBatch) -> None:
+    """So its weight against the policy gradient does not depend on the lengths of answers."""
+    assert batch.reference_logprobs_T is not None
+    kl_T = kl_to_reference(batch.logprobs_T.detach(), batch.reference_logprobs_T)
+    length_T = torch.bincount(batch.row_T)[batch.row_T]
+    divisors = {
+        "grpo": batch.rows * length_T,
+        "gspo": batch.rows * length_T,
+        "dr_grpo": torch.full_like(length_T, batch.rows * LONGEST),
+        "dapo": torch.full_like(length_T, batch.tokens),
+        "cispo": torch.full_like(length_T, batch.tokens),
+    }
+    for loss, divisor_T in divisors.items():
+        without, with_kl = (Algorithm.model_validate({"loss": loss, "klCoefficient": weight}) for weight in (0.0, 0.5))
+        term = policy_loss(with_kl, batch).loss - policy_loss(without, batch).loss
+        assert term.item() == pytest.approx(0.5 * (kl_T / divisor_T).sum().item(), abs=1e-12)

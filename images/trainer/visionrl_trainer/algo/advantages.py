@@ -46,6 +46,7 @@ def group_advantages(group: Group, algorithm: Algorithm) -> list[Array]:
     else:
         states = [list(episode.states) for episode in group.episodes]
         values_GT = state_anchored(rewards_GT, states, algorithm.gamma)
+    values_GT[np.abs(values_GT) < EPSILON] = 0  # rounding is no signal
     lengths = [len(episode.samples) for episode in group.episodes]
     return [values_T[:length] for values_T, length in zip(values_GT, lengths, strict=True)]
 

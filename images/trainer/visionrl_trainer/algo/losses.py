@@ -35,8 +35,8 @@ class LossBatch:
     """Completion tokens of the whole optimizer step."""
     longest: int
     """Longest completion that could have been sampled (Dr.GRPO's constant)."""
-    base_logprobs_T: Tensor | None = None
-    """Under the base model; only with a KL coefficient."""
+    reference_logprobs_T: Tensor | None = None
+    """Under the policy that training began with; only with a KL coefficient."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def policy_loss(algorithm: Algorithm, batch: LossBatch) -> LossTerms:
         default.high if algorithm.clip_high is None else algorithm.clip_high,
     )
     terms = LOSSES[algorithm.loss](batch, clip, importance_weights(batch, algorithm.importance_cap))
-    if algorithm.kl_coefficient and batch.base_logprobs_T is not None:
-        kl = algorithm.kl_coefficient * kl_to_base(batch.logprobs_T, batch.base_logprobs_T).sum() / batch.tokens
+    if algorithm.kl_coefficient and batch.reference_logprobs_T is not None:
+        kl_T = kl_to_reference(batch.logprobs_T, batch.reference_logprobs_T)
+        kl = algorithm.kl_coefficient * MEANS[algorithm.loss](kl_T, batch)
         return LossTerms(terms.loss + kl, terms.ratio, terms.clipped)
     return terms
 
@@ -89,20 +90,19 @@ def importance_weights(batch: LossBatch, cap: float) -> Tensor:
 def grpo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
     """Mean over rows of the row's mean over tokens (GRPO, arXiv:2402.03300, eq. 3)."""
     surrogate_T, ratio_T, clipped_T = _clipped_surrogate(batch, clip)
-    lengths_N = _sum_rows(torch.ones_like(surrogate_T), batch)
-    return LossTerms(-_sum_rows(weights_T * surrogate_T, batch).div(lengths_N).sum() / batch.rows, ratio_T, clipped_T)
+    return LossTerms(-mean_over_rows(weights_T * surrogate_T, batch), ratio_T, clipped_T)
 
 
 def dr_grpo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
     """Sum over tokens divided by a constant length: no bias towards short answers (arXiv:2503.20783, §3.2)."""
     surrogate_T, ratio_T, clipped_T = _clipped_surrogate(batch, clip)
-    return LossTerms(-(weights_T * surrogate_T).sum() / (batch.rows * batch.longest), ratio_T, clipped_T)
+    return LossTerms(-mean_by_constant(weights_T * surrogate_T, batch), ratio_T, clipped_T)
 
 
 def dapo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
     """Mean over all tokens of the step, with a higher upper clip (DAPO, arXiv:2503.14476, eq. 8)."""
     surrogate_T, ratio_T, clipped_T = _clipped_surrogate(batch, clip)
-    return LossTerms(-(weights_T * surrogate_T).sum() / batch.tokens, ratio_T, clipped_T)
+    return LossTerms(-mean_over_tokens(weights_T * surrogate_T, batch), ratio_T, clipped_T)
 
 
 def gspo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
@@ -122,12 +122,28 @@ def cispo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
     ratio_T = (batch.logprobs_T - batch.old_logprobs_T).exp().detach()
     bounded_T = ratio_T.clamp(1 - clip.low, 1 + clip.high)
     objective_T = bounded_T * batch.advantages_N[batch.row_T] * batch.logprobs_T
-    return LossTerms(-(weights_T * objective_T).sum() / batch.tokens, ratio_T, (ratio_T != bounded_T).float())
+    return LossTerms(-mean_over_tokens(weights_T * objective_T, batch), ratio_T, (ratio_T != bounded_T).float())
 
 
-def kl_to_base(logprobs_T: Tensor, base_logprobs_T: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(π‖base) per token: unbiased and never negative."""
-    log_ratio_T = base_logprobs_T - logprobs_T
+def mean_over_rows(values_T: Tensor, batch: LossBatch) -> Tensor:
+    """This micro-batch's share of the step's mean over rows of their means over tokens."""
+    lengths_N = _sum_rows(torch.ones_like(values_T), batch)
+    return _sum_rows(values_T, batch).div(lengths_N).sum() / batch.rows
+
+
+def mean_over_tokens(values_T: Tensor, batch: LossBatch) -> Tensor:
+    """This micro-batch's share of the step's mean over tokens."""
+    return values_T.sum() / batch.tokens
+
+
+def mean_by_constant(values_T: Tensor, batch: LossBatch) -> Tensor:
+    """This micro-batch's share of the step's sum over tokens, divided by rows of the longest possible completion."""
+    return values_T.sum() / (batch.rows * batch.longest)
+
+
+def kl_to_reference(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(π‖reference) per token: unbiased and never negative."""
+    log_ratio_T = reference_logprobs_T - logprobs_T
     return log_ratio_T.exp() - log_ratio_T - 1
 
 
@@ -153,3 +169,12 @@ LOSSES: dict[str, Callable[[LossBatch, Clip, Tensor], LossTerms]] = {
     "gspo": gspo,
     "cispo": cispo,
 }
+
+MEANS: dict[str, Callable[[Tensor, LossBatch], Tensor]] = {
+    "grpo": mean_over_rows,
+    "dr_grpo": mean_by_constant,
+    "dapo": mean_over_tokens,
+    "gspo": mean_over_rows,
+    "cispo": mean_over_tokens,
+}
+"""How each loss aggregates tokens; its KL term does the same, so that their ratio is that of the coefficient."""

@@ -2,46 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from visionrl.job import JobSpec
-from visionrl_trainer.algo.early_stopping import TrainingDiverged
-from visionrl_trainer.algo.losses import LossBatch, policy_loss
+from visionrl_trainer.algo.early_stopping import check_mismatch
+from visionrl_trainer.algo.losses import LossBatch, LossTerms, policy_loss
+from visionrl_trainer.algo.mismatch import TOKEN_LIMIT, Mismatch, MismatchMeter
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import Frame, Sample, sequences
+
+logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """How far the server's logprobs are from the trainer's for one policy version, over sampled tokens (nats)."""
-
-    max_abs: float
-    mean_abs: float
-    kl: float
-    """k3 estimate of KL(serving‖training) per token."""
-    tokens: int
-
-
-@dataclass(frozen=True)
 class UpdateStats:
-    """Diagnostics of an iteration's updates; means over tokens (over rows for GSPO's ratio and clip)."""
+    """Diagnostics of an iteration's updates; means over tokens (over rows for GSPO's ratio and clip). None where
+    nothing was trained on, or where the number is not finite."""
 
-    loss: float
+    loss: float | None
     grad_norm: float
-    """Largest over the iteration's updates, before clipping."""
-    entropy: float
-    clip_fraction: float
-    ratio_mean: float
-    ratio_max: float
+    """Largest over the updates that were made, before clipping."""
+    entropy: float | None
+    clip_fraction: float | None
+    ratio_mean: float | None
+    ratio_max: float | None
     advantage_std: float
+    mismatch_max: float | None
+    """Largest absolute difference of a logprob between serving and training, nats."""
+    mismatch_mean: float | None
+    mismatch_kl: float | None
+    masked_rate: float
+    """Share of the decisions about which serving and training disagree; they are left out."""
     tokens: int
+    """Completion tokens trained on."""
     updates: int
+    """Optimizer steps."""
+    skipped_updates: int
+    """Steps that were not taken, because the gradient was not finite."""
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Sample],
+    frames: Mapping[str, Frame],
+    spec: JobSpec,
+    shuffle: torch.Generator,
+    played_by: Path | None = None,
+) -> UpdateStats:
+    """``training.updatesPerIteration`` optimizer steps over the samples, each used once.
+
+    ``played_by`` is the adapter that sampled, if it is not the current policy. A sequence without a signal (advantages
+    of zero, no KL term) is not computed, but counts in the means of the loss. Decisions about which serving and
+    training disagree are masked. A step without any signal is not taken: momentum and weight decay would move the
+    weights. A step with a gradient that is not finite is skipped and counted.
+
+    Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`, before the first step, if serving and
+    training disagree beyond the guards.
+    """
+    runs = sequences(samples)
+    order = torch.randperm(len(runs), generator=shuffle)
+    steps = order.tensor_split(min(spec.training.updates_per_iteration, len(runs)))
+    learnable = frozenset(run for run in runs if has_signal(run, samples, spec))
+    seen = [samples[index] for run in runs if run in learnable for index in run]
+    meter = MismatchMeter(TOKEN_LIMIT[spec.model.dtype])
+    batch = _Batch(policy, samples, encode(policy, seen, frames), spec, learnable, meter)
+    batch.measure(played_by, one_step=len(steps) == 1)
+    totals = _Totals()
+    parameters = [parameter for _, parameter in policy.trainable()]
+    for step in steps:
+        optimizer.zero_grad(set_to_none=True)
+        batch.backward([runs[index] for index in step.tolist()], totals)
+        batch.check_mismatch()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, spec.training.max_grad_norm).item()
+        if 0 < norm < torch.inf:
+            optimizer.step()
+            totals.updates += 1
+            totals.grad_norm = max(totals.grad_norm, norm)
+        elif norm != 0:
+            logger.warning("an update is skipped: the norm of its gradient is %s", norm)
+            totals.skipped += 1
+    advantages_N = torch.tensor([sample.advantage for sample in samples])
+    return totals.stats(float(advantages_N.std(unbiased=False)), batch.meter.result())
+
+
+def has_signal(run: range, samples: Sequence[Sample], spec: JobSpec) -> bool:
+    """Whether a sequence can have a gradient."""
+    return spec.algorithm.kl_coefficient > 0 or any(samples[index].advantage != 0 for index in run)
 
 
 def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, ImageFeatures]:
@@ -55,92 +111,16 @@ def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame
     return features
 
 
-def trained_logprobs(
-    policy: Policy,
-    samples: Sequence[Sample],
-    image_features: Mapping[str, ImageFeatures],
-    temperature: float,
-    micro_batch: int,
-) -> list[Tensor]:
-    """Logprobs of each sample's completion under the current policy, without gradient."""
-    found: list[Tensor] = [torch.empty(0)] * len(samples)
-    with torch.no_grad():
-        for indices in micro_batches(sequences(samples), samples, micro_batch):
-            rows = [samples[index] for index in indices]
-            logprobs_T, _ = policy.logprobs(rows, image_features, temperature)
-            for index, values in zip(indices, logprobs_T.split([len(row.completion_ids) for row in rows]), strict=True):
-                found[index] = values
-    return found
-
-
-def mismatch(samples: Sequence[Sample], trained: Sequence[Tensor]) -> Mismatch:
-    """Compare the server's logprobs with the trainer's; both under the version that sampled."""
-    serving_T = torch.tensor([logprob for sample in samples for logprob in sample.logprobs])
-    difference_T = torch.cat([values.cpu() for values in trained]) - serving_T
-    return Mismatch(
-        max_abs=difference_T.abs().max().item(),
-        mean_abs=difference_T.abs().mean().item(),
-        kl=(difference_T.double().exp() - 1 - difference_T.double()).mean().item(),
-        tokens=len(difference_T),
-    )
-
-
-def update(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Sample],
-    old: Sequence[Tensor],
-    image_features: Mapping[str, ImageFeatures],
-    spec: JobSpec,
-    shuffle: torch.Generator,
-) -> UpdateStats:
-    """``training.updatesPerIteration`` optimizer steps over the samples, each used once.
-
-    ``old`` are the samples' logprobs before the first step. Raises :class:`TrainingDiverged` on a gradient that is
-    not finite; the weights are then still those of the last step.
-    """
-    training, temperature = spec.training, spec.rollout.policy_config.temperature
-    runs = sequences(samples)
-    order = torch.randperm(len(runs), generator=shuffle)
-    parameters = [parameter for _, parameter in policy.trainable()]
-    totals = _Totals()
-    for step in order.tensor_split(min(training.updates_per_iteration, len(runs))):
-        chosen = [runs[index] for index in step.tolist()]
-        tokens = sum(len(samples[index].completion_ids) for run in chosen for index in run)
-        optimizer.zero_grad(set_to_none=True)
-        for indices in micro_batches(chosen, samples, training.micro_batch_size):
-            rows = [samples[index] for index in indices]
-            logprobs_T, entropy_T = policy.logprobs(rows, image_features, temperature)
-            lengths_N = torch.tensor([len(row.completion_ids) for row in rows], device=policy.device)
-            batch = LossBatch(
-                logprobs_T=logprobs_T,
-                old_logprobs_T=torch.cat([old[index] for index in indices]),
-                inference_logprobs_T=torch.tensor([v for row in rows for v in row.logprobs], device=policy.device),
-                advantages_N=torch.tensor([row.advantage for row in rows], device=policy.device),
-                row_T=torch.arange(len(rows), device=policy.device).repeat_interleave(lengths_N),
-                rows=sum(len(run) for run in chosen),
-                tokens=tokens,
-                longest=spec.rollout.policy_config.max_tokens,
-                base_logprobs_T=_base_logprobs(policy, rows, image_features, spec),
-            )
-            terms = policy_loss(spec.algorithm, batch)
-            terms.loss.backward()
-            totals.add(terms.loss.item(), entropy_T.detach(), terms.clipped, terms.ratio)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise TrainingDiverged(f"gradient norm is {norm.item()}: lower training.learningRate")
-        optimizer.step()
-        totals.grad_norm = max(totals.grad_norm, norm.item())
-        totals.updates += 1
-    advantages_N = torch.tensor([sample.advantage for sample in samples])
-    return totals.stats(float(advantages_N.std(unbiased=False)))
-
-
 def micro_batches(runs: Sequence[range], samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
     """Indices of whole sequences in groups of at most ``size`` samples; a longer sequence is a group of its own.
     Sequences of similar length are grouped, so that little is padded."""
     group: list[int] = []
-    for run in sorted(runs, key=lambda run: len(samples[run[-1]].prompt_ids) + len(samples[run[-1]].completion_ids)):
+
+    def length(run: range) -> tuple[int, int]:
+        last = samples[run[-1]]
+        return len(last.prompt_ids) + len(last.completion_ids), run.start
+
+    for run in sorted(runs, key=length):
         if group and len(group) + len(run) > size:
             yield group
             group = []
@@ -149,13 +129,127 @@ def micro_batches(runs: Sequence[range], samples: Sequence[Sample], size: int) -
         yield group
 
 
-def _base_logprobs(
-    policy: Policy, rows: Sequence[Sample], image_features: Mapping[str, ImageFeatures], spec: JobSpec
-) -> Tensor | None:
-    if not spec.algorithm.kl_coefficient:
-        return None
-    with torch.no_grad(), policy.without_adapter():
-        return policy.logprobs(rows, image_features, spec.rollout.policy_config.temperature)[0]
+@dataclass
+class _Rows:
+    """A micro-batch's N decisions and T completion tokens as tensors."""
+
+    serving_T: Tensor
+    advantages_N: Tensor
+    row_T: Tensor
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], device: torch.device) -> _Rows:
+        lengths_N = torch.tensor([len(sample.completion_ids) for sample in samples], device=device)
+        return cls(
+            serving_T=torch.tensor([logprob for sample in samples for logprob in sample.logprobs], device=device),
+            advantages_N=torch.tensor([sample.advantage for sample in samples], device=device),
+            row_T=torch.arange(len(samples), device=device).repeat_interleave(lengths_N),
+        )
+
+
+@dataclass
+class _Batch:
+    """An iteration's samples, and what is known of them before the first step.
+
+    With one step an iteration, the logprobs before it are those that the step computes anyway: the mismatch is measured
+    and checked between its backward pass and the optimizer's step, and the ratio is exactly 1.
+    """
+
+    policy: Policy
+    samples: Sequence[Sample]
+    image_features: Mapping[str, ImageFeatures]
+    spec: JobSpec
+    learnable: frozenset[range]
+    meter: MismatchMeter
+    agrees: dict[int, bool] = field(default_factory=dict)
+    """By sample; empty where the step measures it."""
+    old: dict[int, Tensor] = field(default_factory=dict)
+    """Logprobs by sample, under the policy before the first step; empty where they are the step's own."""
+    reference: dict[int, Tensor] = field(default_factory=dict)
+    """Logprobs by sample, for the KL term."""
+
+    def measure(self, played_by: Path | None, one_step: bool) -> None:
+        """Compute what has to be known before the first step."""
+        if self.spec.algorithm.kl_coefficient:
+            with self.policy.as_reference():
+                self.reference = self.logprobs()
+        if not one_step:
+            self.old = self.logprobs()
+        if played_by is not None:
+            with self.policy.as_version(played_by):
+                self._compare(self.logprobs())
+        elif not one_step:
+            self._compare(self.old)
+
+    def logprobs(self) -> dict[int, Tensor]:
+        """Of the learnable samples' completions under the current policy, without gradient."""
+        found: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for indices in self._micro_batches(self.learnable):
+                rows = [self.samples[index] for index in indices]
+                logprobs_T, _ = self.policy.logprobs(rows, self.image_features, self._temperature)
+                found |= zip(indices, logprobs_T.split([len(row.completion_ids) for row in rows]), strict=True)
+        return found
+
+    def backward(self, runs: Sequence[range], totals: _Totals) -> None:
+        """Add the gradient of the step's loss to the parameters' gradients."""
+        indices_of_step = [index for run in runs for index in run]
+        tokens = sum(len(self.samples[index].completion_ids) for index in indices_of_step)
+        for indices in self._micro_batches([run for run in runs if run in self.learnable]):
+            samples = [self.samples[index] for index in indices]
+            rows = _Rows.of(samples, self.policy.device)
+            logprobs_T, entropy_T = self.policy.logprobs(samples, self.image_features, self._temperature)
+            agrees_N = self._agrees(indices, logprobs_T, rows)
+            if not agrees_N.any():
+                continue
+            agrees_T = agrees_N[rows.row_T]
+            terms = policy_loss(
+                self.spec.algorithm,
+                LossBatch(
+                    logprobs_T=logprobs_T[agrees_T],
+                    old_logprobs_T=_concatenated(self.old, indices, logprobs_T.detach())[agrees_T],
+                    inference_logprobs_T=rows.serving_T[agrees_T],
+                    advantages_N=rows.advantages_N[agrees_N],
+                    row_T=(agrees_N.cumsum(0) - 1)[rows.row_T[agrees_T]],
+                    rows=len(indices_of_step),
+                    tokens=tokens,
+                    longest=self.spec.rollout.policy_config.max_tokens,
+                    reference_logprobs_T=_concatenated(self.reference, indices, logprobs_T.detach())[agrees_T],
+                ),
+            )
+            terms.loss.backward()
+            totals.add(terms, entropy_T.detach()[agrees_T])
+
+    def check_mismatch(self) -> None:
+        """Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`."""
+        check_mismatch(self.meter.result(), self.spec.model.dtype, self.spec.training.guards)
+
+    def _agrees(self, indices: Sequence[int], logprobs_T: Tensor, rows: _Rows) -> Tensor:
+        """Which of the decisions are not masked, bool [N]."""
+        if self.agrees:
+            return torch.tensor([self.agrees[index] for index in indices], device=self.policy.device)
+        return self.meter.add(logprobs_T, rows.serving_T, rows.row_T, len(indices))
+
+    def _compare(self, trained: Mapping[int, Tensor]) -> None:
+        """Measure and check the mismatch of all learnable samples."""
+        if not trained:
+            return
+        indices = list(trained)
+        rows = _Rows.of([self.samples[index] for index in indices], self.policy.device)
+        agrees_N = self.meter.add(torch.cat(list(trained.values())), rows.serving_T, rows.row_T, len(indices))
+        self.agrees = dict(zip(indices, agrees_N.tolist(), strict=True))
+        self.check_mismatch()
+
+    def _micro_batches(self, runs: Iterable[range]) -> Iterator[list[int]]:
+        return micro_batches(list(runs), self.samples, self.spec.training.micro_batch_size)
+
+    @property
+    def _temperature(self) -> float:
+        return self.spec.rollout.policy_config.temperature
+
+
+def _concatenated(known: Mapping[int, Tensor], indices: Sequence[int], default_T: Tensor) -> Tensor:
+    return torch.cat([known[index] for index in indices]) if known else default_T
 
 
 class _Totals:
@@ -163,26 +257,35 @@ class _Totals:
 
     def __init__(self) -> None:
         self.loss = self.entropy = self.clipped = self.ratio = self.grad_norm = self.ratio_max = 0.0
-        self.tokens = self.ratios = self.updates = 0
+        self.tokens = self.ratios = self.updates = self.skipped = 0
 
-    def add(self, loss: float, entropy_T: Tensor, clipped: Tensor, ratio: Tensor) -> None:
-        self.loss += loss
+    def add(self, terms: LossTerms, entropy_T: Tensor) -> None:
+        self.loss += terms.loss.item()
         self.entropy += entropy_T.sum().item()
-        self.clipped += clipped.sum().item()
-        self.ratio += ratio.sum().item()
-        self.ratio_max = max(self.ratio_max, ratio.max().item())
+        self.clipped += terms.clipped.sum().item()
+        self.ratio += terms.ratio.sum().item()
+        self.ratio_max = max(self.ratio_max, terms.ratio.max().item())
         self.tokens += len(entropy_T)
-        self.ratios += len(ratio)
+        self.ratios += len(terms.ratio)
 
-    def stats(self, advantage_std: float) -> UpdateStats:
+    def stats(self, advantage_std: float, mismatch: Mismatch) -> UpdateStats:
         return UpdateStats(
-            loss=self.loss / self.updates,
+            loss=_mean(self.loss, self.updates + self.skipped),
             grad_norm=self.grad_norm,
-            entropy=self.entropy / self.tokens,
-            clip_fraction=self.clipped / self.ratios,
-            ratio_mean=self.ratio / self.ratios,
-            ratio_max=self.ratio_max,
+            entropy=_mean(self.entropy, self.tokens),
+            clip_fraction=_mean(self.clipped, self.ratios),
+            ratio_mean=_mean(self.ratio, self.ratios),
+            ratio_max=_mean(self.ratio_max, 1 if self.ratios else 0),
             advantage_std=advantage_std,
+            mismatch_max=mismatch.max_abs,
+            mismatch_mean=mismatch.mean_abs,
+            mismatch_kl=mismatch.kl,
+            masked_rate=mismatch.masked_rate,
             tokens=self.tokens,
             updates=self.updates,
+            skipped_updates=self.skipped,
         )
+
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count and math.isfinite(total) else None

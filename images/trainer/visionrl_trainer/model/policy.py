@@ -27,13 +27,23 @@ from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sa
 BANNED_BIAS = -100.0
 
 
-class MatmulPatchEmbed(Qwen3VLVisionPatchEmbed):
-    """The stock patch embedding as one matrix product: its Conv3d has stride = kernel, and costs a quarter of a
-    training step on a CPU."""
+class MatmulPatchEmbed(torch.nn.Module):
+    """A patch embedding as one matrix product. The stock one is a Conv3d with stride = kernel, and takes a quarter of a
+    training step on a CPU. The weights keep their names."""
+
+    def __init__(self, stock: Qwen3VLVisionPatchEmbed) -> None:
+        super().__init__()
+        self.proj = stock.proj
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = self.proj.weight.flatten(1)
         return F.linear(hidden_states.to(weight.dtype).view(-1, weight.shape[1]), weight, self.proj.bias)
+
+
+def served_temperature(temperature: float) -> float:
+    """What vLLM divides logits by: at 0 it decodes greedily and reports the logprobs of temperature 1; above 0 it uses
+    0.01 at least."""
+    return max(temperature, 0.01) if temperature > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class Policy:
         self.model, self.processor, self.device = model, processor, device
         self.compute_dtype = compute_dtype
         self.peft: PeftModel | None = None
+        self._reference: dict[str, Tensor] | None = None
         vocabulary = processor.tokenizer.get_vocab()
         self.ban(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
         self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
@@ -89,7 +100,7 @@ class Policy:
             attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
             local_files_only=directory.exists(),
         )
-        model.model.visual.patch_embed.__class__ = MatmulPatchEmbed
+        model.model.visual.patch_embed = MatmulPatchEmbed(model.model.visual.patch_embed)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
         return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
 
@@ -151,7 +162,8 @@ class Policy:
 
     def adapter_weights(self) -> dict[str, Tensor]:
         """A copy of the adapter's weights."""
-        return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(self._adapted).items()}
+        weights = get_peft_model_state_dict(self._adapted, save_embedding_layers=False)  # "auto" asks the hub
+        return {name: weight.detach().clone() for name, weight in weights.items()}
 
     def set_adapter_weights(self, weights: dict[str, Tensor]) -> None:
         """Replace the adapter's weights. Raises ``ValueError`` if they belong to another adapter."""
@@ -175,9 +187,38 @@ class Policy:
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The base model, for the KL term and the canary."""
+        """The base model."""
         with self._adapted.disable_adapter():
             yield
+
+    @contextlib.contextmanager
+    def as_version(self, directory: Path) -> Iterator[None]:
+        """Another version of the adapter, for computations without gradient."""
+        current = self.adapter_weights()
+        try:
+            self.load_adapter(directory)
+            yield
+        finally:
+            self.set_adapter_weights(current)
+
+    def set_reference(self, directory: Path) -> None:
+        """Measure the KL term against a saved adapter instead of the base."""
+        self._reference = load_file(directory / "adapter_model.safetensors")
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """The policy that training began with, for computations without gradient: the base, or the adapter of
+        :meth:`set_reference`."""
+        if self._reference is None:
+            with self.without_adapter():
+                yield
+            return
+        current = self.adapter_weights()
+        try:
+            self.set_adapter_weights(self._reference)
+            yield
+        finally:
+            self.set_adapter_weights(current)
 
     @property
     def _adapted(self) -> PeftModel:
@@ -223,7 +264,7 @@ class Policy:
         with self._precision():
             hidden_PH = self._hidden(rows, features)
             logits_TV = self.model.lm_head(hidden_PH[rows.predicts_T]).float()
-        logprobs_TV = ((logits_TV + self._bias) / (temperature or 1.0)).log_softmax(dim=-1)
+        logprobs_TV = ((logits_TV + self._bias) / served_temperature(temperature)).log_softmax(dim=-1)
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
         return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
 
@@ -247,7 +288,8 @@ class Policy:
             ids_P == self.model.config.image_token_id,
             Packing.of([len(ids) for ids in rows], self.device),
             tuple(digest for run in runs for digest in samples[run[-1]].images),
-            *(torch.tensor(values, device=self.device) for values in (predicts, targets)),
+            predicts_T=torch.tensor(predicts, device=self.device),
+            targets_T=torch.tensor(targets, device=self.device),
         )
 
     def _precision(self) -> torch.autocast:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from visionrl.adapters import ManifestError, Version, read_manifest
+from visionrl.component import ConfigurationError
 from visionrl.job import Model
 from visionrl.versions import validate_known
 from visionrl_trainer.model.policy import Policy
@@ -29,6 +30,8 @@ class RunState(Model):
 
     version: str
     """Name of the current policy version."""
+    reference: str | None = None
+    """Name of the version that the KL term is measured against; ``None`` for the base model."""
     iteration: int = 0
     """Iterations completed. Start states are a function of it and of the job's seed."""
     episodes: int = 0
@@ -70,6 +73,17 @@ class RunStore:
         for records in (self.metrics, self.evaluations):
             records.rewind(state.iteration if state else 0)
         return state
+
+    def reference(self, state: RunState) -> Path:
+        """The folder of the state's reference. Raises :class:`ConfigurationError` if it is missing or damaged."""
+        assert state.reference is not None
+        try:
+            return self._whole_adapter(state.reference)
+        except (OSError, ManifestError) as error:
+            raise ConfigurationError(
+                f"{state.reference}, the adapter after the warm start, with which algorithm.klCoefficient compares, "
+                f"cannot be read: {error}; start over with an empty run folder (visionrl run --fresh)"
+            ) from None
 
     def publish(self, policy: Policy) -> Version:
         """Publish the current policy, under a number that this run has not used."""
