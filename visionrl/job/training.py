@@ -130,8 +130,14 @@ class Training(Model):
     """Decoupled weight decay on the adapter."""
     updates_per_iteration: PositiveInt = 1
     """Optimizer steps per iteration; its decisions are split over them."""
-    micro_batch_size: PositiveInt = 64
-    """Decisions in one forward and backward pass; limits memory and does not change the gradient."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Tokens, prompt and completion, in one forward and backward pass; limits memory and does not change the
+    gradient."""
+    micro_batch_size: PositiveInt | None = None
+    """Decisions in one forward and backward pass at most; empty leaves it to `microBatchTokens`."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Whether decoder layers are computed again in the backward pass instead of keeping what it needs: less memory, a
+    third more time. `auto` does so where memory does not suffice."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient norm clip."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0

@@ -86,7 +86,9 @@ def _supervised(spec: JobSpec, warm_start: WarmStart) -> JobSpec:
         training=Training(
             iterations=1,
             seed=spec.training.seed,
+            micro_batch_tokens=spec.training.micro_batch_tokens,
             micro_batch_size=spec.training.micro_batch_size,
+            activation_checkpointing=spec.training.activation_checkpointing,
             warm_start=warm_start,
         ),
     )

@@ -14,7 +14,7 @@ from visionrl.frames import frame_hash
 from visionrl.job import Algorithm, Guards, JobSpec, PolicyModel, Training
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import adapter_optimizer
-from visionrl_trainer.algo.update import UpdateStats, encode, micro_batches, update
+from visionrl_trainer.algo.update import UpdateStats, encode, update
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Frame, Sample
 
@@ -250,7 +250,28 @@ def test_after_a_warm_start_the_kl_term_has_no_gradient_at_its_adapter(trial: Tr
     assert to_warm_start.abs().max() < 1e-5
 
 
-def test_micro_batches_cover_every_sample_once_and_keep_sequences_together(samples: list[Sample]) -> None:
-    groups = list(micro_batches([range(0, 1), range(1, 4)], samples, 2))
-    assert sorted(map(sorted, groups)) == [[0], [1, 2, 3]]
-    assert list(micro_batches([range(0, 1), range(1, 2)], samples, 2)) == [[0, 1]]
+# --- memory
+
+
+def test_when_memory_runs_out_micro_batches_are_halved_once(
+    trial: Trial, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial.advantages(1.0, 0.5, -0.5, -1.0)
+    trial.policy.save_adapter(tmp_path)
+    expected = trial.gradient(spec("grpo"), tmp_path)
+    whole = trial.policy.logprobs
+
+    def small(samples: list[Sample], *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(samples) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(samples, *arguments)
+
+    limit = 2
+    trial.policy.logprobs = small  # type: ignore[method-assign, assignment]
+    memory = trial.policy.plan_memory(spec("grpo").training)
+    trial.policy.memory = replace(memory, samples=4)
+    torch.testing.assert_close(trial.gradient(spec("grpo"), tmp_path), expected, rtol=0, atol=1e-6)
+    assert caplog.text.count("out of memory: from now on") == 1
+    limit = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.update(spec("grpo"))

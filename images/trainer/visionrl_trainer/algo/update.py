@@ -15,6 +15,7 @@ from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import check_mismatch
 from visionrl_trainer.algo.losses import LossBatch, LossTerms, policy_loss
 from visionrl_trainer.algo.mismatch import TOKEN_LIMIT, Mismatch, MismatchMeter
+from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import Frame, Sample, sequences
 
@@ -81,7 +82,7 @@ def update(
     parameters = [parameter for _, parameter in policy.trainable()]
     for step in steps:
         optimizer.zero_grad(set_to_none=True)
-        batch.backward([runs[index] for index in step.tolist()], totals)
+        totals.add(_backward(batch, [runs[index] for index in step.tolist()], optimizer))
         batch.check_mismatch()
         norm = torch.nn.utils.clip_grad_norm_(parameters, spec.training.max_grad_norm).item()
         if 0 < norm < torch.inf:
@@ -93,6 +94,20 @@ def update(
             totals.skipped += 1
     advantages_N = torch.tensor([sample.advantage for sample in samples])
     return totals.stats(float(advantages_N.std(unbiased=False)), batch.meter.result())
+
+
+def _backward(batch: _Batch, runs: Sequence[range], optimizer: torch.optim.Optimizer) -> _Totals:
+    """The step's gradient; once in a training with smaller micro-batches, if memory runs out."""
+    try:
+        return batch.backward(runs)
+    except torch.OutOfMemoryError as error:
+        if not batch.policy.halve_micro_batches():
+            raise
+        logger.warning("%s", error)
+    optimizer.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return batch.backward(runs)
 
 
 def has_signal(run: range, samples: Sequence[Sample], spec: JobSpec) -> bool:
@@ -109,24 +124,6 @@ def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame
             chunk = digests[start : start + FRAMES_AT_ONCE]
             features |= zip(chunk, policy.encode_images([frames[digest] for digest in chunk]), strict=True)
     return features
-
-
-def micro_batches(runs: Sequence[range], samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
-    """Indices of whole sequences in groups of at most ``size`` samples; a longer sequence is a group of its own.
-    Sequences of similar length are grouped, so that little is padded."""
-    group: list[int] = []
-
-    def length(run: range) -> tuple[int, int]:
-        last = samples[run[-1]]
-        return len(last.prompt_ids) + len(last.completion_ids), run.start
-
-    for run in sorted(runs, key=length):
-        if group and len(group) + len(run) > size:
-            yield group
-            group = []
-        group += run
-    if group:
-        yield group
 
 
 @dataclass
@@ -191,8 +188,11 @@ class _Batch:
                 found |= zip(indices, logprobs_T.split([len(row.completion_ids) for row in rows]), strict=True)
         return found
 
-    def backward(self, runs: Sequence[range], totals: _Totals) -> None:
+    def backward(self, runs: Sequence[range]) -> _Totals:
         """Add the gradient of the step's loss to the parameters' gradients."""
+        totals = _Totals()
+        if not self.agrees:
+            self.meter = MismatchMeter(self.meter.limit)
         indices_of_step = [index for run in runs for index in run]
         tokens = sum(len(self.samples[index].completion_ids) for index in indices_of_step)
         for indices in self._micro_batches([run for run in runs if run in self.learnable]):
@@ -218,7 +218,8 @@ class _Batch:
                 ),
             )
             terms.loss.backward()
-            totals.add(terms, entropy_T.detach()[agrees_T])
+            totals.count(terms, entropy_T.detach()[agrees_T])
+        return totals
 
     def check_mismatch(self) -> None:
         """Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`."""
@@ -241,7 +242,7 @@ class _Batch:
         self.check_mismatch()
 
     def _micro_batches(self, runs: Iterable[range]) -> Iterator[list[int]]:
-        return micro_batches(list(runs), self.samples, self.spec.training.micro_batch_size)
+        return micro_batches(runs, self.samples, self.policy.plan_memory(self.spec.training))
 
     @property
     def _temperature(self) -> float:
@@ -259,7 +260,8 @@ class _Totals:
         self.loss = self.entropy = self.clipped = self.ratio = self.grad_norm = self.ratio_max = 0.0
         self.tokens = self.ratios = self.updates = self.skipped = 0
 
-    def add(self, terms: LossTerms, entropy_T: Tensor) -> None:
+    def count(self, terms: LossTerms, entropy_T: Tensor) -> None:
+        """One micro-batch."""
         self.loss += terms.loss.item()
         self.entropy += entropy_T.sum().item()
         self.clipped += terms.clipped.sum().item()
@@ -267,6 +269,16 @@ class _Totals:
         self.ratio_max = max(self.ratio_max, terms.ratio.max().item())
         self.tokens += len(entropy_T)
         self.ratios += len(terms.ratio)
+
+    def add(self, step: _Totals) -> None:
+        """The micro-batches of one step."""
+        self.loss += step.loss
+        self.entropy += step.entropy
+        self.clipped += step.clipped
+        self.ratio += step.ratio
+        self.ratio_max = max(self.ratio_max, step.ratio_max)
+        self.tokens += step.tokens
+        self.ratios += step.ratios
 
     def stats(self, advantage_std: float, mismatch: Mismatch) -> UpdateStats:
         return UpdateStats(

@@ -7,6 +7,7 @@ frame, positions once per layout of a prompt, the LM head on completion tokens o
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
-from visionrl.job import LINEAR_LAYERS, Lora
+from visionrl.job import Lora, Training
+from visionrl_trainer.model.adapter import with_adapter
+from visionrl_trainer.model.forward import last_hidden, score
+from visionrl_trainer.model.memory import MemoryPlan, plan_memory
 from visionrl_trainer.model.packing import ATTENTION, Packing
 from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, sequences
+
+logger = logging.getLogger(__name__)
 
 BANNED_BIAS = -100.0
 
@@ -85,6 +91,7 @@ class Policy:
         self.compute_dtype = compute_dtype
         self.peft: PeftModel | None = None
         self._reference: dict[str, Tensor] | None = None
+        self.memory: MemoryPlan | None = None
         vocabulary = processor.tokenizer.get_vocab()
         self.ban(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
         self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
@@ -104,6 +111,21 @@ class Policy:
         model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
         return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
 
+    def plan_memory(self, training: Training) -> MemoryPlan:
+        """The micro-batches that this training computes; planned once."""
+        if self.memory is None:
+            with self._precision():
+                self.memory = plan_memory(self.model, training)
+        return self.memory
+
+    def halve_micro_batches(self) -> bool:
+        """After memory ran out; False if they were halved before."""
+        if self.memory is None or self.memory.halved:
+            return False
+        self.memory = self.memory.half()
+        logger.warning("out of memory: from now on micro-batches have up to %d tokens", self.memory.tokens)
+        return True
+
     def ban(self, ids: Iterable[int]) -> None:
         """Exclude tokens from sampling, as the server does (``logit_bias``)."""
         self.banned_ids = frozenset(ids)
@@ -114,16 +136,7 @@ class Policy:
 
     def add_adapter(self, lora: Lora, seed: int) -> None:
         """Freeze the base and add a new adapter to it (B = 0: it has no effect yet)."""
-        names = LINEAR_LAYERS if lora.target_modules == "all-linear" else tuple(lora.target_modules)
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})",
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.peft = get_peft_model(self.model, config)
+        self.peft = with_adapter(self.model, lora, seed)
         self.eval()
 
     def train(self, part: Literal["all", "language_model", "adapter"]) -> None:
@@ -263,10 +276,8 @@ class Policy:
         features = [image_features[digest] for digest in rows.images]
         with self._precision():
             hidden_PH = self._hidden(rows, features)
-            logits_TV = self.model.lm_head(hidden_PH[rows.predicts_T]).float()
-        logprobs_TV = ((logits_TV + self._bias) / served_temperature(temperature)).log_softmax(dim=-1)
-        entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
-        return logprobs_TV.gather(1, rows.targets_T[:, None])[:, 0], entropy_T
+            hidden_TH = hidden_PH[rows.predicts_T]
+            return score(hidden_TH, rows.targets_T, self.model.lm_head, self._bias, served_temperature(temperature))
 
     def collate(self, samples: Sequence[Sample]) -> PackedSequences:
         """One row per sequence of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
@@ -299,20 +310,14 @@ class Policy:
         """Last hidden states [P, H]."""
         language_model = self.model.model.language_model
         embeds_PH = language_model.embed_tokens(rows.ids_P)
-        deepstack: list[Tensor] | None = None
+        visual_V = torch.nonzero(rows.visual_P)[:, 0]
+        deepstack: list[Tensor] = []
         if features:
-            seen = torch.cat([image.embeds for image in features]).to(embeds_PH.dtype)
-            embeds_PH = embeds_PH.masked_scatter(rows.visual_P[:, None], seen)
+            seen_VH = torch.cat([image.embeds for image in features]).to(embeds_PH.dtype)
+            embeds_PH = embeds_PH.index_copy(0, visual_V, seen_VH)
             deepstack = [torch.cat(layer) for layer in zip(*(image.deepstack for image in features), strict=True)]
-        output = language_model(
-            inputs_embeds=embeds_PH[None],
-            position_ids=rows.positions_3P[:, None],
-            visual_pos_masks=rows.visual_P[None],
-            deepstack_visual_embeds=deepstack or None,
-            use_cache=False,
-            packing=rows.packing,
-        )
-        return output.last_hidden_state[0]
+        recompute = self.memory is not None and self.memory.recompute
+        return last_hidden(language_model, embeds_PH, rows.positions_3P, visual_V, deepstack, rows.packing, recompute)
 
     def _positions_of(self, ids_L: Tensor) -> Tensor:
         """Interleaved-mRoPE positions [3, L] of one row, from the model itself, cached by layout."""

@@ -23,7 +23,8 @@ from visionrl.frames import decode_png, frame_hash
 from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import full_optimizers, schedule
-from visionrl_trainer.algo.update import micro_batches
+from visionrl_trainer.model.memory import MemoryPlan
+from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.sft.checkpoint import SftCheckpoints
@@ -93,7 +94,7 @@ def train(
             rate = settings.learning_rate * schedule(done, settings.steps)
             torch.manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))  # for dropout
             batch = [samples[index] for index in indices]
-            window.add(rate, *_step(policy, optimizers, batch, data.images, rate, spec.training.micro_batch_size))
+            window.add(rate, *_step(policy, optimizers, batch, data.images, rate, policy.plan_memory(spec.training)))
             done += 1
             last = done == settings.steps
             if not last and stop():
@@ -168,7 +169,7 @@ def _step(
     samples: Sequence[Sample],
     images: Mapping[str, bytes],
     learning_rate: float,
-    micro_batch: int,
+    memory: MemoryPlan,
 ) -> tuple[float, float]:
     """One optimizer step; loss and gradient norm."""
     for optimizer in optimizers:
@@ -176,7 +177,7 @@ def _step(
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for indices in micro_batches(sequences(samples), samples, micro_batch):
+    for indices in micro_batches(sequences(samples), samples, memory):
         part = [samples[index] for index in indices]
         loss = decision_loss(policy, part, images) * (len(part) / len(samples))
         loss.backward()

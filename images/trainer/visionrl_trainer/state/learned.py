@@ -15,6 +15,8 @@ FREE = frozenset(
         "training.checkpointEvery",
         "training.keepCheckpoints",
         "training.microBatchSize",
+        "training.microBatchTokens",
+        "training.activationCheckpointing",
         "training.guards",
         "rollout.maxConcurrent",
         "rollout.maxTimeS",
