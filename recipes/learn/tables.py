@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from recipes.learn.ablations import ITERATIONS, SEEDS, VARIANTS
 from recipes.learn.evidence import TRAINED, Evidence, Player
+from visionrl.seeds import seeds_text
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import signed
-from visionrl.seeds import seeds_text
 
 NOTE = "<!-- Written by python -m recipes.learn --only report; edits are lost. -->"
 CLEAR = (("random", "blind"), ("blind", "sft"), ("sft", "rl"))

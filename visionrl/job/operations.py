@@ -83,7 +83,7 @@ class Lifecycle(Model):
     """An attempt whose trainer runs and reports nothing new for this long has failed: no iteration, no episode, no
     other phase. More than the longest update takes."""
     node_lost_seconds: Seconds = 300
-    """A pod that does not end for this long, on a node that is gone or marked as out of service, is deleted by force."""
+    """A pod that does not end for this long, on a node that is gone or marked out of service, is deleted by force."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
     """The job object is deleted this long after its end."""
     cleanup_policy: Literal["DeletePods", "KeepAll"] = "DeletePods"
