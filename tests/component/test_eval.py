@@ -157,7 +157,7 @@ def test_two_policies_are_compared_on_the_same_seeds(
     ("model", "message"),
     [
         ("refuses", "could not be played: inference_error: "),
-        ("garbage", "could not be played: inference_error: the server's answer is no JSON"),
+        ("garbage", "could not be played: inference_error: the server's response is no JSON"),
     ],
 )
 def test_a_server_that_cannot_play_is_an_error_and_not_a_score(
