@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
+from visionrl.jobfile import JobFileError, read_job_file
+from visionrl.problems import Problem, located
 from visionrl_cli.extras import needed_packages
 
 HELP = "run a job on this machine"
@@ -38,9 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     with needed_packages("run"):
         from visionrl_local.run import RunOptions, run
+    warn(options.file)
     return run(
         RunOptions(options.file, runs=options.runs, port=options.port, fresh=options.fresh, as_json=options.json)
     )
+
+
+def warn(file: Path) -> None:
+    """Say what is probably not meant. What is wrong is told by the run itself."""
+    if file == Path("-"):  # can be read once only
+        return
+    with contextlib.suppress(JobFileError, OSError):
+        found = read_job_file(file)
+        for problem in found.warnings:
+            warning = Problem(problem.path, f"warning: {problem.message}")
+            print(located(warning, found.source, found.lines), file=sys.stderr)
 
 
 def _port(text: str) -> int:

@@ -133,3 +133,13 @@ def test_output_to_a_closed_pipe_is_no_error() -> None:
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert found.stdout == "---\n"
     assert found.stderr == ""
+
+
+def test_run_warns_of_what_is_probably_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("visionrl_local.run.run", lambda options: 0)
+    file = tmp_path / "job.yaml"
+    file.write_text(GOOD.read_text().replace("temperature: 1.0", "temperature: 0.1"))
+    assert main(["run", str(file)]) == 0
+    assert "spec.rollout.policyConfig.temperature: warning: is low for training" in capsys.readouterr().err
