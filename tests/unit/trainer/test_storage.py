@@ -13,6 +13,7 @@ import torch
 
 from tests.support.training import TinyRun, step, weights
 from visionrl.adapters import verified_manifest
+from visionrl.component import ConfigurationError
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.state.checkpoints import NoWholeCheckpoint
 from visionrl_trainer.sync.publish import AdapterStore
@@ -239,3 +240,24 @@ def test_a_state_is_saved_once_and_never_deleted_first(
 
 def whole_checkpoints(run: TinyRun) -> set[str]:
     return {path.name for path in run.checkpointed() if (path / "manifest.json").exists()}
+
+
+def test_the_version_that_the_kl_term_compares_with_is_found_again_or_named(policy: Policy, tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, policy)
+    begun = run.state.version
+    run.state = run.state.model_copy(update={"reference": begun})
+    run.checkpoint()
+    step(policy, run.optimizer)
+
+    resumed = TinyRun(tmp_path, policy)
+    policy.set_reference(resumed.store.reference(resumed.state))
+    before = weights(policy)
+    step(policy, resumed.optimizer)
+    with policy.as_reference():
+        assert torch.equal(weights(policy), before)
+    assert not torch.equal(weights(policy), before)
+    resumed.store.prune({begun})
+    damage = resumed.store.adapters.root / begun / "adapter_model.safetensors"
+    damage.write_bytes(damage.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ConfigurationError, match=f"{begun}, the adapter after the warm start, .* cannot be read"):
+        resumed.store.reference(resumed.state)
