@@ -33,7 +33,7 @@ class Pulse:
         """Take in one look; ``silent``: it does not answer, though it has. Why it hangs; empty where it does not."""
         # A sum that falls has lost a process: something happened.
         used, self._cpu_seconds = abs(vitals.cpu_seconds - self._cpu_seconds), vitals.cpu_seconds
-        works = used >= IDLE_SHARE * LOOK_SECONDS or vitals.waits_for_disk
+        works = used >= IDLE_SHARE * LOOK_SECONDS or vitals.active
         self.idle = 0 if works else self.idle + 1
         self._silent = self._silent + 1 if silent and not works else 0
         self._stopped = self._stopped + 1 if vitals.stopped else 0

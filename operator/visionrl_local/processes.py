@@ -45,8 +45,8 @@ class Vitals:
     """CPU time used so far."""
     stopped: bool
     """A process is stopped (SIGSTOP)."""
-    waits_for_disk: bool
-    """A thread is in uninterruptible sleep."""
+    active: bool
+    """A thread runs, or waits for a core or a disk."""
 
 
 def left_behind(supervisor: Supervisor) -> dict[int, str]:
@@ -85,12 +85,13 @@ def kill(pids: dict[int, str] | list[int]) -> list[int]:
 
 def vitals(mark: str) -> Vitals:
     """The state of all processes with this mark."""
-    states = [state for pid in processes_with(mark) if (state := _state(Path(f"/proc/{pid}"))) is not None]
-    threads = [state for pid in processes_with(mark) for state in _threads(pid)]
+    pids = processes_with(mark)
+    states = [state for pid in pids if (state := _state(Path(f"/proc/{pid}"))) is not None]
+    threads = [state for pid in pids for state in _threads(pid)]
     return Vitals(
         cpu_seconds=sum(ticks for _, ticks in states) / TICKS_PER_SECOND,
         stopped=any(letter == "T" for letter, _ in states),
-        waits_for_disk=any(letter == "D" for letter, _ in threads),
+        active=any(letter in ("R", "D") for letter, _ in threads),
     )
 
 

@@ -118,7 +118,7 @@ class TwoClocks:
         return self.clock.jump()
 
 
-def test_a_jump_is_told_once_and_small_corrections_are_none() -> None:
+def test_a_jump_is_reported_once_and_small_corrections_are_none() -> None:
     clocks = TwoClocks()
     assert clocks.run(3600) == timedelta(0)
     assert clocks.run(1, wall=1.5) == timedelta(0)
