@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 
 from tests.support.inference import tiny_job
 from visionrl.adapters import Version
+from visionrl_local.folder import LocalFolder
+from visionrl_local.fresh import made_by_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
@@ -172,6 +174,12 @@ def test_the_optimizers_state_survives_the_restarts(finished: Run) -> None:
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
     assert steps == {ITERATIONS}  # one update per iteration, counted through every restart
+
+
+def test_fresh_knows_every_file_of_a_run(finished: Run) -> None:
+    made, kept = made_by_run(LocalFolder(finished.folder))
+    assert {"checkpoints", "adapters", "logs", "job", "status.json"} <= {path.name for path in made}
+    assert kept == []
 
 
 def test_a_finished_run_is_not_run_again(finished: Run) -> None:

@@ -164,6 +164,31 @@ def test_a_status_that_cannot_be_written_ends_no_run(start: Start) -> None:
     assert start({}, "trainer=train:0").end()[0] == 0
 
 
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{former}'] * 9)}]\n" for former, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""436 bytes that stand for 400 million values."""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text + BOMB, lambda text: "\0garbage", lambda text: "", lambda text: text + "x: " + "[" * 100_000],
+    ids=["bomb", "garbage", "empty", "too deep"],
+)
+def test_a_job_file_that_cannot_be_read_is_left_out_and_noted_once(
+    start: Start, tmp_path: Path, damage: Callable[[str], str]
+) -> None:
+    run = start({}, "trainer=train:600")
+    run.wait_for_phase("Running")
+    file = tmp_path / "job.yaml"
+    file.write_text(damage(file.read_text()))
+    note = run.wait_for(lambda event: event["event"] == "note")
+    assert "the changed job file is not used" in note["text"]
+    write_job(file, {"training.iterations": 6})
+    run.wait_for(lambda event: event.get("status", {}).get("progress", {}).get("iteration") == 6)
+    assert run.output.count("the changed job file is not used") == 1
+
+
 # --- fresh
 
 
