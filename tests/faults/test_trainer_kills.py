@@ -30,10 +30,12 @@ def test_a_trainer_killed_before_some_writes_loses_and_doubles_nothing(scenario:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["once", "twice"])
+@pytest.mark.parametrize(("mode", "stride"), [("once", 1), ("twice", 4)])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_trainer_killed_before_any_write_loses_and_doubles_nothing(scenario: str, mode: str, tmp_path: Path) -> None:
+def test_a_trainer_killed_before_any_write_loses_and_doubles_nothing(
+    scenario: str, mode: str, stride: int, tmp_path: Path
+) -> None:
     """``twice``: the attempt that resumes is killed as well."""
-    found = kills(scenario, tmp_path, first=1, stride=1, mode=mode)
-    assert len(found) >= 60
+    found = kills(scenario, tmp_path, first=1, stride=stride, mode=mode)
+    assert len(found) * stride >= 100
     assert [kill for kill in found if kill["wrong"]] == []
