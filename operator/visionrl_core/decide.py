@@ -255,7 +255,8 @@ def _report(
     found = conditions.findings(job.spec, status, verdict, observed, views, outcome)
     timed = conditions.with_times(status.conditions, found, job_object.generation, now)
     # A trainer that still loads does not know where the run is.
-    report = observed.report if observed.report and observed.report.phase != "Starting" else None
+    last = run.report if run is not None and run.outcome == "Succeeded" else None
+    report = last or (observed.report if observed.report and observed.report.phase != "Starting" else None)
     return status.model_copy(
         update={
             "observed_generation": job_object.generation,

@@ -65,6 +65,8 @@ class TrainerRun:
     outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
     deleting: bool = False
     state: ObservedComponent = ObservedComponent()
+    report: TrainerReport | None = None
+    """What the trainer left when it completed."""
     key: str = ""
     """Digest of the key that it was started with; empty where nobody knows."""
     holds_node: bool = False

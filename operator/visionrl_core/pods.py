@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
+from visionrl.status import TrainerReport
 from visionrl_core.clock import moment
 from visionrl_core.manifests.common import ATTEMPT_LABEL, COMPONENT_LABEL, KEY_ANNOTATION, OWNER_ANNOTATION
 from visionrl_core.observed import ObservedComponent, TrainerRun
+from visionrl_core.report import read_report
 
 Body = Mapping[str, Any]
 
@@ -43,6 +45,8 @@ class PodView:
     """Digest of the key that it was started with; empty where nobody knows."""
     grace_ends: str | None = None
     """When it should be gone, where it is being deleted."""
+    report: TrainerReport | None = None
+    """Of a trainer that completed: it left it as the container's termination message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,17 @@ def pod_view(body: Body) -> PodView:
         job_uid=metadata.get("annotations", {}).get(OWNER_ANNOTATION, ""),
         key=metadata.get("annotations", {}).get(KEY_ANNOTATION, ""),
         grace_ends=metadata.get("deletionTimestamp"),
+        report=_last_report(body),
     )
 
 
 def _ended_for_good(body: Body) -> bool:
     return body["spec"].get("restartPolicy") == "Never" and "terminated" in _own_container(body).get("state", {})
+
+
+def _last_report(body: Body) -> TrainerReport | None:
+    end = _own_container(body).get("state", {}).get("terminated") or {}
+    return read_report(end.get("message", "").encode()) if end.get("exitCode") == 0 else None
 
 
 def run_view(body: Body) -> RunView:
@@ -132,7 +142,8 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
         outcome = "Failed"
         state = replace(taken.state, exit_reason=taken.state.exit_reason or TERMINATED, pods=len(found))
     holds_node = any(pod.phase not in ENDED for pod in found)
-    return TrainerRun(run.attempt, outcome, deleting, state, run.key, holds_node)
+    report = found[-1].report if found else None
+    return TrainerRun(run.attempt, outcome, deleting, state, report, run.key, holds_node)
 
 
 def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
@@ -143,7 +154,7 @@ def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
     state, last = container.get("state", {}), container.get("lastState", {})
     end = state.get("terminated") or last.get("terminated")
     reason, message = _why_not_ready(body, conditions)
-    if end and not message:
+    if end and not message and end.get("exitCode") != 0:
         message = end.get("message", "")
     started = (state.get("running") or state.get("terminated") or {}).get("startedAt")
     disrupted = conditions.get("DisruptionTarget", {})

@@ -12,6 +12,7 @@ from visionrl.checks import exports_base
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.errors import leaves
 from visionrl.status import TrainerReport
+from visionrl_trainer.report.last import leave_report
 from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 EXIT_FAILED = 1
@@ -67,6 +68,7 @@ async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
     try:
         await task
         code = 0
+        leave_report(publisher.report)
     except asyncio.CancelledError:
         logger.info("stopped; the run resumes from its last checkpoint")
         return 128 + signal.SIGTERM

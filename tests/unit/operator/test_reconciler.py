@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fake_api import Died, FakeApi, answer, client, failure
 from tests.support.jobs import document
-from visionrl.status import TrainerReport
+from visionrl.status import EvaluationProgress, PolicyVersions, Progress, Score, TrainerReport
 from visionrl_core.container_images import RELEASED
 from visionrl_core.kinds import Kind
 from visionrl_operator.api import ApiError
@@ -160,10 +160,10 @@ class World:
     def trainer_runs(self) -> None:
         self.run_pod("trainer", self.trainer()["metadata"]["uid"])
 
-    def trainer_ends(self, code: int, reason: str = "Error") -> None:
+    def trainer_ends(self, code: int, reason: str = "Error", message: str = "") -> None:
         job = self.trainer()
         started = "2026-01-01T00:00:01Z"
-        ended = {"terminated": {"exitCode": code, "reason": reason, "startedAt": started}}
+        ended = {"terminated": {"exitCode": code, "reason": reason, "startedAt": started, "message": message}}
         self.run_pod("trainer", job["metadata"]["uid"], ended)
         kind = "Failed" if code else "Complete"
         job["status"] = {"conditions": [{"type": kind, "status": "True", "message": "has ended"}]}
@@ -210,6 +210,31 @@ async def test_a_job_from_start_to_end() -> None:
     assert world.status["phase"] == "Complete"
     assert world.server.of("deployments") == [], "the GPUs are free"
     assert world.events() == ["Created", "Ready", "Completed"]
+
+
+async def test_the_last_report_is_not_lost_where_nobody_asked_for_it_in_time() -> None:
+    world = await running()
+    world.probes.current = TrainerReport(phase="Training", progress=Progress(iteration=1, total=3))
+    await world.settle()
+    score = Score(mean=2.6, low=2.4, high=2.8, episodes=300)
+    progress = Progress(iteration=3, total=3, evaluation=EvaluationProgress(latest=score, latest_iteration=3))
+    last = TrainerReport(
+        phase="Complete", progress=progress, policy=PolicyVersions(trained="demo-v3", serving="demo-v3")
+    )
+    world.restart()  # in the trainer's last seconds
+    world.probes.current = None
+    world.trainer_ends(0, "Completed", last.model_dump_json(by_alias=True, exclude_none=True))
+    await world.settle()
+    assert (world.status["phase"], world.status["progress"]["iteration"]) == ("Complete", 3)
+    assert world.status["progress"]["evaluation"]["latest"]["mean"] == 2.6
+    assert world.status["policy"]["serving"] == "demo-v3"
+
+
+async def test_a_trainer_that_leaves_nonsense_is_complete_all_the_same() -> None:
+    world = await running()
+    world.trainer_ends(0, "Completed", '{"phase": ')
+    await world.settle()
+    assert world.status["phase"] == "Complete"
 
 
 async def test_a_failed_trainer_is_followed_by_another_and_never_joined_by_it() -> None:

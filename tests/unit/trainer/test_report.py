@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from visionrl.status import Progress, TrainerReport
 from visionrl_trainer.report import html as report
 from visionrl_trainer.report import replay as replay
+from visionrl_trainer.report.last import leave_report
 from visionrl_trainer.report.replay import Replay, ReplayFrame
 
 SUMMARY = {
@@ -74,3 +76,16 @@ def test_films_are_kept_by_iteration(tmp_path: Path) -> None:
     for iteration in (12, 0):
         replay.save(a_replay(iteration), tmp_path)
     assert replay.load_all(tmp_path) == [a_replay(0), a_replay(12)]
+
+
+def test_a_completed_trainer_leaves_its_last_report_where_the_kubelet_reads_it(tmp_path: Path) -> None:
+    last = TrainerReport(phase="Complete", progress=Progress(iteration=3, total=3))
+    log = tmp_path / "termination-log"
+    leave_report(last, log)
+    assert not log.exists(), "outside a pod there is no such file"
+    log.touch()
+    leave_report(last, log)
+    assert TrainerReport.model_validate_json(log.read_text()) == last
+    assert len(log.read_bytes()) < 4096, "the kubelet keeps no more"
+    log.chmod(0o400)
+    leave_report(last, log)
