@@ -1,4 +1,4 @@
-"""The last report, left where it outlives the trainer: Kubernetes keeps what a container wrote to its termination log."""
+"""The last report, left where it outlives the trainer: Kubernetes keeps a container's termination log."""
 
 from __future__ import annotations
 
