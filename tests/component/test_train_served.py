@@ -24,6 +24,7 @@ from visionrl_trainer.rollout.batch import Sample
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
 FRAME = random_frame(5)
+ROLLOUT = {"envConfig": {"imageSize": 144}, "policyConfig": {"maxTokens": 16, "systemPrompt": "Play Crafter."}}
 
 
 def data_url(seed: int) -> str:
@@ -51,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("full", {"base": "tiny"}, ["--optimizer", "muon"]),
         ("adapter", {"base": f"{folder}/full/model", "supportsVision": True}, ["--trains", "adapter"]),
     ):
-        job = tiny_job(model={"dtype": "float32", **model})
+        job = tiny_job(model={"dtype": "float32", **model}, rollout=ROLLOUT)
         (folder / "job.yaml").write_text(job.model_dump_json(by_alias=True, exclude_unset=True))
         command = ["train", "--config", str(folder / "job.yaml"), "--data", str(folder / "train.jsonl")]
         assert main([*command, "--steps", "30", *flags, "--output", str(folder / output)]) == 0
