@@ -32,6 +32,7 @@ FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 # A container that was ready for this long has recovered: the next crash is the first one again.
 HEALTHY_SECONDS = 60.0
 TAIL_LINES = 15
+PORT_TRIES, PORT_RETRY_SECONDS = 40, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class LocalPod:
         self._ready_since, self._answered, self.pulse = None, False, Pulse()
         self._hangs = asyncio.get_running_loop().create_future()
         self._mark(f"--- {stamp(begun)} {self._title}, restart {self.state.restarts}")
-        if port_in_use(self.launch.port):
+        if not await self._port_is_free():
             self._mark(f"port {self.launch.port} is in use by another program")
             return 1, "PortInUse"
         try:
@@ -146,6 +147,15 @@ class LocalPod:
                 task.cancel()
             self._process = None
         return code, reason or ("Completed" if code == 0 else "Error")
+
+    async def _port_is_free(self) -> bool:
+        """Whether nobody listens on the port. A process that was killed may hold it for a moment, after its environment
+        is gone by which it is recognised."""
+        for _ in range(PORT_TRIES):
+            if self._stopped.is_set() or not port_in_use(self.launch.port):
+                return True
+            await asyncio.sleep(PORT_RETRY_SECONDS)
+        return False
 
     def _was_healthy(self) -> bool:
         return self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_SECONDS
