@@ -39,14 +39,14 @@ class LostLease(Exception):
 
 
 class Leader:
-    """One candidate. ``identity`` is unique among all processes."""
+    """One candidate. ``identity`` is unique among all processes; ``name`` is the lease's, one for each release."""
 
     def __init__(
         self,
         api: Api,
         namespace: str,
         identity: str,
-        name: str = "visionrl-operator",
+        name: str,
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,15 +76,20 @@ class Leader:
         while True:
             await asyncio.sleep(self._timing.retry)
             left = self._timing.renew_deadline - (self._clock() - renewed)
+            problem: object = "the lease changed meanwhile"
             try:
                 async with asyncio.timeout(max(0.0, left)):
                     if await self.try_once():
                         renewed = self._clock()
                         continue
-                raise LostLease(f"{self._seen.get('holderIdentity')} holds the lease")
             except (ApiError, TimeoutError) as error:
-                if self._clock() - renewed >= self._timing.renew_deadline:
-                    raise LostLease(f"not renewed for {self._timing.renew_deadline:g} s: {error}") from None
+                problem = error
+            # Nobody else can have taken the lease before it expires. A conflict is somebody's annotation, or our own
+            # renewal whose answer was lost; the next look tells.
+            if (holder := self._seen.get("holderIdentity")) not in ("", None, self._identity):
+                raise LostLease(f"{holder} holds the lease")
+            if not self._clock() - renewed < self._timing.renew_deadline:
+                raise LostLease(f"not renewed for {self._timing.renew_deadline:g} s: {problem}")
 
     async def release(self) -> None:
         """Let another process lead at once. Never raises: the lease ends by itself."""

@@ -66,7 +66,9 @@ async def run(options: Options) -> int:
 
 
 async def _until_stopped(options: Options, api: Api, metrics: Metrics, health: Health, stop: asyncio.Event) -> int:
-    leader = Leader(api, options.lease_namespace, options.identity) if options.leader_election else None
+    leader = (
+        Leader(api, options.lease_namespace, options.identity, options.lease_name) if options.leader_election else None
+    )
     if not await _or_stop(stop, _wait_for_crd(api, options)):
         return 0
     health.state = "standing by"

@@ -53,6 +53,8 @@ class Options:
     image_prefix: str = "visionrl/"
     """Of the images of a job's components, where the job names none."""
     image_tag: str = version("visionrl")
+    lease_name: str = "visionrl-operator"
+    """Operators that share it elect one leader."""
     lease_namespace: str = "default"
     identity: str = "operator"
 
@@ -84,6 +86,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--leader-election",
         action=argparse.BooleanOptionalAction,
         help="without it, run exactly one replica (default: on)",
+    )
+    run.add_argument(
+        "--lease-name",
+        metavar="NAME",
+        help=f"operators that share this lease elect one leader (default: {default.lease_name})",
     )
     run.add_argument("--log-format", choices=["text", "json"], help=f"default: {default.log_format}")
     run.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING"], help=f"default: {default.log_level}")

@@ -110,8 +110,10 @@ def test_rights_are_named_one_by_one_and_secrets_cannot_be_listed(values: Path) 
         assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
         if "secrets" in rule["resources"]:
             assert set(rule["verbs"]) == {"get", "create"}
-        if {"pods", "visionrljobs/status"} & set(rule["resources"]):
+        if "visionrljobs/status" in rule["resources"]:
             assert "delete" not in rule["verbs"]
+        if "pods" in rule["resources"]:
+            assert set(rule["verbs"]) == {"get", "list", "watch", "delete"}, "delete: those of a lost node"
 
 
 @pytest.mark.parametrize("name", ["namespaced", "two-namespaces"])
@@ -147,11 +149,34 @@ def test_own_rights_render_neither_account_nor_roles() -> None:
     assert pod(objects)["serviceAccountName"] == "visionrl"
 
 
-def test_one_replica_elects_nobody_and_has_no_second_one_beside_it() -> None:
+def test_one_replica_leads_by_the_lease_of_its_release_and_has_no_second_one_beside_it() -> None:
     objects = ci("default")
-    assert not options.parse(["run", *arguments(objects)], environment={}).leader_election
+    parsed = options.parse(["run", *arguments(objects)], environment={})
+    assert (parsed.leader_election, parsed.lease_name) == (True, "visionrl-operator")
+    other = options.parse(["run", *arguments(render("--set", "nameOverride=team-a"))], environment={})
+    assert other.lease_name == "team-a"
     assert only(objects, "Deployment")["spec"]["strategy"]["type"] == "Recreate"
     assert "PodDisruptionBudget" not in kinds(objects)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "extraLabels": {"app.kubernetes.io/name": "x", "team": "a"},
+            "operator": {"podLabels": {"team": "b", "tier": "c"}},
+        },
+        {
+            "extraLabels": {"release": "x"},
+            "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        },
+    ],
+)
+def test_a_label_that_is_set_twice_is_rendered_once(settings: Manifest, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    YAML().dump(settings, values)
+    for item in render("--values", values):  # a key that occurs twice cannot be read
+        assert item["metadata"]["labels"]["app.kubernetes.io/name"] == "visionrl-operator"
 
 
 def test_several_replicas_elect_a_leader_and_keep_apart() -> None:
@@ -231,6 +256,8 @@ def test_metrics_are_found_by_prometheus_and_grafana() -> None:
         ("image.digest=latest", "image.digest"),
         ("image.pullPolicy=Sometimes", "image.pullPolicy"),
         ("crds.validationRules=maybe", "crds.validationRules"),
+        ("nameOverride=x.y", "nameOverride"),
+        ("fullnameOverride=1x", "fullnameOverride"),
         ("metrics.serviceMonitor.interval=often", "metrics.serviceMonitor.interval"),
         ("networkPolicy.apiServerPorts={70000}", "networkPolicy.apiServerPorts"),
     ],

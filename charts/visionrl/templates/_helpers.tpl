@@ -22,15 +22,17 @@ app.kubernetes.io/name: visionrl-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "visionrl.labels" -}}
-{{- with .Values.extraLabels }}
-{{- toYaml . }}
-{{ end -}}
+{{- define "visionrl.ownLabels" -}}
 {{ include "visionrl.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: visionrl
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- /* One of ours that extraLabels names, too, stays ours. */ -}}
+{{- define "visionrl.labels" -}}
+{{- merge (include "visionrl.ownLabels" . | fromYaml) .Values.extraLabels | toYaml -}}
 {{- end -}}
 
 {{- define "visionrl.image" -}}

@@ -29,7 +29,9 @@ class Election(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.server, self.clock = FakeApi(), Clock()
-        self.leaders = [Leader(client(self.server), "default", name, timing=TIMING, clock=self.clock) for name in "ab"]
+        self.leaders = [
+            Leader(client(self.server), "default", name, "lease", timing=TIMING, clock=self.clock) for name in "ab"
+        ]
         self.renewed: dict[int, float] = {}
 
     @rule(candidate=st.integers(0, 1), unreachable=st.booleans())
@@ -62,7 +64,7 @@ TestElection.settings = settings(max_examples=100, stateful_step_count=30)
 
 async def test_a_lease_that_was_given_up_is_taken_at_once() -> None:
     server = FakeApi()
-    first, second = (Leader(client(server), "default", name) for name in "ab")
+    first, second = (Leader(client(server), "default", name, "lease") for name in "ab")
     assert await first.try_once()
     assert not await second.try_once()
     await first.release()
@@ -75,7 +77,7 @@ async def test_a_lease_that_was_given_up_is_taken_at_once() -> None:
 async def test_a_leader_that_cannot_renew_steps_down() -> None:
     server = FakeApi()
     timing = Timing(lease=0.3, renew_deadline=0.2, retry=0.02)
-    leader = Leader(client(server), "default", "a", timing=timing)
+    leader = Leader(client(server), "default", "a", "lease", timing=timing)
     assert await leader.try_once()
     server.fault = lambda method, path: failure(403, "Forbidden")
     with pytest.raises(LostLease, match="not renewed"):
@@ -89,7 +91,9 @@ async def test_a_leader_whose_request_hangs_steps_down() -> None:
                 await asyncio.Event().wait()
             return await super().send(*arguments, **more)
 
-    leader = Leader(client(Hanging()), "default", "a", timing=Timing(lease=0.3, renew_deadline=0.2, retry=0.02))
+    leader = Leader(
+        client(Hanging()), "default", "a", "lease", timing=Timing(lease=0.3, renew_deadline=0.2, retry=0.02)
+    )
     server_leader = leader.try_once()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.gather(server_leader, leader.try_once()), 0.1)
@@ -99,10 +103,71 @@ async def test_a_leader_whose_request_hangs_steps_down() -> None:
 
 async def test_a_leader_that_was_replaced_steps_down() -> None:
     server = FakeApi()
-    leader = Leader(client(server), "default", "a", timing=Timing(lease=15, renew_deadline=10, retry=0.01))
+    leader = Leader(client(server), "default", "a", "lease", timing=Timing(lease=15, renew_deadline=10, retry=0.01))
     assert await leader.try_once()
     [lease] = server.of("leases")
     lease["spec"]["holderIdentity"] = "b"
     server.put("leases", lease)
     with pytest.raises(LostLease, match="b holds the lease"):
         await asyncio.wait_for(leader.hold(), 10)
+
+
+QUICK = Timing(lease=15, renew_deadline=10, retry=0.001)
+
+
+class Interrupted(FakeApi):
+    """Does to the next renewal what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewals = 0
+        self.at_first_renewal: Any = None
+
+    async def send(self, method: str, path: str, *arguments: Any, **more: Any) -> Any:
+        if method == "PUT":
+            self.renewals += 1
+            if self.renewals == 1:
+                return await self.at_first_renewal(method, path, *arguments, **more)
+        return await super().send(method, path, *arguments, **more)
+
+
+async def keeps_leading(server: Interrupted) -> None:
+    leader = Leader(client(server), "default", "me", "lease", timing=QUICK)
+    await leader.acquire()
+    holding = asyncio.create_task(leader.hold())
+    async with asyncio.timeout(30):
+        while server.renewals < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert not holding.done()
+    holding.cancel()
+    assert server.get("leases", "lease")["spec"]["holderIdentity"] == "me"
+
+
+async def test_a_renewal_whose_answer_is_lost_is_not_a_lost_lease() -> None:
+    server = Interrupted()
+
+    async def lose_the_answer(*arguments: Any, **more: Any) -> Any:
+        await FakeApi.send(server, *arguments, **more)
+        raise OSError("connection reset by peer")
+
+    server.at_first_renewal = lose_the_answer
+    await keeps_leading(server)
+
+
+async def test_somebody_elses_annotation_is_not_a_lost_lease() -> None:
+    server = Interrupted()
+
+    async def annotate_before(*arguments: Any, **more: Any) -> Any:
+        server.put("leases", {**server.get("leases", "lease")})
+        return await FakeApi.send(server, *arguments, **more)
+
+    server.at_first_renewal = annotate_before
+    await keeps_leading(server)
+
+
+async def test_two_releases_in_one_namespace_lead_each_their_own_jobs() -> None:
+    server = FakeApi()
+    first = Leader(client(server), "ops", "a", "team-a-visionrl-operator")
+    second = Leader(client(server), "ops", "b", "team-b-visionrl-operator")
+    assert await first.try_once()
+    assert await second.try_once()
