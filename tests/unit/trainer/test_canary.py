@@ -180,7 +180,7 @@ def rig(policies: tuple[str, Policy, Policy], tmp_path: Path, monkeypatch: pytes
     from visionrl_trainer.sync.publish import AdapterStore
 
     monkeypatch.setattr(weight_sync, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(probe, "TOKENS", 200)
+    monkeypatch.setattr(probe, "TOKENS", 120)
     dtype, policy, server_policy = policies
     initial = policy.adapter_weights()
     server = Server(server_policy, dtype, [tmp_path / "adapters", tmp_path / "probe"])
