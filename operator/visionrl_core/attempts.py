@@ -53,8 +53,9 @@ def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tu
     if run is not None and run.outcome == "Succeeded":
         return status, AttemptEnd("Complete", "TrainerSucceeded", "training is complete")
     policy = job.spec.failure_policy
+    before = status.attempt
     status, outcome = _record_servers(status, policy, observed, now)
-    if outcome is not None:
+    if outcome is not None or status.attempt != before:
         return status, outcome
     if failed := _trainer_failure(status, run) or _hang(status, job, run, observed):
         entry = ledger.entry_of(failed, policy, now, instance=f"attempt {status.attempt}", ends=1)
@@ -123,7 +124,8 @@ def _hang(status: JobStatus, job: Job, run: TrainerRun | None, observed: Observe
 def _record_servers(
     status: JobStatus, policy: FailurePolicy, observed: Observed, now: datetime
 ) -> tuple[JobStatus, AttemptEnd | None]:
-    """Task app and inference are restarted where they run, unless they fail too often or for good."""
+    """Task app and inference are restarted where they run, unless they fail too often or for good. A rule that names
+    such a failure does what it says: the trainer's attempt ends, too, and another one follows."""
     servers: tuple[tuple[Component, ObservedComponent], ...] = (
         ("taskApp", observed.task_app),
         ("inference", observed.inference),
@@ -131,9 +133,12 @@ def _record_servers(
     for component, state in servers:
         entry = ledger.new_end(status.failures, component, state, policy, now)
         if entry is not None:
-            status, outcome = _record(status, failure.failure_of(component, state), entry, policy, now)
+            failed = failure.failure_of(component, state)
+            status, outcome = _record(status, failed, entry, policy, now)
             if outcome is not None:
                 return status, outcome
+            if live(status) and failure.rule_for(policy, failed) is not None:
+                return next_attempt(status, failed.cause, entry.counted, now), None
     return status, None
 
 

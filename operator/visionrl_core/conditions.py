@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from visionrl_core.policies.validation import Verdict
 NOT_SCHEDULED = ("SchedulingGated", "Unschedulable")
 
 MAX_MESSAGE = 1000
+MAX_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,19 @@ def with_times(
             Condition(
                 type=finding.type,
                 status=status,
-                reason=finding.reason,
+                reason=_word(finding.reason),
                 message=finding.message,
                 last_transition_time=stamp(now) if old is None or changed else old.last_transition_time,
                 observed_generation=generation,
             )
         )
     return conditions
+
+
+def _word(reason: str) -> str:
+    """A reason that ``metav1.Condition`` allows: those of pods may hold other characters (``OutOfnvidia.com/gpu``)."""
+    word = re.sub(r"[^A-Za-z0-9_,:]", "_", reason).strip("_,:")
+    return word[:MAX_REASON].rstrip(",:") if word[:1].isalpha() else f"Reason_{word}"[:MAX_REASON].rstrip("_,:")
 
 
 def accepted(verdict: Verdict) -> Finding:

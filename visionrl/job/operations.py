@@ -48,8 +48,8 @@ class FailureRule(Model):
     """The first rule that matches applies. A rule matches when all of its conditions hold."""
 
     action: Literal["Fail", "Restart", "RestartIgnoreLimit"]
-    """`Fail` ends the job, `Restart` starts another attempt within `maxRestarts`, `RestartIgnoreLimit` starts one that
-    does not count."""
+    """`Fail` ends the job, `Restart` starts another attempt of the trainer within `maxRestarts`, `RestartIgnoreLimit`
+    starts one that does not count; also where task app or inference failed."""
     component: Component | None = None
     """Component that failed."""
     exit_codes: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=list)
@@ -68,8 +68,8 @@ class FailurePolicy(Model):
     backoff_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0
     """Delay before an attempt; doubles with every attempt, up to 300 s."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
-    """Checked in order. A failure that no rule matches restarts the trainer; one that the cluster caused does not
-    count."""
+    """Checked in order. A component whose failure no rule matches is restarted alone; a failure that the cluster caused
+    does not count."""
 
 
 class Lifecycle(Model):

@@ -99,10 +99,15 @@ def action(policy: FailurePolicy, failure: Failure) -> Action:
     Without a matching rule, what the cluster caused restarts uncounted and everything else restarts."""
     if failure.exit_code == CONFIGURATION_ERROR:
         return "Fail"
-    for rule in policy.rules:
-        if _matches(rule, failure):
-            return rule.action
+    rule = rule_for(policy, failure)
+    if rule is not None:
+        return rule.action
     return "RestartIgnoreLimit" if type_of(failure) in ("Rejected", "Disrupted") else "Restart"
+
+
+def rule_for(policy: FailurePolicy, failure: Failure) -> FailureRule | None:
+    """The first rule that matches."""
+    return next((rule for rule in policy.rules if _matches(rule, failure)), None)
 
 
 def retry_at(policy: FailurePolicy, attempts: Sequence[Attempt]) -> datetime | None:

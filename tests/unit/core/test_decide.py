@@ -247,6 +247,40 @@ def test_a_server_that_dies_heals_by_itself() -> None:
     assert reason(cluster.status, "InferenceReady") == "Ready"
 
 
+def test_a_rule_for_inference_starts_another_attempt_as_it_says() -> None:
+    rule = {"action": "Restart", "component": "inference", "exitCodes": [139]}
+    cluster = running({"failurePolicy.rules": [rule], "failurePolicy.maxRestarts": 1})
+    cluster.crash("inference", 137)
+    cluster.reconcile()
+    assert cluster.status.attempt == 0, "the rule names another exit code"
+    cluster.servers_ready()
+    cluster.wait(7 * 3600)
+    cluster.crash("inference", 139)
+    assert cluster.reconcile().deletions == (trainer(0),)
+    assert cluster.status.attempts[0].cause == "inference: exit code 139"
+    assert (cluster.status.attempt, cluster.status.attempts[0].counted) == (1, True)
+    cluster.deletions_complete()
+    cluster.wait(60)
+    cluster.reconcile()
+    assert not cluster.trainers, "it waits for the server"
+    cluster.servers_ready()
+    cluster.reconcile()
+    cluster.trainer_starts()
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    cluster.crash("inference", 139)
+    cluster.reconcile()
+    assert reason(cluster.status, "Failed") == "MaxRestartsExceeded"
+
+
+def test_a_rule_may_start_another_attempt_that_does_not_count() -> None:
+    rule = {"action": "RestartIgnoreLimit", "component": "taskApp"}
+    cluster = running({"failurePolicy.rules": [rule], "failurePolicy.maxRestarts": 0})
+    cluster.crash("task_app", 1)
+    cluster.reconcile()
+    assert (cluster.status.attempt, cluster.status.restarts) == (1, 0)
+
+
 def test_a_server_that_never_recovers_fails_the_job() -> None:
     cluster = running()
     for _ in range(4):

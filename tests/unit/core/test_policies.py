@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.jobs import document, job
 from visionrl.job import FailurePolicy, Job
 from visionrl.status import Attempt, JobStatus
 from visionrl_core.clock import moment, stamp
+from visionrl_core.conditions import Finding, with_times
 from visionrl_core.container_images import RELEASED, images_of, named, with_images
 from visionrl_core.mutability import changed_immutable_fields
 from visionrl_core.policies.failure import INTERRUPTED, SUSPENDED, Failure, action, backoff
@@ -201,3 +203,18 @@ def test_what_is_probably_not_meant_is_told_by_the_condition_and_an_event() -> N
     assert verdict.message.startswith("spec.training.checkpointEvery: exceeds iterations (3)")
     assert validate(doubtful, accepted=verdict.job).message == verdict.message
     assert validate(document(), accepted=None).message == ""
+
+
+# --- conditions
+
+
+@given(st.text(max_size=2000) | st.sampled_from(["OutOfnvidia.com/gpu", "Unschedulable", "_", "1", ""]))
+def test_a_reason_is_one_that_kubernetes_allows(reason: str) -> None:
+    [condition] = with_times([], [Finding("TaskAppReady", False, reason)], 1, NOW)
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", condition.reason)
+    assert len(condition.reason) <= 1024
+
+
+def test_a_reason_stays_readable() -> None:
+    [condition] = with_times([], [Finding("InferenceReady", False, "OutOfnvidia.com/gpu")], 1, NOW)
+    assert condition.reason == "OutOfnvidia_com_gpu"
