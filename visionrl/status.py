@@ -201,6 +201,8 @@ class JobStatus(Model):
     failures: list[ComponentFailure] = Field(default_factory=list)
     """Failures of all components within `failurePolicy.windowSeconds`, oldest first; of more than 16 of one component,
     the oldest are merged."""
+    failure_log: str = ""
+    """Last lines of the component whose failure failed the job; its pod may be gone."""
     accepted: str = ""
     """The specification that the components run with, as JSON: fields that are fixed keep these values."""
     start_time: str | None = None

@@ -148,14 +148,15 @@ def _record(
     """Enter a failure into the ledger; the job's end where it decides that."""
     failures = ledger.with_entry(status.failures, entry, policy, now)
     status = status.model_copy(update={"failures": failures})
+    last_words = status.model_copy(update={"failure_log": failure.last_lines(failed.message)})
     if failure.action(policy, failed) == "Fail":
-        return status, AttemptEnd("Failed", _failed_reason(failed), failed.cause)
+        return last_words, AttemptEnd("Failed", _failed_reason(failed), failed.cause)
     if entry.counted and ledger.too_many(failures, failed.component, policy, now):
         number = ledger.counted(failures, failed.component, policy, now)
         message = (
             f"{failed.cause}; failure {number} within {policy.window_seconds} s, {policy.max_restarts} are allowed"
         )
-        return status, AttemptEnd("Failed", "MaxRestartsExceeded", message)
+        return last_words, AttemptEnd("Failed", "MaxRestartsExceeded", message)
     return status, None
 
 

@@ -45,6 +45,8 @@ class ObservedComponent:
     empty where it is merely starting."""
     message: str = ""
     """One line for people, the scheduler's or the container's."""
+    log: str = ""
+    """Last lines of the container before its last end, where it failed."""
     node: str | None = None
     started: datetime | None = None
     instance: str = ""

@@ -154,8 +154,7 @@ def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
     state, last = container.get("state", {}), container.get("lastState", {})
     end = state.get("terminated") or last.get("terminated")
     reason, message = _why_not_ready(body, conditions)
-    if end and not message and end.get("exitCode") != 0:
-        message = end.get("message", "")
+    log = end.get("message", "") if end and end.get("exitCode") != 0 else ""
     started = (state.get("running") or state.get("terminated") or {}).get("startedAt")
     disrupted = conditions.get("DisruptionTarget", {})
     pod_reason = status.get("reason") or (disrupted.get("reason") if disrupted.get("status") == "True" else None)
@@ -166,7 +165,8 @@ def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
         exit_code=end.get("exitCode") if end else None,
         exit_reason=pod_reason or (end.get("reason", "") if end else ""),
         reason="Terminating" if deleting else reason,
-        message=message,
+        message=message or log,
+        log=log,
         node=body["spec"].get("nodeName"),
         started=_moment(started),
         instance=metadata.get("uid", ""),

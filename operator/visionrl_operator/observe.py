@@ -40,6 +40,8 @@ class Asked:
     creation_failures: Mapping[int, str] = field(default_factory=dict)
     """Why an attempt has no pod, by attempt."""
     stuck: tuple[StuckPod, ...] = ()
+    problems: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Reason and message of what keeps a pod's containers from starting, by the pod's uid."""
 
 
 def own_objects(job: StoredJob, objects: Mapping[Ref, OwnedObject]) -> dict[Ref, OwnedObject]:
@@ -64,7 +66,7 @@ def observe(
     if asked.workload:
         existing[Ref("Workload", name)] = {}
     config = own.get(Ref("ConfigMap", config_name(name)))
-    pods = pods_of(objects)
+    pods = {uid: _with_problem(pod, asked.problems.get(uid)) for uid, pod in pods_of(objects).items()}
     servers = [_current(pod, asked.key) for pod in pods.values() if pod.job_uid in ("", job.uid)]
     runs = {found.uid: _run(found, pods, asked) for found in own.values() if isinstance(found.detail, RunView)}
     orphans = [
@@ -159,6 +161,12 @@ def _run(found: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> Train
 
 def _of(pods: Iterable[PodView], component: str) -> list[PodView]:
     return [pod for pod in pods if pod.component == component]
+
+
+def _with_problem(pod: PodView, problem: tuple[str, str] | None) -> PodView:
+    if problem is None or pod.state.reason:
+        return pod
+    return replace(pod, state=replace(pod.state, reason=problem[0], message=problem[1]))
 
 
 def _current(pod: PodView, key: str | None) -> PodView:

@@ -9,7 +9,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from visionrl.status import JobStatus
@@ -33,7 +33,7 @@ from visionrl_core.manifests.common import (
 from visionrl_core.manifests.config import KEY_FILE, key_name
 from visionrl_core.observed import StuckPod
 from visionrl_core.pods import PodView
-from visionrl_operator.api import Api, ApiError
+from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.apply import Applier, NameTaken
 from visionrl_operator.metrics import Metrics
 from visionrl_operator.observe import Asked, observe, overdue_pods, podless_attempts, starting_pods, trainer_pod
@@ -51,6 +51,9 @@ RESYNC_JITTER = 0.2
 # start, which may wait for it.
 SECRET_CHECK_SECONDS = 180.0
 STARTING_CHECK_SECONDS = 10.0
+# A pod that has a node and does not run after this time is asked about, and again after a while.
+SLOW_START = timedelta(seconds=30)
+PROBLEM_CHECK_SECONDS = 60.0
 # A pod that has not ended this long after its grace period: its node is looked at, and looked at again.
 STUCK_AFTER = timedelta(seconds=60)
 STUCK_CHECK_SECONDS = 30.0
@@ -70,6 +73,14 @@ class ReconcileResult:
     again_after: float | None = None
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """Why a pod does not start, as its events say."""
+
+    asked_at: float
+    found: tuple[str, str]
+
+
 @dataclass
 class _Memory:
     """What is remembered of a job between passes; all of it can be found out again."""
@@ -80,6 +91,8 @@ class _Memory:
     """Digest of its key."""
     key_seen: float = 0.0
     """When its Secret was last read."""
+    problems: dict[str, _Problem] = field(default_factory=dict)
+    """By pod."""
     refusal: str = ""
     """Why its objects could not be made the last time, in the API server's words."""
 
@@ -154,6 +167,8 @@ class Reconciler:
         starting = bool(starting_pods(objects)) and not previous.finished
         fresh = STARTING_CHECK_SECONDS if starting else SECRET_CHECK_SECONDS
         asked = Asked(key=await self._key(job, fresh, untouched=not objects and not job.status))
+        if starting:
+            asked = replace(asked, problems=await self._problems(job, starting_pods(objects), now))
         again = STARTING_CHECK_SECONDS if starting else None
         if self._workload is not None and job.object.document["spec"].get("queueName"):
             owner = job.owner
@@ -191,6 +206,21 @@ class Reconciler:
             own_labels = labels(owner.name, "trainer") | {ATTEMPT_LABEL: str(attempt.number)}
             await self._applier.find_unlabelled(owner, target, own_labels)
 
+    async def _problems(self, job: StoredJob, starting: list[OwnedObject], now: datetime) -> dict[str, tuple[str, str]]:
+        """What keeps pods from starting that have a node and should run by now: only events say that a volume cannot be
+        attached or mounted, or that the node has no network for them."""
+        known, fresh = self._memory(job).problems, dict[str, _Problem]()
+        for pod in starting:
+            if now - moment(pod.created) < SLOW_START:
+                continue
+            before = known.get(pod.uid)
+            if before is None or self._clock() - before.asked_at >= PROBLEM_CHECK_SECONDS:
+                warning = await self._newest_event(job, f"involvedObject.uid={pod.uid},type=Warning")
+                before = _Problem(self._clock(), warning or ("ContainerCreating", f"since {pod.created}"))
+            fresh[pod.uid] = before
+        self._memory(job).problems = fresh
+        return {uid: problem.found for uid, problem in fresh.items()}
+
     async def _stuck(self, overdue: list[OwnedObject]) -> tuple[StuckPod, ...]:
         stuck = []
         for found in overdue:
@@ -214,14 +244,18 @@ class Reconciler:
 
     async def _creation_failure(self, job: StoredJob, run: OwnedObject) -> str:
         """The newest message of the Job controller about a pod that it could not make."""
-        selector = f"involvedObject.uid={run.uid},reason=FailedCreate"
+        found = await self._newest_event(job, f"involvedObject.uid={run.uid},reason=FailedCreate")
+        return found[1] if found else ""
+
+    async def _newest_event(self, job: StoredJob, selector: str) -> tuple[str, str] | None:
+        """Reason and message."""
         try:
-            found = await self._api.list(EVENT, job.owner.namespace, fieldSelector=selector, limit=10)
+            found = await self._api.list(EVENT, job.owner.namespace, fieldSelector=selector, limit=20)
         except ApiError as error:
-            logger.warning("why %s has no pod cannot be read: %s", run.ref, error)
-            return ""
-        events = sorted(found["items"], key=lambda item: item.get("lastTimestamp") or "")
-        return str(events[-1].get("message", "")) if events else ""
+            logger.warning("events of %s/%s cannot be read: %s", job.owner.namespace, job.owner.name, error)
+            return None
+        newest = max(found["items"], key=_time_of, default=None)
+        return (str(newest.get("reason", "")), str(newest.get("message", ""))) if newest is not None else None
 
     # --- carrying out
 
@@ -285,6 +319,10 @@ class Reconciler:
                 await self._api.create(EVENT, owner.namespace, event_manifest(owner, item, now))
             except ApiError as error:
                 logger.warning("%s/%s: event %s is lost: %s", owner.namespace, owner.name, item.reason, error)
+
+
+def _time_of(event: Body) -> str:
+    return event.get("lastTimestamp") or event.get("eventTime") or ""
 
 
 def _without_braked(

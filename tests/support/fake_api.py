@@ -75,7 +75,12 @@ class FakeApi:
         namespace, plural, *rest = segments
         if not rest:
             if method == "GET":
-                return answer(200, self._list(plural, namespace))
+                wanted = query.get("fieldSelector", [""])[0].split(",")
+                found = self._list(plural, namespace)
+                found["items"] = [
+                    item for item in found["items"] if all(selects(each, item) for each in wanted if each)
+                ]
+                return answer(200, found)
             rest = [body["metadata"]["name"]]
         key = (plural, namespace, rest[0])
         existing = self.objects.get(key)
@@ -166,6 +171,15 @@ def client(server: FakeApi) -> Api:
         return None
 
     return Api(server, timeout=1.0, sleep=no_sleep)
+
+
+def selects(field: str, body: Body) -> bool:
+    """One requirement of a field selector, such as ``involvedObject.uid=...``."""
+    path, _, value = field.partition("=")
+    found: Any = body
+    for name in path.split("."):
+        found = found.get(name, {})
+    return bool(found == value)
 
 
 def merged(old: Any, patch: Any) -> Any:

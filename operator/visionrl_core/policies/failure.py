@@ -83,7 +83,8 @@ class Failure:
 
 
 def failure_of(component: Component, state: ObservedComponent) -> Failure:
-    return Failure(component, state.exit_code, state.exit_reason or state.reason, state.message)
+    # Of a container that waits for its next start, the message is the kubelet's about the delay.
+    return Failure(component, state.exit_code, state.exit_reason or state.reason, state.log or state.message)
 
 
 def type_of(failure: Failure) -> FailureType:
@@ -129,6 +130,11 @@ def backoff(policy: FailurePolicy, attempts: Sequence[Attempt]) -> timedelta:
     if failures == 0:
         return timedelta(0)
     return min(MAX_BACKOFF, timedelta(seconds=policy.backoff_seconds * 2 ** (failures - 1)))
+
+
+def last_lines(text: str, limit: int = 2000) -> str:
+    """The end of a log, of at most ``limit`` characters."""
+    return text.strip()[-limit:]
 
 
 def last_line(text: str, limit: int = 300) -> str:
