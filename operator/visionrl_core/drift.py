@@ -7,7 +7,9 @@ the hash alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from visionrl_core.manifests.common import Manifest
@@ -20,6 +22,13 @@ ATOMIC = frozenset({"selector", "matchLabels", "nodeSelector"})
 ITEM_KEYS = ("name", "uid", "mountPath")
 
 _ABSENT = object()
+# What the API server leaves out of its answers where a field may be absent.
+EMPTY: tuple[Any, ...] = (None, False, 0, "", {}, [])
+
+# Maps of quantities, which the API server writes in a form of its own: "1000m" becomes "1".
+QUANTITIES = frozenset({"requests", "limits"})
+QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(m|k|[KMGTPE]i?)?")
+POWERS = {"m": -1, "": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 
 
 def differences(manifest: Manifest, live: Mapping[str, Any]) -> list[str]:
@@ -30,7 +39,9 @@ def differences(manifest: Manifest, live: Mapping[str, Any]) -> list[str]:
 
 
 def _differences(wanted: Any, live: Any, path: str) -> Iterator[str]:
-    if wanted in ({}, []) and live in (_ABSENT, None, {}, []):
+    if live is _ABSENT and any(wanted == empty for empty in EMPTY):
+        return
+    if wanted in ({}, []) and live in (None, {}, []):
         return
     if isinstance(wanted, Mapping) and isinstance(live, Mapping):
         if path.rpartition(".")[2] in ATOMIC and wanted.keys() != live.keys():
@@ -40,8 +51,24 @@ def _differences(wanted: Any, live: Any, path: str) -> Iterator[str]:
             yield from _differences(value, live.get(name, _ABSENT), f"{path}.{name}" if path else name)
     elif isinstance(wanted, list) and isinstance(live, list):
         yield from _list_differences(wanted, live, path)
-    elif wanted != live:
+    elif wanted != live and not _same_quantity(wanted, live, path):
         yield path
+
+
+def _same_quantity(wanted: Any, live: Any, path: str) -> bool:
+    if not QUANTITIES & set(path.split(".")) and not path.endswith(".sizeLimit"):
+        return False
+    amount = _amount(wanted)
+    return amount is not None and amount == _amount(live)
+
+
+def _amount(quantity: Any) -> Fraction | None:
+    match = QUANTITY.fullmatch(str(quantity))
+    if match is None:
+        return None
+    suffix = match[2] or ""
+    base = 1024 if suffix.endswith("i") else 1000
+    return Fraction(match[1].rstrip(".")) * Fraction(base) ** POWERS[suffix[:1]]
 
 
 def _list_differences(wanted: list[Any], live: list[Any], path: str) -> Iterator[str]:

@@ -43,6 +43,37 @@ def test_what_the_api_server_and_others_add_is_theirs() -> None:
     assert differences(MANIFESTS[INFERENCE], found) == []
 
 
+def limits(found: Any) -> Any:
+    return found["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("applied", "shown", "same"),
+    [
+        ("1000m", "1", True),
+        ("0.5", "500m", True),
+        ("1024Mi", "1Gi", True),
+        ("1000k", "1M", True),
+        ("1.5Gi", "1536Mi", True),
+        ("1", "2", False),
+        ("1G", "1Gi", False),
+        ("1", "one", False),
+    ],
+)
+def test_a_quantity_in_the_servers_own_form_is_the_same(applied: str, shown: str, same: bool) -> None:
+    ours, found = live(INFERENCE), live(INFERENCE)
+    limits(ours)["memory"], limits(found)["memory"] = applied, shown
+    assert (differences(ours, found) == []) is same
+
+
+def test_what_the_server_leaves_out_because_it_is_empty_is_the_same() -> None:
+    ours, found = live(INFERENCE), live(INFERENCE)
+    container = "containers"
+    for pod, content in ((ours["spec"]["template"]["spec"], {"value": ""}), (found["spec"]["template"]["spec"], {})):
+        pod[container][0]["env"].append({"name": "EMPTY", **content})
+    assert differences(ours, found) == []
+
+
 def scaled(found: Any) -> None:
     found["spec"]["replicas"] = 0
 
