@@ -83,6 +83,24 @@ def next_attempt(status: JobStatus, cause: str, counted: bool, now: datetime) ->
     return status.model_copy(update={"attempt": status.attempt + 1, "restarts": status.restarts + int(counted)})
 
 
+def reopened(status: JobStatus) -> JobStatus:
+    """The status of a finished job that trains again, from its last checkpoint."""
+    return status.model_copy(
+        update={
+            "conditions": [each for each in status.conditions if each.type not in ("Complete", "Failed")],
+            "attempt": status.attempt + 1,
+            "restarts": 0,
+            # The former attempts and failures, and the time that they took, belong to the former end.
+            "attempts": [],
+            "failures": [],
+            "failure_log": "",
+            "active_seconds": 0,
+            "active_since": None,
+            "completion_time": None,
+        }
+    )
+
+
 def end(status: JobStatus, cause: str | None, counted: bool, now: datetime) -> JobStatus:
     """Write the end of the live attempt, if there is one."""
     last = live(status)

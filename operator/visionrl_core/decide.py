@@ -29,6 +29,7 @@ from visionrl_core.manifests.common import (
     sealed_hash,
     trainer_job_name,
 )
+from visionrl_core.manifests.config import run_claim_name
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
@@ -41,6 +42,10 @@ from visionrl_core.policies.validation import Verdict, validate
 # have been grown by a person.
 MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim")
 
+RUN_FOLDER_GONE = (
+    "spec.training.iterations cannot be raised: the job is complete and its run folder went with the trainer's pod; "
+    "spec.storage.runSize or spec.storage.runClaim would have kept it. Start a new job"
+)
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 
 
@@ -76,9 +81,12 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
     verdict = validate(job_object.document, before, observed.images)
     if verdict.job is None:
         return DesiredState(_rejected(job_object, previous, verdict, now))
-    job = verdict.job
-
-    status, outcome = previous, conditions.outcome_of(previous)
+    job, status, outcome = verdict.job, previous, conditions.outcome_of(previous)
+    if before is not None and outcome is not None and outcome.type == "Complete" and _asks_for_more(before, job):
+        if run_claim_name(job) is None:
+            job, verdict = before, Verdict(before, False, "RunFolderGone", RUN_FOLDER_GONE)
+        else:
+            status, outcome = attempts.reopened(previous), None
     if outcome is None:
         status = lifecycle.keep_time(status, job.spec.suspend, now)
         status, outcome = attempts.settle(status, job, observed, now)
@@ -108,6 +116,10 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         forced=_forced(job, observed, now),
         requeue_at=min(timers, default=None),
     )
+
+
+def _asks_for_more(before: Job, job: Job) -> bool:
+    return job.spec.training.iterations > before.spec.training.iterations
 
 
 # --- what should be

@@ -45,6 +45,8 @@ def events_between(previous: JobStatus, status: JobStatus) -> Iterator[JobEvent]
         nodes = sorted({component.node for component in status.components if component.node})
         where = f" on {', '.join(nodes)}" if nodes else ""
         yield JobEvent("Normal", "Ready", f"attempt {status.attempt} runs{where}", f"{status.attempt}")
+    if previous.finished and not status.finished:
+        yield JobEvent("Normal", "Reopened", "more iterations are asked for", f"{status.attempt}")
     if _turned(previous, status, "Suspended"):
         yield JobEvent("Normal", "Suspended", "pods are deleted; training continues after resuming", _since(status))
     if _turned(previous, status, "Suspended", "False") and previous.condition("Suspended"):

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from visionrl.job import Job
 from visionrl.status import JobStatus
-from visionrl_core.attempts import live, next_attempt
+from visionrl_core.attempts import live, next_attempt, reopened
 from visionrl_core.clock import moment, stamp
 from visionrl_core.container_images import images_of, with_images
 from visionrl_core.mutability import changed_immutable_fields
@@ -38,7 +38,7 @@ def resumed(
     if complete is not None and complete.status == "True" and not wants_more:
         return None
     if status.finished:
-        return _reopened(status)
+        return reopened(status)
     return interrupted(_not_in_the_future(status, now), min(now, last_alive))
 
 
@@ -77,19 +77,3 @@ def _not_in_the_future(status: JobStatus, now: datetime) -> JobStatus:
     ]
     failures = [each.model_copy(update={"at": past(each.at)}) for each in status.failures]
     return status.model_copy(update={"attempts": attempts, "failures": failures})
-
-
-def _reopened(status: JobStatus) -> JobStatus:
-    return status.model_copy(
-        update={
-            "conditions": [each for each in status.conditions if each.type not in ("Complete", "Failed")],
-            "attempt": status.attempt + 1,
-            "restarts": 0,
-            # The former attempts and failures, and the time that they took, belong to the former end.
-            "attempts": [],
-            "failures": [],
-            "active_seconds": 0,
-            "active_since": None,
-            "completion_time": None,
-        }
-    )

@@ -380,6 +380,50 @@ def test_suspended_time_does_not_count_against_the_active_deadline() -> None:
     assert cluster.live_trainers() == 0
 
 
+def complete(spec: dict[str, Any]) -> FakeCluster:
+    cluster = running(spec)
+    cluster.report = TrainerReport(phase="Complete", progress=Progress(iteration=3, total=3))
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.status.phase == "Complete"
+    return cluster
+
+
+def test_a_complete_job_that_is_asked_for_more_trains_on_from_its_run_folder() -> None:
+    cluster = complete({"storage.runSize": "1Gi"})
+    cluster.wait(86_400)
+    cluster.change({"training.iterations": 9})
+    assert trainer(0) in cluster.reconcile().deletions
+    assert not cluster.status.finished
+    cluster.deletions_complete()
+    cluster.settle()
+    assert cluster.status.phase == "Complete"
+    assert cluster.status.attempts[-1].number == 1
+    accepted = cluster.status.condition("Accepted")
+    assert accepted is not None
+    assert accepted.status == "True"
+
+
+def test_a_complete_job_without_a_run_folder_says_why_it_cannot_train_on() -> None:
+    cluster = complete({})
+    cluster.change({"training.iterations": 9})
+    for _ in range(3):
+        cluster.reconcile()
+        assert cluster.status.phase == "Complete"
+        assert reason(cluster.status, "Accepted") == "RunFolderGone"
+    cluster.change({"training.iterations": 3})
+    cluster.reconcile()
+    assert reason(cluster.status, "Accepted") in ("Valid", "ValidWithWarnings")
+
+
+def test_a_complete_job_that_is_asked_for_nothing_stays_complete() -> None:
+    cluster = complete({"storage.runSize": "1Gi"})
+    cluster.change({"training.iterations": 2, "failurePolicy.maxRestarts": 7})
+    cluster.reconcile()
+    assert cluster.status.phase == "Complete"
+
+
 # --- what hangs
 
 
