@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,7 +62,6 @@ def scenario_job(scenario: str, data: Path) -> Job:
         "rollout.envConfig": {"imageSize": SIZE},
         "training.learningRate": 1e-3,
         "training.updatesPerIteration": UPDATES,
-        "training.guards": {"maxMismatchKL": None},
         "evaluation.episodes": 2,
         **SCENARIOS[scenario],
     }
@@ -130,7 +129,9 @@ class Trainer:
         self.key_file.write_text("key")
         self.job_file.write_text(self.job.model_dump_json(by_alias=True))
         base = build_tiny(TinyModel(), self.job.spec.rollout.env_config, self.cache)
-        self.policy = Policy.load(base, "float32", torch.device("cpu"))
+        self.policy, self.server = (Policy.load(base, "float32", torch.device("cpu")) for _ in range(2))
+        """What is trained, and what plays: the published versions, as an inference server loads them."""
+        self.server.add_adapter(self.job.spec.model.lora, seed=0)
 
     def attempt(self, run: Path, fatal: int, ledger: Ledger) -> int:
         """Train in a process of its own until the end, or until write number ``fatal``; the exit code."""
@@ -148,7 +149,7 @@ class Trainer:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     async def _train(self, run: Path, ledger: Ledger) -> None:
-        replace_the_world(self.policy, ledger, self.pictures)
+        replace_the_world(self, run, ledger)
         variables = {
             "VISIONRL_JOB": str(self.job_file),
             "VISIONRL_RUN_DIR": str(run),
@@ -160,9 +161,9 @@ class Trainer:
         await train.run(ComponentContext(variables), self.job, StatusPublisher(TrainerReport(phase="Starting")))
 
 
-def replace_the_world(policy: Policy, ledger: Ledger, pictures: bool) -> None:
+def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
     """Put stand-ins in the places of the model's files, the task app and the inference server, and witnesses beside
-    what the trainer does. In a process that does nothing else. ``pictures`` take half a second each."""
+    what the trainer does. In a process that does nothing else."""
     resume, checkpoint, append = RunStore.resume, RunStore.checkpoint, MetricsFile.append
 
     def witnessed_resume(store: RunStore, *arguments: Any) -> Any:
@@ -187,7 +188,8 @@ def replace_the_world(policy: Policy, ledger: Ledger, pictures: bool) -> None:
     async def collect(sampler: Any, iteration: int, version: str) -> Batch:
         await asyncio.sleep(0)
         ledger.note("played", [iteration, version])
-        return batch(policy, iteration, version)
+        trainer.server.load_adapter(run / "adapters" / version)
+        return batch(trainer.server, iteration, version)
 
     async def push(sync: Any, policy: Policy, version: Version) -> None:
         manifest = sync.store.path(version.name, "manifest.json")
@@ -204,7 +206,7 @@ def replace_the_world(policy: Policy, ledger: Ledger, pictures: bool) -> None:
         return Replay(iteration=iteration, policy=policy.config.model, seed=0, frames=[])
 
     replacements: dict[str, Any] = {
-        "train.Policy.load": lambda *arguments, **named: policy,
+        "train.Policy.load": lambda *arguments, **named: trainer.policy,
         "preparation.locate_base": lambda *arguments: Path("base"),
         "train.RunStore.resume": witnessed_resume,
         "train.RunStore.checkpoint": witnessed_checkpoint,
@@ -215,25 +217,30 @@ def replace_the_world(policy: Policy, ledger: Ledger, pictures: bool) -> None:
         "train.replay.record": record,
         "state.metrics.MetricsFile.append": witnessed_append,
     }
-    if not pictures:
+    if not trainer.pictures:  # half a second each
         replacements["train.curves.save_png"] = lambda figure, path: path.write_bytes(b"png")
         replacements["train.report.write_report"] = lambda *arguments: arguments[-1].write_text("html")
     for name, replacement in replacements.items():
         mock.patch(f"visionrl_trainer.{name}", replacement).start()
 
 
-def batch(policy: Policy, iteration: int, version: str) -> Batch:
+def batch(server: Policy, iteration: int, version: str) -> Batch:
     """Two episodes of one decision each, with other frames and answers in each iteration."""
-    frames = [np.full((SIZE, SIZE, 3), 40 * iteration + 20 * n, np.uint8) for n in range(2)]
-    tokenizer = policy.processor.tokenizer
-    visual = policy.image_tokens(SIZE).per_image
+    tokenizer = server.processor.tokenizer
+    visual = server.image_tokens(SIZE).per_image
     prompt = tuple(tokenizer.encode("<|vision_start|>" + "<|image_pad|>" * visual + "<|vision_end|>"))
-    episodes = []
-    for n, frame in enumerate(frames):
+    frames, episodes = {}, []
+    for n in range(2):
+        frame = np.full((SIZE, SIZE, 3), 40 * iteration + 20 * n, np.uint8)
+        digest = frame_hash(frame)
         answer = tuple(tokenizer.encode(tool_call_text([ACTIONS[iteration + n]])))
-        sample = Sample(prompt, answer, (-1.0,) * len(answer), (frame_hash(frame),), version)
+        sample = Sample(prompt, answer, (), (digest,), version)
+        with torch.no_grad():
+            logprobs_T, _ = server.logprobs([sample], {digest: server.encode_images([frame])[0]}, 1.0)
+        sample = replace(sample, logprobs=tuple(logprobs_T.tolist()))
+        frames[digest] = frame
         episodes.append(EpisodeSamples(n, (sample,), (float(n),), ("state",), float(n), 0))
-    return Batch(version, [Group(0, tuple(episodes))], {frame_hash(frame): frame for frame in frames})
+    return Batch(version, [Group(0, tuple(episodes))], frames)
 
 
 def score(seed: int, version: str) -> EpisodeScore:
