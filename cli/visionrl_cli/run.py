@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="run folders (default: runs)")
     parser.add_argument("--port", metavar="BASE", type=_port, help="first of three ports (default: free ones)")
-    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="delete what earlier runs made there (listed; asked for on a terminal), start over",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON event per line")
 
 

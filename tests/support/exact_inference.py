@@ -1,0 +1,147 @@
+"""An inference server in place of vLLM: the trainer's own forward pass, so its logprobs are exact. Starts in seconds.
+
+``python -m tests.support.exact_inference`` with the environment of the inference component. Base model, adapters by
+name, the key and the process's identifier are those of the real component; only the engine differs. Its policy is a
+random one: each response calls the tool with random actions, and its token ids are random too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from visionrl.adapters import LOADED_PATH
+from visionrl.component import ComponentContext
+from visionrl.frames import decode_png, frame_hash
+from visionrl.job import Job
+from visionrl.tools import tool_call_text
+from visionrl_inference.adapters.resolver import AdapterSource
+from visionrl_inference.adapters.store import Store
+from visionrl_inference.base_model import resolve_base_model
+from visionrl_inference.fetch import FetchError, trainer_client
+from visionrl_inference.guard import Guard
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import Sample
+
+ACTIONS = ("move_left", "move_right", "move_up", "move_down", "do", "noop")
+BEGIN, END = 7, 8
+"""Any token before and after the frame."""
+COMPLETION_IDS, COMPLETION_TOKENS = range(100, 140), 3
+BASE = "base"
+
+
+class Engine:
+    """One policy whose adapter is replaced from request to request."""
+
+    def __init__(self, job: Job, base: Path) -> None:
+        self.policy = Policy.load(base, job.spec.model.dtype, torch.device("cpu"))
+        self.policy.add_adapter(job.spec.model.lora, seed=0)
+        self.image = self.policy.image_tokens(job.spec.rollout.env_config.image_size)
+        self._lock = threading.Lock()
+
+    def chat(self, body: dict[str, Any], adapter: Path) -> dict[str, Any]:
+        """A chat completion for the last frame of the request."""
+        parts = body["messages"][-1]["content"]
+        url = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"][-1]
+        frame = decode_png(base64.b64decode(url.partition(",")[2]))
+        digest = frame_hash(frame)
+        prompt = (BEGIN, *[self.image.placeholder_id] * self.image.per_image, END)
+        completion = tuple(random.choices(COMPLETION_IDS, k=COMPLETION_TOKENS))
+        sample = Sample(prompt, completion, (), (digest,), body["model"])
+        with self._lock, torch.no_grad():
+            self.policy.load_adapter(adapter)
+            features = {digest: self.policy.encode_images([frame])[0]}
+            logprobs = self.policy.logprobs([sample], features, body.get("temperature", 1.0))[0].tolist()
+        message = {"role": "assistant", "content": tool_call_text(random.choices(ACTIONS, k=4))}
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": "stop",
+            "token_ids": completion,
+            "logprobs": {"content": [{"logprob": logprob} for logprob in logprobs]},
+        }
+        return {"model": body["model"], "choices": [choice], "prompt_token_ids": prompt, "usage": {}}
+
+    def prompt_logprobs(self, body: dict[str, Any], adapter: Path | None) -> dict[str, Any]:
+        """A completion with the logprobs of its prompt, of which no token is banned."""
+        ids = body["prompt"]
+        sample = Sample(tuple(ids[:1]), tuple(ids[1:]), (), (), body["model"])
+        with self._lock, torch.no_grad():
+            banned = self.policy.banned_ids
+            self.policy.ban(())
+            try:
+                if adapter is None:
+                    with self.policy.without_adapter():
+                        logprobs = self.policy.logprobs([sample], {}, 1.0)[0].tolist()
+                else:
+                    self.policy.load_adapter(adapter)
+                    logprobs = self.policy.logprobs([sample], {}, 1.0)[0].tolist()
+            finally:
+                self.policy.ban(banned)
+        places = [{str(token): {"logprob": logprob}} for token, logprob in zip(ids[1:], logprobs, strict=True)]
+        return {"model": body["model"], "choices": [{"index": 0, "text": "", "prompt_logprobs": [None, *places]}]}
+
+
+def application(engine: Engine, source: AdapterSource) -> Starlette:
+    """The routes of an inference server that the trainer and the task app use."""
+
+    async def adapter(name: str) -> Path:
+        """The folder of an adapter."""
+        try:
+            folder = await source.folder(name)
+        except FetchError as error:
+            raise HTTPException(503, str(error)) from error
+        if folder is None:
+            raise HTTPException(404, f"no adapter {name}")
+        return folder
+
+    async def health(request: Request) -> Response:
+        return Response("ok")
+
+    async def chat(request: Request) -> Response:
+        body = await request.json()
+        return JSONResponse(await asyncio.to_thread(engine.chat, body, await adapter(body["model"])))
+
+    async def complete(request: Request) -> Response:
+        body = await request.json()
+        folder = None if body["model"] == BASE else await adapter(body["model"])
+        return JSONResponse(await asyncio.to_thread(engine.prompt_logprobs, body, folder))
+
+    async def loaded(request: Request) -> Response:
+        return JSONResponse({"adapters": source.digests})
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", complete, methods=["POST"]),
+            Route(LOADED_PATH, loaded),
+        ]
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    context = ComponentContext.from_environment()
+    job = context.job()
+    trainer = functools.partial(trainer_client, context.trainer_url, context.key)
+    engine = Engine(job, resolve_base_model(job, context.cache_dir, trainer))
+    source = AdapterSource(job.name, Store(context.cache_dir / "adapters"), trainer, check=lambda folder: None)
+    uvicorn.run(Guard(application(engine, source)), host=context.host, port=context.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()
