@@ -39,6 +39,8 @@ def differences(manifest: Manifest, live: Mapping[str, Any]) -> list[str]:
 
 
 def _differences(wanted: Any, live: Any, path: str) -> Iterator[str]:
+    if wanted == live:
+        return  # most of an object, and quickly
     if live is _ABSENT and any(wanted == empty for empty in EMPTY):
         return
     if wanted in ({}, []) and live in (None, {}, []):
@@ -48,10 +50,12 @@ def _differences(wanted: Any, live: Any, path: str) -> Iterator[str]:
             yield path
             return
         for name, value in wanted.items():
-            yield from _differences(value, live.get(name, _ABSENT), f"{path}.{name}" if path else name)
+            found = live.get(name, _ABSENT)
+            if value != found:
+                yield from _differences(value, found, f"{path}.{name}" if path else name)
     elif isinstance(wanted, list) and isinstance(live, list):
         yield from _list_differences(wanted, live, path)
-    elif wanted != live and not _same_quantity(wanted, live, path):
+    elif not _same_quantity(wanted, live, path):
         yield path
 
 

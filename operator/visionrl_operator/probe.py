@@ -1,7 +1,7 @@
 """Asks running trainers for their reports, apart from reconciling: one small task per running trainer.
 
 What a task finds goes into a cache that reconciling reads. A new phase, or the base model
-becoming ready, shows at once; mere progress shows every ten seconds, because showing it writes the job's status.
+becoming ready, shows at once; mere progress shows every 30 seconds, because showing it writes the job's status.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from visionrl_operator.store import Key
 
 TIMEOUT_SECONDS = 5.0
 """For one whole answer: a trainer that sends it drop by drop must not keep a slot."""
-PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 30.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 # Requests a second, for all jobs together, at which the pauses begin to grow.
 RATE = 50.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
 import pytest
 
+from tests.support.fake_api import Died
 from tests.support.jobs import document
 from tests.unit.operator.test_reconciler import DEMO, World, running
 from visionrl_core.container_images import named
@@ -295,6 +297,25 @@ async def test_a_deleted_secret_makes_all_components_start_again_with_the_new_ke
     world.change(failurePolicy={"backoffSeconds": 0.0})
     await world.settle()
     assert key_of(world.trainer()["spec"]["template"]) == new
+
+
+@pytest.mark.parametrize("lives", range(9))
+async def test_killed_after_any_write_of_a_rotation_all_components_get_one_key(lives: int) -> None:
+    world = await running()
+    [old] = {key_of(template) for template in templates(world).values()}
+    del world.server.objects["secrets", "default", "demo-key"]
+    world.seconds += reconciler.SECRET_CHECK_SECONDS
+    world.server.lives = lives
+    with contextlib.suppress(Died):
+        for _ in range(3):
+            await world.reconcile()
+    world.restart()
+    await world.settle()
+    [new] = {key_of(template) for template in templates(world).values()}
+    assert new != old
+    assert len(world.server.of("secrets")) == 1
+    assert (world.status["attempt"], world.status.get("restarts", 0)) == (1, 0)
+    assert "deletionTimestamp" in world.server.get("jobs", "demo-trainer-0")["metadata"]
 
 
 async def test_a_secret_that_pods_wait_for_is_made_at_once() -> None:
