@@ -1,7 +1,7 @@
 """The operator under many jobs, against a real API server without a node: ``python -m tests.bench.operator``.
 
 Applies jobs one at a time, then all at once, and measures from the answer to each POST until a watch of our own has
-shown all of the job's first children. Then it counts what a quiet cluster makes the operator write, and how long a
+shown all of the job's first objects. Then it counts what a quiet cluster makes the operator write, and how long a
 restarted operator takes to know all jobs again.
 """
 
@@ -69,7 +69,7 @@ class Results:
 
 
 class Arrivals:
-    """When each job had all of its first children."""
+    """When each job had all of its first objects."""
 
     def __init__(self) -> None:
         self.complete: dict[str, float] = {}
@@ -92,7 +92,7 @@ class Arrivals:
                     await self._changed.wait()
         except TimeoutError:
             name = min(waiting)
-            raise SystemExit(f"{len(waiting)} jobs lack children; {name}: {dict(self._missing[name])}") from None
+            raise SystemExit(f"{len(waiting)} jobs lack objects; {name}: {dict(self._missing[name])}") from None
 
 
 @asynccontextmanager
@@ -267,7 +267,7 @@ def show(results: Results) -> None:
     for column in ("what", "figure", "goal"):
         table.add_column(column)
     rows = [
-        ("one job: POST answered → children seen, p50", f"{results.single_p50 * 1000:.0f} ms", ""),
+        ("one job: POST answered → objects seen, p50", f"{results.single_p50 * 1000:.0f} ms", ""),
         ("one job, p99", f"{results.single_p99 * 1000:.0f} ms", "≤ 250 ms"),
         (f"{results.jobs} jobs at once: first POST → last child", f"{results.all_manifests:.1f} s", "≤ 30 s"),
         ("  of it, posting the jobs", f"{results.posting:.1f} s", ""),

@@ -76,7 +76,7 @@ class World:
         selector = f"{OURS},visionrl.dev/job={name}"
         return set(self.kubectl("get", KINDS, "-l", selector, "-o", "name").split())
 
-    def wait_for_children(self, expected: set[str] = FIRST_OBJECTS) -> None:
+    def wait_for_objects(self, expected: set[str] = FIRST_OBJECTS) -> None:
         self.wait(lambda: self.objects() == expected, f"the objects {sorted(expected)}")
 
     def wait(self, holds: Any, what: str, limit_s: float = 60) -> None:

@@ -112,7 +112,8 @@ def test_a_namespaced_operator_is_kept_to_its_namespace(
     assert release.may("get", "secrets", namespace)
     assert release.may("patch", "visionrljobs.visionrl.dev", namespace, "--subresource=status")
     assert not release.may("list", "secrets", namespace)
-    assert not release.may("delete", "pods", namespace)
+    assert release.may("delete", "pods", namespace), "those that a lost node holds"
+    assert not release.may("create", "pods", namespace)
     for verb, what in (("list", "visionrljobs.visionrl.dev"), ("create", "deployments.apps"), ("get", "secrets")):
         assert not release.may(verb, what, "default")
     mine = ["get", "clusterroles,clusterrolebindings", "-l", f"app.kubernetes.io/instance={release.name}"]

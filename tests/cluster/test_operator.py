@@ -88,11 +88,11 @@ def test_every_mistake_is_told_by_its_field(world: World) -> None:
     assert not silent
 
 
-def test_a_job_that_was_there_first_gets_all_children_and_then_peace(world: World) -> None:
+def test_a_job_that_was_there_first_gets_all_objects_and_then_peace(world: World) -> None:
     world.apply()
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children()
+        world.wait_for_objects()
         world.wait(lambda: world.condition("TaskAppReady")["reason"] == "Unschedulable", "the scheduler's answer")
         assert world.status()["reason"] == "taskApp: Unschedulable (no nodes available to schedule pods)"
         assert world.events() == ["Created"]
@@ -114,10 +114,10 @@ def test_a_whole_life(world: World) -> None:
     world.apply({"failurePolicy.backoffSeconds": 0.0})
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children()
+        world.wait_for_objects()
         for component in ("taskapp", "inference"):
             world.pod_runs(component)
-        world.wait_for_children(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
+        world.wait_for_objects(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
 
         with FakeTrainer(world, "127.0.7.1") as trainer:
             world.pod_runs("trainer", "127.0.7.1")
@@ -131,7 +131,7 @@ def test_a_whole_life(world: World) -> None:
             assert trainer.refused == 0
 
         world.pod_ends("trainer", 137, "OOMKilled")
-        world.wait_for_children(FIRST_OBJECTS | {"job.batch/demo-trainer-1"})
+        world.wait_for_objects(FIRST_OBJECTS | {"job.batch/demo-trainer-1"})
         status = world.status()
         assert (status["attempt"], status["restarts"]) == (1, 1)
         assert status["attempts"][0]["cause"] == "trainer: exit code 137 (OOMKilled)"
@@ -140,7 +140,7 @@ def test_a_whole_life(world: World) -> None:
         world.wait(lambda: world.status()["phase"] == "Running", "the second attempt to run")
         world.pod_ends("trainer", 0, "Completed")
         world.wait(lambda: world.status()["phase"] == "Complete", "the end")
-        world.wait(lambda: not any("deployment" in object for object in world.objects()), "the servers' end")
+        world.wait(lambda: not any("deployment" in name for name in world.objects()), "the servers' end")
         assert world.events() == ["Created", "Ready", "Restarted", "Ready", "Completed"]
         assert "job.batch/demo-trainer-1" in world.objects(), "the trainer's log stays"
 
@@ -149,7 +149,7 @@ def test_changes_are_applied_or_refused(world: World) -> None:
     world.apply()
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children()
+        world.wait_for_objects()
 
         def config() -> dict[str, Any]:
             data = world.kube.kubectl.get("configmap", "demo-config", "-n", world.namespace)["data"]
@@ -191,7 +191,7 @@ def test_an_operator_older_than_the_definition_works_and_says_what_it_ignores(wo
         world.wait(lambda: world.job()["spec"]["training"].get("fromTheFuture") == 7, "the default of the definition")
         with world.operator() as operator:
             operator.wait_ready()
-            world.wait_for_children()
+            world.wait_for_objects()
             accepted = world.condition("Accepted")
             assert (accepted["status"], accepted["reason"]) == ("True", "FieldsIgnored")
             assert "spec.training.fromTheFuture" in accepted["message"]
@@ -204,14 +204,14 @@ def test_suspending_and_resuming(world: World) -> None:
     world.apply()
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children()
+        world.wait_for_objects()
         world.patch({"suspend": True})
         servers = {"deployment.apps/demo-taskapp", "deployment.apps/demo-inference"}
-        world.wait_for_children(FIRST_OBJECTS - servers)
+        world.wait_for_objects(FIRST_OBJECTS - servers)
         world.wait(lambda: world.status()["phase"] == "Suspended", "the phase")
         world.wait(lambda: not world.pod_of("taskapp") and not world.pod_of("inference"), "the pods' end")
         world.patch({"suspend": False})
-        world.wait_for_children()
+        world.wait_for_objects()
         world.wait(lambda: world.events()[-2:] == ["Suspended", "Resumed"], "the events")
 
 
@@ -219,23 +219,43 @@ def test_deleting_the_job_deletes_everything(world: World) -> None:
     world.apply()
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children()
+        world.wait_for_objects()
         assert "finalizers" not in world.job()["metadata"]
         world.kubectl("delete", "vrl", "demo")
         wait_until(lambda: world.objects() == set(), "the garbage collector", 120)
         world.apply()
-        world.wait_for_children()
+        world.wait_for_objects()
         owners = world.kube.kubectl.get("secret", "demo-key", "-n", world.namespace)["metadata"]["ownerReferences"]
         assert [owner["uid"] for owner in owners] == [world.job()["metadata"]["uid"]]
 
 
-def test_a_deleted_child_comes_back(world: World) -> None:
+def test_a_deleted_object_comes_back(world: World) -> None:
     world.apply()
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children()
+        world.wait_for_objects()
         world.kubectl("delete", "service/demo-trainer", "deployment/demo-taskapp", "networkpolicy/demo-parts")
-        world.wait_for_children()
+        world.wait_for_objects()
+
+
+def test_a_server_that_was_scaled_or_relabelled_is_repaired(world: World) -> None:
+    world.apply()
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait_for_objects()
+
+        def deployment() -> dict[str, Any]:
+            return world.kube.kubectl.get("deployment", "demo-inference", "-n", world.namespace)
+
+        template = deployment()["spec"]["template"]
+        world.kubectl("scale", "deployment/demo-inference", "--replicas=0")
+        world.wait(lambda: deployment()["spec"]["replicas"] == 1, "the repair")
+        world.wait(lambda: "Repaired" in world.events(), "the event")
+        world.kubectl("label", "deployment/demo-inference", "visionrl.dev/job-")
+        world.wait(lambda: deployment()["metadata"]["labels"].get("visionrl.dev/job") == "demo", "the label")
+        world.wait_for_objects()
+        assert deployment()["spec"]["template"] == template
+        assert "Drifted" not in json.dumps(world.status())
 
 
 @pytest.mark.parametrize("kind", ["Service", "ConfigMap"])
@@ -252,7 +272,7 @@ def test_what_belongs_to_others_is_told_and_left_alone(world: World, kind: str) 
         )
         assert "ownerReferences" not in world.kube.kubectl.get(kind, name, "-n", world.namespace)["metadata"]
         world.kubectl("delete", kind, name)
-        world.wait_for_children()
+        world.wait_for_objects()
 
 
 def test_a_quota_is_told_in_one_line(world: World) -> None:
@@ -275,7 +295,7 @@ def test_pods_of_a_queued_job_form_a_group(world: World) -> None:
     world.apply({"queueName": "gpus"})
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait_for_children(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
+        world.wait_for_objects(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
         for component in ("taskapp", "inference", "trainer"):
             world.wait(lambda component=component: world.pod_of(component), f"the {component}'s pod")
             metadata = world.kube.kubectl.get("pod", world.pod_of(component), "-n", world.namespace)["metadata"]
@@ -296,7 +316,7 @@ def expect_all(world: World, jobs: list[str]) -> None:
 
     def counts() -> dict[str, int]:
         listed = world.kubectl("get", KINDS, "-l", OURS, "-o", "name").split()
-        return {job: sum(1 for object in listed if f"/{job}-" in object) for job in jobs}
+        return {job: sum(1 for name in listed if f"/{job}-" in name) for job in jobs}
 
     expected = dict.fromkeys(jobs, len(FIRST_OBJECTS))
     wait_until(lambda: counts() == expected, f"{len(FIRST_OBJECTS)} objects of each job", 180)
@@ -346,7 +366,7 @@ def test_of_two_replicas_one_leads_and_the_other_takes_over(world: World) -> Non
             second.wait_for_state("standing by")
             assert second.get("/readyz").status_code == 200, "a rollout may go on"
             world.apply()
-            world.wait_for_children()
+            world.wait_for_objects()
 
             first.kill()
             second.wait_ready(60)
