@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from visionrl_cli import convert, eval, filter, render, run, train, validate
+COMMANDS = {
+    "run": "run a job on this machine",
+    "train": "supervised training on files",
+    "eval": "play a policy on seeds and report scores",
+    "filter": "make supervised data from traces",
+    "validate": "check job files",
+    "render": "print the Kubernetes objects of a job",
+    "convert": "print a file of the reference system as a job file",
+}
+"""What each command does; its module, ``visionrl_cli.<command>``, is imported only where the command is used."""
 
 DESCRIPTION = """Let a vision-language model learn by playing.
 
@@ -28,7 +37,8 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
     try:
         code = options.command(options)
         sys.stdout.flush()
@@ -39,19 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(used: str | None) -> argparse.ArgumentParser:
+    """All commands by name, and the flags of the one that is used."""
     formatter = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog="visionrl", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
-    top.add_argument("--version", action="version", version=f"visionrl {version('visionrl')}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (run, train, eval, filter, validate, render, convert):
-        sub = commands.add_parser(
-            module.__name__.rpartition(".")[2],
-            help=module.HELP,
-            description=module.DESCRIPTION,
-            epilog=module.EXAMPLES,
-            formatter_class=formatter,
-        )
-        module.add_arguments(sub)
-        sub.set_defaults(command=module.command)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, formatter_class=formatter)
+        if name == used:
+            module = importlib.import_module(f"visionrl_cli.{name}")
+            sub.description, sub.epilog = module.DESCRIPTION, module.EXAMPLES
+            module.add_arguments(sub)
+            sub.set_defaults(command=module.command)
     return top
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"visionrl {version('visionrl')}")
+        parser.exit()

@@ -9,7 +9,6 @@ from pathlib import Path
 from visionrl.jobfile import JobFileError, read_job_file
 from visionrl.reference.text import as_yaml
 
-HELP = "print a file of the reference system as a job file"
 DESCRIPTION = """Print a training file of the reference system (TOML; RL or SFT) as a job file (YAML).
 
 A comment stands at each key that means something else here, and at the top for each that has no place here. Every

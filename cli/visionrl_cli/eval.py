@@ -11,7 +11,6 @@ from visionrl.rollout import MODEL_POLICY, PolicyName
 from visionrl.seeds import parse_seeds
 from visionrl_cli.extras import needed_packages
 
-HELP = "play a policy on seeds and report scores"
 DESCRIPTION = """Play one episode per seed and report unique achievements with a 95 % bootstrap interval.
 
 The policy is one of: a policy without a model (--policy), a model behind any OpenAI-compatible server (--model with

@@ -18,7 +18,6 @@ from visionrl.data.stats import Stats, as_json, table_rows
 from visionrl.reference.filter import with_our_names
 from visionrl_cli.flags import add_fields, given
 
-HELP = "make supervised data from traces"
 DESCRIPTION = """Make supervised data from traces: choose episodes and decisions, split them by environment seed, and
 write one line per decision with messages, tools and metadata.
 

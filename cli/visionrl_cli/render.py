@@ -14,7 +14,6 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from visionrl.jobfile import JobFileError, load_job
 from visionrl_cli.extras import needed_packages
 
-HELP = "print the Kubernetes objects of a job"
 DESCRIPTION = """Print every object that the operator creates for a job, in the order of creation.
 
 The key in the Secret is masked and the owner's uid is a placeholder: the output is for reading and comparing. In a

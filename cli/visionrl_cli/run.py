@@ -11,7 +11,6 @@ from visionrl.jobfile import JobFileError, read_job_file
 from visionrl.problems import Problem, located
 from visionrl_cli.extras import needed_packages
 
-HELP = "run a job on this machine"
 DESCRIPTION = """Run a job on this machine: task app, inference and trainer as processes.
 
 The containers of the operator's pods run here as processes, with the same commands, environments and probes. All

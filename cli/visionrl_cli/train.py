@@ -10,7 +10,6 @@ from visionrl.job import WarmStart
 from visionrl_cli.extras import needed_packages
 from visionrl_cli.flags import add_fields, given
 
-HELP = "supervised training on files"
 DESCRIPTION = """Supervised training on this machine, without inference or task app: a model learns the answers in a
 file of examples, as visionrl filter writes it.
 

@@ -18,7 +18,6 @@ from visionrl.reference.conversion import Note
 from visionrl.reference.evaluation import convert_eval
 from visionrl.reference.filter import with_our_names
 
-HELP = "check job files"
 DESCRIPTION = """Check job files: unknown keys, wrong types, values that contradict each other; and warn of settings
 that are probably not meant. The reference system's TOML files are checked, too (visionrl convert shows what they mean).
 
