@@ -6,7 +6,9 @@ import asyncio
 import base64
 import contextlib
 import secrets
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Literal
 
 import httpx
@@ -25,6 +27,7 @@ from visionrl_local.ports import LOOPBACK
 
 REPORT_TIMEOUT_SECONDS = 5.0
 MAX_REPORT_BYTES = 2**20
+LONGEST_LOOK_SECONDS = 10.0
 # In these phases somebody always computes: an environment, the model that plays, the model that learns.
 BUSY_PHASES = ("WarmStart", "Evaluating", "Training")
 
@@ -52,6 +55,7 @@ class LocalMachine:
         self._pods: dict[Ref, LocalPod] = {}
         self._stopping: dict[Ref, asyncio.Task[None]] = {}
         self._report: TrainerReport | None = None
+        self._idle = timedelta(0)
         self._accepted = accepted
         self._key = folder.key()
         self._job_text: str | None = None
@@ -71,6 +75,7 @@ class LocalMachine:
             inference=self._component("inference"),
             trainers=trainers,
             report=self._report,
+            idle=self._idle,
         )
 
     def apply(self, child: Manifest) -> None:
@@ -113,10 +118,15 @@ class LocalMachine:
 
     async def watch(self) -> None:
         """Follow the trainer's report, and notice when nothing moves any more."""
-        still = 0
+        still, looked = 0, time.monotonic()
         while True:
             before = self._report
             await self._poll_report()
+            runs = any(self._pods[name].state.started and not self._pods[name].ended for name in self._trainers())
+            # After a stop of this process, the time of the stop counts for nobody.
+            passed = timedelta(seconds=min(time.monotonic() - looked, LONGEST_LOOK_SECONDS))
+            self._idle = self._idle + passed if runs and self._report == before else timedelta(0)
+            looked = time.monotonic()
             pods = list(self._pods.values())
             busy = self._report is not None and self._report.phase in BUSY_PHASES
             idle = all(pod.state.ready and pod.pulse.idle for pod in pods)

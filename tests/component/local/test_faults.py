@@ -121,6 +121,14 @@ def test_frozen_processes_are_found_and_restarted(start: Start) -> None:
     run.wait_for(ready_again(run, "inference", restarts=1))
 
 
+def test_a_trainer_that_reports_nothing_new_has_failed_after_its_deadline(start: Start) -> None:
+    changes = {"lifecycle.progressDeadlineSeconds": 3, "failurePolicy.maxRestarts": 0}
+    run = start(changes, "trainer=serve")
+    assert run.end()[0] == 1
+    assert "nothing new for 3 s" in run.status()["reason"]
+    assert run.processes() == []
+
+
 # --- damaged files
 
 
