@@ -14,7 +14,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -108,8 +108,7 @@ async def _controller(
     )
     images = part_images.named(options.image_prefix, options.image_tag)
     reconciler = Reconciler(api, store, probes, metrics, images, workload=await _kueue_workload(api))
-    missed: Callable[[str, int], None] = lambda kind, count: metrics.missed_changes.labels(kind).inc(count)  # noqa: E731
-    watchdog = Watchdog(api, store, options.namespaces, missed)
+    watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed)
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
     metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))
 

@@ -41,6 +41,10 @@ class Metrics:
         """Show the jobs by phase, counted when asked."""
         self.registry.register(_Phases(phases))
 
+    def count_missed(self, kind: str, count: int) -> None:
+        """Objects of a kind that a watch missed."""
+        self.missed_changes.labels(kind).inc(count)
+
     def count_request(self, verb: str, kind: str, code: int) -> None:
         self.api_requests.labels(verb, kind, str(code)).inc()
         if verb in WRITES and kind != "Lease":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -46,8 +46,19 @@ from visionrl_trainer.sync.weight_sync import WeightSync
 logger = logging.getLogger(__name__)
 
 SHOWN = (
-    *("reward", "mismatch_kl", "entropy", "clip_fraction", "ratio_mean", "ratio_max", "advantage_std"),
-    *("zero_variance_groups", "invalid_rate", "rejected_rate", "masked_rate", "grad_norm", "staleness"),
+    "reward",
+    "mismatch_kl",
+    "entropy",
+    "clip_fraction",
+    "ratio_mean",
+    "ratio_max",
+    "advantage_std",
+    "zero_variance_groups",
+    "invalid_rate",
+    "rejected_rate",
+    "masked_rate",
+    "grad_norm",
+    "staleness",
 )
 """Metrics of the last iteration that the status shows, too."""
 
@@ -72,28 +83,30 @@ async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -
         await _Run(context, job, preparation, policy, inference).train()
 
 
-@dataclass
 class _Run:
     """The parts of a run, and its state."""
 
-    context: ComponentContext
-    job: Job
-    preparation: Preparation
-    policy: Policy
-    inference: httpx.AsyncClient
-    state: RunState = field(init=False)
+    state: RunState
 
-    def __post_init__(self) -> None:
-        spec, training = self.job.spec, self.job.spec.training
-        self.folder, self.meter = self.preparation.folder, self.preparation.meter
-        self.publisher, self.taskapp = self.preparation.publisher, self.preparation.taskapp
-        self.store = RunStore(self.folder, self.job.name, training.keep_checkpoints)
-        self.weight_sync = WeightSync(self.store.adapters, self.inference, spec, self.publisher)
-        self.optimizer = adapter_optimizer(self.policy.trainable(), training.learning_rate, training.weight_decay)
+    def __init__(
+        self,
+        context: ComponentContext,
+        job: Job,
+        preparation: Preparation,
+        policy: Policy,
+        inference: httpx.AsyncClient,
+    ) -> None:
+        spec, training = job.spec, job.spec.training
+        self.context, self.job, self.preparation, self.policy = context, job, preparation, policy
+        self.folder, self.meter = preparation.folder, preparation.meter
+        self.publisher, self.taskapp = preparation.publisher, preparation.taskapp
+        self.store = RunStore(self.folder, job.name, training.keep_checkpoints)
+        self.weight_sync = WeightSync(self.store.adapters, inference, spec, self.publisher)
+        self.optimizer = adapter_optimizer(policy.trainable(), training.learning_rate, training.weight_decay)
         self.shuffle = torch.Generator().manual_seed(training.seed)
-        self.expect = self.policy.image_tokens(spec.rollout.env_config.image_size)
+        self.expect = policy.image_tokens(spec.rollout.env_config.image_size)
         self.rollouts = Rollouts(
-            Sampler(self.taskapp, spec, self.job.name, self.context.inference_url, self.expect, self.meter.episode)
+            Sampler(self.taskapp, spec, job.name, context.inference_url, self.expect, self.meter.episode)
         )
         self.sync_seconds = 0.0
 
@@ -254,7 +267,12 @@ class _Run:
         score = found.score
         logger.info(
             "evaluation at iteration %d: %.2f achievements [%.2f, %.2f] on %d seeds, %.1f %% invalid",
-            *(iteration, score.mean, score.low, score.high, score.episodes, 100 * found.invalid_rate),
+            iteration,
+            score.mean,
+            score.low,
+            score.high,
+            score.episodes,
+            100 * found.invalid_rate,
         )
 
     async def _checkpoint(self) -> None:

@@ -171,8 +171,12 @@ class Canary:
         _demand_agreement("the probe adapter", served_T, self._probe.trained_T, self.dtype)
         logger.info(
             "server %s applies adapters: slope %.2f over %.2g nats, rounding %.1e; told for %s, too little moved by %s",
-            *(server, whole.slope, whole.distance, noise),
-            *(", ".join(told) or "no kind alone", ", ".join(sorted(kinds.keys() - told)) or "none"),
+            server,
+            whole.slope,
+            whole.distance,
+            noise,
+            ", ".join(told) or "no kind alone",
+            ", ".join(sorted(kinds.keys() - told)) or "none",
         )
         self._proven[server] = _Proven(base_T, noise)
         return self._proven[server]

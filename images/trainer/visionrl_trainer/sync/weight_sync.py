@@ -52,7 +52,10 @@ class WeightSync:
         told, untold = report.told_apart, sorted(report.against.keys() - report.told_apart)
         logger.info(
             "%s serves, content %s: differs by %.1e nats; told apart from %s%s",
-            *(version.name, report.digest, report.difference, " and ".join(told) or "no other weights"),
+            version.name,
+            report.digest,
+            report.difference,
+            " and ".join(told) or "no other weights",
             f"; too close to {' and '.join(untold)} to tell by its answers" if untold else "",
         )
         return report
