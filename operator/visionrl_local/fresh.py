@@ -11,10 +11,12 @@ from visionrl_local.folder import LocalError, LocalFolder
 
 # In the order of deletion. The job comes last: a deletion that was cut off leaves a folder that is still a run's.
 MADE_BY_RUNS = (
-    *("checkpoints", "adapters", "base", "probe", "reference", "warm-start", "films", "logs", "secret", "trainer.lock"),
+    *("checkpoints", "adapters", "base", "probe", "reference", "warm-start", "films", "logs", "secret"),
     *("traces.db", "traces.db-shm", "traces.db-wal", "traces.db-journal", "metrics.jsonl", "evaluations.jsonl"),
     *("summary.json", "reward.png", "report.html", "status.json.damaged", "status.json", "config.json", "job"),
 )
+# They stay: a process that still holds a deleted lock would not keep the next one out.
+LOCKS = (".lock", "trainer.lock")
 
 
 def made_by_run(folder: LocalFolder) -> tuple[list[Path], list[Path]]:
@@ -22,7 +24,7 @@ def made_by_run(folder: LocalFolder) -> tuple[list[Path], list[Path]]:
 
     Raises :class:`LocalError` where the folder has such names without being a run folder.
     """
-    entries = {entry.name: entry for entry in folder.root.iterdir() if entry != folder.lock_file}
+    entries = {entry.name: entry for entry in folder.root.iterdir() if entry.name not in LOCKS}
     made = [entries.pop(name) for name in MADE_BY_RUNS if name in entries]
     drafts = [entries.pop(name) for name in sorted(entries) if re.fullmatch(r"\.[\w.-]+\.\d+", name)]
     if made and not is_run_folder(folder):

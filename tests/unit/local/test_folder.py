@@ -147,7 +147,7 @@ def test_fresh_deletes_what_runs_made_and_nothing_else(folder: LocalFolder) -> N
     assert "it keeps what no run made: thesis" in shown
 
     assert start_over(folder, shown.append, lambda: True)
-    assert [path.name for path in folder.root.iterdir()] == ["thesis"]
+    assert sorted(path.name for path in folder.root.iterdir()) == ["thesis", trainer.lock_file.name]
     assert (thesis / "chapter.tex").read_text() == "years of work"
 
 
