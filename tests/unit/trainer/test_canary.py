@@ -379,12 +379,25 @@ async def test_a_server_that_is_away_is_waited_for(rig: Rig) -> None:
     assert "status 500" in rig.publisher.report.message
 
 
-async def test_a_server_that_does_not_find_the_version_is_given_up_soon(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+DYING = {"error": {"message": "LoRA adapter 'job-v000001-0123456789ab' was found but could not be loaded."}}
+
+
+async def test_a_server_whose_engine_just_died_is_waited_for(rig: Rig) -> None:
+    rig.server.answers = [httpx.Response(400, json=DYING), httpx.Response(503, text="shutting down")]
+    await rig.push()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(404, {"error": {"message": "no such model"}}), (400, DYING)],
+    ids=["unknown", "not loaded"],
+)
+async def test_a_server_that_does_not_serve_the_version_is_given_up_soon(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, status: int, reason: dict[str, object]
 ) -> None:
     monkeypatch.setattr(weight_sync, "MISSING_SECONDS", 0.05)
-    rig.server.answers = [httpx.Response(404, json={"error": {"message": "no such model"}})] * 1000
-    with pytest.raises(ConnectionError, match="no such model"):
+    rig.server.answers = [httpx.Response(status, json=reason)] * 1000
+    with pytest.raises(ConnectionError, match=f"status {status}"):
         await asyncio.wait_for(rig.push(), 60)
 
 

@@ -25,6 +25,9 @@ BASE = "base"
 """Name of the base model at the server."""
 FINAL = frozenset({400, 401, 403, 413, 422})
 """Statuses of requests that will be refused for ever: they are wrong, or the adapter is."""
+NOT_LOADED = "could not be loaded"
+"""In vLLM's message of a 400 for an adapter that it fetched and failed to load: so it answers, too, while its engine
+has died and it shuts down. An adapter that must not be served is a 422."""
 
 
 class InferenceRefused(ConfigurationError):
@@ -36,7 +39,7 @@ class Unavailable(Exception):
 
 
 class NotServed(Unavailable):
-    """The server knows no such model (404): the trainer that it asks has not published it."""
+    """The server has no such model (404): the trainer that it asks has not published it, or it cannot load it now."""
 
 
 class UnusableAnswer(ValueError):
@@ -91,8 +94,7 @@ class InferenceClient:
         except httpx.HTTPError as error:
             raise Unavailable(f"{path}: {type(error).__name__} {error}".rstrip()) from error
         if status != 200:
-            reason = f"{path}: status {status}, {_reason(content)}"
-            raise {404: NotServed}.get(status, InferenceRefused if status in FINAL else Unavailable)(reason)
+            raise _failure(status, f"{path}: status {status}, {_reason(content)}")
         if SERVER_HEADER not in headers:
             raise UnusableAnswer(f"{path}: no header {SERVER_HEADER}; this is no inference server of VisionRL")
         try:
@@ -113,6 +115,12 @@ class InferenceClient:
                 if len(content) > MAX_ANSWER_BYTES:
                     raise UnusableAnswer(f"{path}: more than {MAX_ANSWER_BYTES} bytes")
         return response.status_code, response.headers, content
+
+
+def _failure(status: int, reason: str) -> Exception:
+    if status == 404 or (status == 400 and NOT_LOADED in reason):
+        return NotServed(reason)
+    return InferenceRefused(reason) if status in FINAL else Unavailable(reason)
 
 
 def _reason(content: bytearray) -> str:
