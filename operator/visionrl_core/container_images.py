@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from visionrl.job import Component, Job
@@ -24,6 +24,11 @@ RELEASED = named("visionrl/", version("visionrl"))
 def images_of(job: Job, defaults: Images = RELEASED) -> Images:
     """The images of the job's components; ``defaults`` where the job names none."""
     return {component: getattr(job.spec, name).image or defaults[component] for component, name in FIELDS.items()}
+
+
+def refused(images: Images, allowed: Sequence[str]) -> Component | None:
+    """The first component whose image begins with none of the ``allowed`` prefixes; no prefixes allow every image."""
+    return next((c for c, image in images.items() if allowed and not image.startswith(tuple(allowed))), None)
 
 
 def with_images(job: Job, defaults: Images) -> Job:

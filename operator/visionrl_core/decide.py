@@ -78,7 +78,7 @@ class Plan:
 def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> DesiredState:
     """Decide about one job. ``previous`` is the status as it was last written."""
     before = accepted.job_of(previous.accepted) or observed.accepted
-    verdict = validate(job_object.document, before, observed.images)
+    verdict = validate(job_object.document, before, observed.images, observed.allowed_images)
     if verdict.job is None:
         return DesiredState(_rejected(job_object, previous, verdict, now))
     job, status, outcome = verdict.job, previous, conditions.outcome_of(previous)

@@ -96,6 +96,8 @@ class Observed:
     """A fresh random key, used where the job has no Secret yet."""
     images: Images = field(default_factory=lambda: RELEASED)
     """The default images, for components of a new job that names none."""
+    allowed_images: tuple[str, ...] = ()
+    """Prefixes that the images of a new job may have; none allow every image."""
     accepted: Job | None = None
     """The job in the ConfigMap: the specification that the components run with."""
     objects: Mapping[Ref, Mapping[str, Any]] = field(default_factory=dict)

@@ -107,7 +107,10 @@ async def _controller(
         partial(read_key, api, store), queue.add, lambda result: metrics.probe_requests.labels(result).inc()
     )
     images = part_images.named(options.image_prefix, options.image_tag)
-    reconciler = Reconciler(api, store, probes, metrics, images, workload=await _kueue_workload(api))
+    workload = await _kueue_workload(api)
+    reconciler = Reconciler(
+        api, store, probes, metrics, images, workload=workload, allowed_images=options.allowed_images
+    )
     watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed)
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
     metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))

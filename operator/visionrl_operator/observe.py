@@ -58,6 +58,7 @@ def observe(
     spare_key: str,
     images: Images,
     contested: Mapping[Ref, str],
+    allowed_images: tuple[str, ...] = (),
 ) -> Observed:
     own, name = own_objects(job, objects), job.owner.name
     existing: dict[Ref, Mapping[str, Any]] = {ref: found.live() for ref, found in own.items()}
@@ -77,6 +78,7 @@ def observe(
     return Observed(
         spare_key=spare_key,
         images=images,
+        allowed_images=allowed_images,
         accepted=accepted_job(config) if config and not job.status.get("accepted") else None,
         objects=existing,
         key=asked.key,

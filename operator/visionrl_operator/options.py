@@ -53,6 +53,8 @@ class Options:
     image_prefix: str = "visionrl/"
     """Of the images of a job's components, where the job names none."""
     image_tag: str = version("visionrl")
+    allowed_images: tuple[str, ...] = ()
+    """Prefixes that the images of a job may have; none allow every image."""
     lease_name: str = "visionrl-operator"
     """Operators that share it elect one leader."""
     lease_namespace: str = "default"
@@ -113,6 +115,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         f"(default: {default.image_prefix})",
     )
     run.add_argument("--image-tag", metavar="TAG", help=f"of the components' images (default: {default.image_tag})")
+    run.add_argument(
+        "--allowed-images",
+        metavar="PREFIX,PREFIX",
+        type=_prefixes,
+        help="prefixes of the images that a job may name; others are refused when it is applied (default: any image)",
+    )
     run.set_defaults(**_from_environment(run, environment))
     chosen = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     del chosen["command"]
@@ -146,6 +154,10 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
         else:
             found[name] = text
     return found
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    return tuple(prefix.strip() for prefix in text.split(",") if prefix.strip())
 
 
 def _positive_int(text: str) -> int:

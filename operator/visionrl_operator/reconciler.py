@@ -98,8 +98,8 @@ class _Memory:
 
 
 class Reconciler:
-    """``images`` are for jobs that name none; ``workload`` is Kueue's kind, where the cluster has it; ``clock`` returns
-    seconds that never go back."""
+    """``images`` are for jobs that name none; ``allowed_images`` are the prefixes that a job's may have; ``workload``
+    is Kueue's kind, where the cluster has it; ``clock`` returns seconds that never go back."""
 
     def __init__(
         self,
@@ -110,7 +110,9 @@ class Reconciler:
         images: Images = RELEASED,
         workload: Kind | None = None,
         clock: Callable[[], float] = time.monotonic,
+        allowed_images: tuple[str, ...] = (),
     ) -> None:
+        self._allowed_images = allowed_images
         self._api, self._store, self._probes, self._metrics, self._images = api, store, probes, metrics, images
         self._workload, self._clock = workload, clock
         self._applier = Applier(api, store, workload)
@@ -132,7 +134,7 @@ class Reconciler:
         report = self._probes.report(key)
         spare_key, contested = secrets.token_urlsafe(32), memory.repairs.contested()
         idle = self._probes.idle(key)
-        observed = observe(job, objects, asked, report, idle, spare_key, self._images, contested)
+        observed = observe(job, objects, asked, report, idle, spare_key, self._images, contested, self._allowed_images)
         decision = decide(job.object, previous, observed, now)
         decision, braked = _without_braked(decision, memory.repairs, objects)
         status = self._with_refusal(job, decision.status)

@@ -212,6 +212,12 @@ def test_jobs_without_images_get_the_releases() -> None:
     assert "--image-tag=2" in arguments(render("--set-string", "jobImages.tag=2"))
 
 
+def test_the_images_that_jobs_may_name_can_be_limited() -> None:
+    assert options.parse(["run", *arguments(render())], {}).allowed_images == ()
+    limited = render("--set", "jobImages.allowed={registry.example/team/,visionrl/}")
+    assert options.parse(["run", *arguments(limited)], {}).allowed_images == ("registry.example/team/", "visionrl/")
+
+
 def test_the_definition_is_kept_and_has_rules_where_the_server_knows_them() -> None:
     generated = YAML(typ="safe").load(CHART / "files" / "visionrl.dev_visionrljobs.yaml")
 

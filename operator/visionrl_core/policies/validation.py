@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from visionrl.checks import Problem, contradictions, warnings
-from visionrl.job import Job
+from visionrl.job import Component, Job
 from visionrl.problems import dotted, problems
 from visionrl.versions import validate_known
-from visionrl_core.container_images import RELEASED, Images, images_of, with_images
+from visionrl_core.container_images import RELEASED, Images, images_of, refused, with_images
 from visionrl_core.mutability import MUTABLE_PATHS, changed_immutable_fields, with_mutable_fields_of
 
 
@@ -26,15 +27,20 @@ class Verdict:
     message: str = ""
 
 
-def validate(document: Any, accepted: Job | None, images: Images = RELEASED) -> Verdict:
+def validate(
+    document: Any, accepted: Job | None, images: Images = RELEASED, allowed_images: Sequence[str] = ()
+) -> Verdict:
     """Check an object as the API server holds it against the job that was accepted before (None: none was).
 
     ``images`` are the container images of components for which a new job names none; an accepted job keeps its own.
+    ``allowed_images`` are the prefixes that the images of a new job may have; none allow every image.
     """
     job, wrong, unknown = parse(document)
     if job is None:
         return Verdict(accepted, False, "Invalid", _shown(wrong))
     job = with_images(job, images_of(accepted) if accepted else images)
+    if accepted is None and (component := refused(images_of(job), allowed_images)) is not None:
+        return Verdict(None, False, "ImageNotAllowed", _not_allowed(job, component, allowed_images))
     if accepted is None:
         return _valid(job, unknown)
     if changed := changed_immutable_fields(accepted.spec, job.spec):
@@ -75,6 +81,11 @@ def ignored(unknown: list[str]) -> str:
 def refusal(changed: list[str]) -> str:
     """The message where fixed fields were changed."""
     return f"{', '.join(changed)} cannot change after the job was accepted; may change: {', '.join(MUTABLE_PATHS)}"
+
+
+def _not_allowed(job: Job, component: Component, allowed: Sequence[str]) -> str:
+    image = images_of(job)[component]
+    return f"spec.{component}.image: {image} is not allowed in this cluster; it must begin with {' or '.join(allowed)}"
 
 
 def _shown(wrong: list[Problem], limit: int = 3) -> str:

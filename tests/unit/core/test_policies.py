@@ -179,6 +179,21 @@ def test_an_operator_older_than_the_definition_goes_on_and_says_what_it_ignores(
     assert "spec.training.groupSize" in wrong.message
 
 
+def test_a_new_job_may_name_allowed_images_only() -> None:
+    allowed, mine = ("registry.example/team/", "visionrl/"), "registry.example/team/game:1"
+    assert validate(document({"taskApp.image": mine}), None, allowed_images=allowed).accepted
+    foreign = validate(document({"taskApp.image": "evil.example/miner:1"}), None, allowed_images=allowed)
+    assert (foreign.job, foreign.accepted, foreign.reason) == (None, False, "ImageNotAllowed")
+    assert "spec.taskApp.image: evil.example/miner:1 is not allowed" in foreign.message
+    assert "registry.example/team/ or visionrl/" in foreign.message
+
+
+def test_a_job_that_was_accepted_keeps_running_when_its_images_are_no_longer_allowed() -> None:
+    former = validate(document(), None).job
+    assert former is not None
+    assert validate(document(), former, allowed_images=("elsewhere/",)).accepted
+
+
 def test_an_accepted_job_keeps_its_images_when_the_operator_has_others() -> None:
     older, newer = named("registry.example/", "1"), named("registry.example/", "2")
     first = validate(document({"trainer.image": "mine"}), None, older).job
