@@ -125,8 +125,8 @@ def batch_of(lengths: list[int], seed: int, spread: float = 0.5, advantages_N: T
         old_logprobs_T=old,
         inference_logprobs_T=old + 0.2 * spread * normal(total),
         advantages_N=normal(len(lengths)) if advantages_N is None else advantages_N,
-        row_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
-        rows=len(lengths),
+        decision_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        decisions=len(lengths),
         tokens=total,
         longest=9,
         reference_logprobs_T=old + 0.2 * normal(total),
@@ -142,8 +142,8 @@ def gradient(algorithm: Algorithm, batch: LossBatch) -> Tensor:
 
 def rows_of(batch: LossBatch, rows: list[int]) -> tuple[LossBatch, Tensor]:
     """These rows in this order, as a part of the same optimizer step, and where their tokens were."""
-    places = torch.cat([torch.nonzero(batch.row_T == row)[:, 0] for row in rows])
-    lengths = torch.tensor([int((batch.row_T == row).sum()) for row in rows])
+    places = torch.cat([torch.nonzero(batch.decision_T == row)[:, 0] for row in rows])
+    lengths = torch.tensor([int((batch.decision_T == row).sum()) for row in rows])
     assert batch.reference_logprobs_T is not None
     part = replace(
         batch,
@@ -152,7 +152,7 @@ def rows_of(batch: LossBatch, rows: list[int]) -> tuple[LossBatch, Tensor]:
         inference_logprobs_T=batch.inference_logprobs_T[places],
         reference_logprobs_T=batch.reference_logprobs_T[places],
         advantages_N=batch.advantages_N[rows],
-        row_T=torch.arange(len(rows)).repeat_interleave(lengths),
+        decision_T=torch.arange(len(rows)).repeat_interleave(lengths),
     )
     return part, places
 
@@ -200,7 +200,7 @@ def test_a_row_without_advantage_has_no_gradient_and_changes_no_others(
     """Padding with rows, where the step's normalisers count what they counted."""
     algorithm = algorithm_of(loss)
     padded = batch_of([*lengths, more], seed)
-    padded = replace(padded, rows=len(lengths), tokens=sum(lengths))
+    padded = replace(padded, decisions=len(lengths), tokens=sum(lengths))
     padded.advantages_N[-1] = 0
     alone, _ = rows_of(padded, list(range(len(lengths))))
     found = gradient(algorithm, padded)
@@ -224,15 +224,15 @@ def test_on_policy_every_loss_is_reinforce_with_its_own_mean(loss: str, lengths:
     """Ratios and weights are 1: the gradient of a token is −A divided by what the loss takes the mean over. So GRPO
     and GSPO weigh a token of a long answer less; Dr.GRPO, DAPO and CISPO do not."""
     batch = batch_of(lengths, seed, spread=0.0)
-    length_T = torch.tensor(lengths)[batch.row_T]
+    length_T = torch.tensor(lengths)[batch.decision_T]
     mean_over = {
-        "grpo": batch.rows * length_T,
-        "gspo": batch.rows * length_T,
-        "dr_grpo": torch.full_like(length_T, batch.rows * batch.longest),
+        "grpo": batch.decisions * length_T,
+        "gspo": batch.decisions * length_T,
+        "dr_grpo": torch.full_like(length_T, batch.decisions * batch.longest),
         "dapo": torch.full_like(length_T, batch.tokens),
         "cispo": torch.full_like(length_T, batch.tokens),
     }
-    expected = -batch.advantages_N[batch.row_T] / mean_over[loss]
+    expected = -batch.advantages_N[batch.decision_T] / mean_over[loss]
     torch.testing.assert_close(gradient(algorithm_of(loss), batch), expected, rtol=1e-12, atol=1e-14)
 
 

@@ -32,8 +32,8 @@ def toy_batch(seed: int = 0, lengths: tuple[int, ...] = LENGTHS, spread: float =
         old_logprobs_T=old,
         inference_logprobs_T=old + 0.1 * normal(tokens),
         advantages_N=normal(len(lengths)),
-        row_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
-        rows=len(lengths),
+        decision_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        decisions=len(lengths),
         tokens=tokens,
         longest=LONGEST,
         reference_logprobs_T=old + 0.2 * normal(tokens),
@@ -60,7 +60,7 @@ def per_row(batch: LossBatch) -> list[tuple[float, list[tuple[float, float]]]]:
                 batch.logprobs_T.tolist(),
                 batch.old_logprobs_T.tolist(),
                 batch.inference_logprobs_T.tolist(),
-                batch.row_T.tolist(),
+                batch.decision_T.tolist(),
                 strict=True,
             )
             if row == n
@@ -85,7 +85,7 @@ BATCHES = st.builds(
 def test_grpo_is_the_mean_over_answers_of_their_token_means(batch: LossBatch) -> None:
     expected = (
         -sum(sum(w * clipped(r, a, 0.2, 0.2) for r, w in tokens) / len(tokens) for a, tokens in per_row(batch))
-        / batch.rows
+        / batch.decisions
     )
     assert policy_loss(Algorithm(loss="grpo"), batch).loss.item() == pytest.approx(expected, abs=1e-12)
 
@@ -93,7 +93,7 @@ def test_grpo_is_the_mean_over_answers_of_their_token_means(batch: LossBatch) ->
 @given(BATCHES)
 def test_dr_grpo_divides_by_a_constant_length(batch: LossBatch) -> None:
     expected = -sum(w * clipped(r, a, 0.2, 0.2) for a, tokens in per_row(batch) for r, w in tokens)
-    expected /= batch.rows * LONGEST
+    expected /= batch.decisions * LONGEST
     assert policy_loss(Algorithm(loss="dr_grpo"), batch).loss.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -109,7 +109,7 @@ def test_gspo_has_one_ratio_an_answer_the_geometric_mean_of_its_tokens(batch: Lo
     for advantage, tokens in per_row(batch):
         ratio = math.prod(r for r, _ in tokens) ** (1 / len(tokens))
         weight = math.prod(w for _, w in tokens) ** (1 / len(tokens))
-        expected -= weight * clipped(ratio, advantage, 0.1, 0.1) / batch.rows
+        expected -= weight * clipped(ratio, advantage, 0.1, 0.1) / batch.decisions
     loss = policy_loss(Algorithm(loss="gspo", clip_low=0.1, clip_high=0.1), batch).loss
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
@@ -119,7 +119,7 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
     expected = -sum(
         w * min(r, 1.28) * a * logprob
         for (a, tokens), row in zip(per_row(batch), range(len(LENGTHS)), strict=True)
-        for (r, w), logprob in zip(tokens, batch.logprobs_T[batch.row_T == row].tolist(), strict=True)
+        for (r, w), logprob in zip(tokens, batch.logprobs_T[batch.decision_T == row].tolist(), strict=True)
     ) / sum(LENGTHS)
     terms = policy_loss(Algorithm(loss="cispo"), batch)
     assert terms.loss.item() == pytest.approx(expected, abs=1e-12)
@@ -141,7 +141,7 @@ def test_the_gradient_raises_what_was_better_than_its_peers(loss: str) -> None:
     batch = toy_batch(spread=0.0)
     policy_loss(Algorithm(loss=loss), batch).loss.backward()  # type: ignore[arg-type]
     direction = -gradient(batch).sign()
-    assert (direction == batch.advantages_N[batch.row_T].sign()).all()
+    assert (direction == batch.advantages_N[batch.decision_T].sign()).all()
 
 
 @given(st.integers(0, 1000))
@@ -157,11 +157,11 @@ def test_the_kl_term_is_aggregated_as_the_loss_is(batch: LossBatch) -> None:
     """So its weight against the policy gradient does not depend on the lengths of answers."""
     assert batch.reference_logprobs_T is not None
     kl_T = kl_to_reference(batch.logprobs_T.detach(), batch.reference_logprobs_T)
-    length_T = torch.bincount(batch.row_T)[batch.row_T]
+    length_T = torch.bincount(batch.decision_T)[batch.decision_T]
     divisors = {
-        "grpo": batch.rows * length_T,
-        "gspo": batch.rows * length_T,
-        "dr_grpo": torch.full_like(length_T, batch.rows * LONGEST),
+        "grpo": batch.decisions * length_T,
+        "gspo": batch.decisions * length_T,
+        "dr_grpo": torch.full_like(length_T, batch.decisions * LONGEST),
         "dapo": torch.full_like(length_T, batch.tokens),
         "cispo": torch.full_like(length_T, batch.tokens),
     }

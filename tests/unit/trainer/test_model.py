@@ -173,7 +173,7 @@ def segment(policy: Policy, samples: list[Sample], frames: list[np.ndarray]) -> 
 
 def test_the_turns_of_a_segment_are_one_row(policy: Policy, segment: list[Sample]) -> None:
     rows = policy.collate(segment)
-    assert rows.packing.rows == 2
+    assert rows.packing.sequences == 2
     assert len(rows.images) == 5
 
 
@@ -193,4 +193,4 @@ def test_an_answer_that_reads_differently_in_the_next_prompt_ends_the_row(
 ) -> None:
     first, second, *_ = segment
     altered = Sample(first.prompt_ids, (*first.completion_ids[:-2], 7, first.completion_ids[-1]), (), first.images, "m")
-    assert policy.collate([altered, second]).packing.rows == 2
+    assert policy.collate([altered, second]).packing.sequences == 2

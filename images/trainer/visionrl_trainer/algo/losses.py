@@ -1,8 +1,8 @@
 """Policy-gradient losses as plain functions over one micro-batch.
 
-A row is one decision: a prompt and its sampled completion. The tokens of all rows are concatenated (dimension T);
-``row_T`` gives the row of each. The losses of a step's micro-batches add up to the loss of the step: the normalisers
-``rows`` and ``tokens`` count the whole step, so the micro-batch size does not change the gradient.
+A decision is a prompt and its sampled completion. The tokens of all decisions are concatenated (dimension T);
+``decision_T`` gives the decision of each. The losses of a step's micro-batches add up to the loss of the step: the
+normalisers ``decisions`` and ``tokens`` count the whole step, so the micro-batch size does not change the gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from visionrl.job import Algorithm
 
 @dataclass(frozen=True)
 class LossBatch:
-    """One micro-batch. N rows, T completion tokens."""
+    """One micro-batch. N decisions, T completion tokens."""
 
     logprobs_T: Tensor
     """Of the sampled tokens under the policy being trained; carries the gradient."""
@@ -27,9 +27,9 @@ class LossBatch:
     inference_logprobs_T: Tensor
     """As the server reported them when it sampled."""
     advantages_N: Tensor
-    row_T: Tensor
+    decision_T: Tensor
     """Row of each token, ascending."""
-    rows: int
+    decisions: int
     """Decisions of the whole optimizer step."""
     tokens: int
     """Completion tokens of the whole optimizer step."""
@@ -41,7 +41,7 @@ class LossBatch:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss and its diagnostics; ``clipped`` and ``ratio`` are per token, or per row for GSPO."""
+    """The loss and its diagnostics; ``clipped`` and ``ratio`` are per token, or per decision for GSPO."""
 
     loss: Tensor
     ratio: Tensor
@@ -88,7 +88,7 @@ def importance_weights(batch: LossBatch, cap: float) -> Tensor:
 
 
 def grpo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
-    """Mean over rows of the row's mean over tokens (GRPO, arXiv:2402.03300, eq. 3)."""
+    """Mean over decisions of the decision's mean over tokens (GRPO, arXiv:2402.03300, eq. 3)."""
     surrogate_T, ratio_T, clipped_T = _clipped_surrogate(batch, clip)
     return LossTerms(-mean_over_rows(weights_T * surrogate_T, batch), ratio_T, clipped_T)
 
@@ -106,14 +106,14 @@ def dapo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
 
 
 def gspo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
-    """One ratio per row, the geometric mean of its tokens' ratios (GSPO, arXiv:2507.18071, eq. 5–7)."""
-    lengths_N = _sum_rows(torch.ones_like(batch.logprobs_T), batch)
-    ratio_N = (_sum_rows(batch.logprobs_T - batch.old_logprobs_T, batch) / lengths_N).exp()
-    weights_N = _sum_rows(weights_T.log(), batch).div(lengths_N).exp()
+    """One ratio per decision, the geometric mean of its tokens' ratios (GSPO, arXiv:2507.18071, eq. 5–7)."""
+    lengths_N = _sum_decisions(torch.ones_like(batch.logprobs_T), batch)
+    ratio_N = (_sum_decisions(batch.logprobs_T - batch.old_logprobs_T, batch) / lengths_N).exp()
+    weights_N = _sum_decisions(weights_T.log(), batch).div(lengths_N).exp()
     bounded_N = ratio_N.clamp(1 - clip.low, 1 + clip.high)
     surrogate_N = torch.minimum(ratio_N * batch.advantages_N, bounded_N * batch.advantages_N)
     clipped_N = (ratio_N * batch.advantages_N > bounded_N * batch.advantages_N).float()
-    return LossTerms(-(weights_N * surrogate_N).sum() / batch.rows, ratio_N.detach(), clipped_N)
+    return LossTerms(-(weights_N * surrogate_N).sum() / batch.decisions, ratio_N.detach(), clipped_N)
 
 
 def cispo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
@@ -121,14 +121,14 @@ def cispo(batch: LossBatch, clip: Clip, weights_T: Tensor) -> LossTerms:
     eq. 4)."""
     ratio_T = (batch.logprobs_T - batch.old_logprobs_T).exp().detach()
     bounded_T = ratio_T.clamp(1 - clip.low, 1 + clip.high)
-    objective_T = bounded_T * batch.advantages_N[batch.row_T] * batch.logprobs_T
+    objective_T = bounded_T * batch.advantages_N[batch.decision_T] * batch.logprobs_T
     return LossTerms(-mean_over_tokens(weights_T * objective_T, batch), ratio_T, (ratio_T != bounded_T).float())
 
 
 def mean_over_rows(values_T: Tensor, batch: LossBatch) -> Tensor:
-    """This micro-batch's share of the step's mean over rows of their means over tokens."""
-    lengths_N = _sum_rows(torch.ones_like(values_T), batch)
-    return _sum_rows(values_T, batch).div(lengths_N).sum() / batch.rows
+    """This micro-batch's share of the step's mean over decisions of their means over tokens."""
+    lengths_N = _sum_decisions(torch.ones_like(values_T), batch)
+    return _sum_decisions(values_T, batch).div(lengths_N).sum() / batch.decisions
 
 
 def mean_over_tokens(values_T: Tensor, batch: LossBatch) -> Tensor:
@@ -137,8 +137,8 @@ def mean_over_tokens(values_T: Tensor, batch: LossBatch) -> Tensor:
 
 
 def mean_by_constant(values_T: Tensor, batch: LossBatch) -> Tensor:
-    """This micro-batch's share of the step's sum over tokens, divided by rows of the longest possible completion."""
-    return values_T.sum() / (batch.rows * batch.longest)
+    """This micro-batch's share of the step's sum over tokens, divided by decisions of the greatest length."""
+    return values_T.sum() / (batch.decisions * batch.longest)
 
 
 def kl_to_reference(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
@@ -150,16 +150,16 @@ def kl_to_reference(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
 def _clipped_surrogate(batch: LossBatch, clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
     """min(r·A, clip(r)·A) per token (PPO, arXiv:1707.06347, eq. 7), the ratio, and where the clip decided."""
     ratio_T = (batch.logprobs_T - batch.old_logprobs_T).exp()
-    advantages_T = batch.advantages_N[batch.row_T]
+    advantages_T = batch.advantages_N[batch.decision_T]
     free_T = ratio_T * advantages_T
     bounded_T = ratio_T.clamp(1 - clip.low, 1 + clip.high) * advantages_T
     return torch.minimum(free_T, bounded_T), ratio_T.detach(), (free_T > bounded_T).float()
 
 
-def _sum_rows(values_T: Tensor, batch: LossBatch) -> Tensor:
-    """Sum of each row's tokens."""
+def _sum_decisions(values_T: Tensor, batch: LossBatch) -> Tensor:
+    """Sum of each decision's tokens."""
     zeros_N = torch.zeros_like(batch.advantages_N, dtype=values_T.dtype)
-    return zeros_N.index_add(0, batch.row_T, values_T)
+    return zeros_N.index_add(0, batch.decision_T, values_T)
 
 
 LOSSES: dict[str, Callable[[LossBatch, Clip, Tensor], LossTerms]] = {

@@ -46,14 +46,14 @@ class MismatchMeter:
     masked: int = 0
     worst: float = 0.0
 
-    def add(self, trained_T: Tensor, serving_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
+    def add(self, trained_T: Tensor, serving_T: Tensor, decision_T: Tensor, decisions: int) -> Tensor:
         """Compare T tokens of N decisions; returns which decisions agree, bool [N]."""
         difference_T = trained_T.detach().double() - serving_T.double()
-        largest_N = difference_T.new_zeros(rows).scatter_reduce(0, row_T, difference_T.abs(), "amax")
+        largest_N = difference_T.new_zeros(decisions).scatter_reduce(0, decision_T, difference_T.abs(), "amax")
         agrees_N = largest_N <= self.limit  # False for NaN
-        self.differences.append(difference_T[agrees_N[row_T]].cpu())
-        self.decisions += rows
-        self.masked += rows - int(agrees_N.sum())
+        self.differences.append(difference_T[agrees_N[decision_T]].cpu())
+        self.decisions += decisions
+        self.masked += decisions - int(agrees_N.sum())
         self.worst = max(self.worst, torch.nan_to_num(largest_N, nan=torch.inf).max().item())
         return agrees_N
 

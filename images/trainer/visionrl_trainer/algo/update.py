@@ -26,7 +26,7 @@ FRAMES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Diagnostics of an iteration's updates; means over tokens (over rows for GSPO's ratio and clip). None where
+    """Diagnostics of an iteration's updates; means over tokens (over decisions for GSPO's ratio and clip). None where
     nothing was trained on, or where the number is not finite."""
 
     loss: float | None
@@ -127,20 +127,20 @@ def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame
 
 
 @dataclass
-class _Rows:
+class _DecisionTensors:
     """A micro-batch's N decisions and T completion tokens as tensors."""
 
     serving_T: Tensor
     advantages_N: Tensor
-    row_T: Tensor
+    decision_T: Tensor
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], device: torch.device) -> _Rows:
+    def of(cls, samples: Sequence[Sample], device: torch.device) -> _DecisionTensors:
         lengths_N = torch.tensor([len(sample.completion_ids) for sample in samples], device=device)
         return cls(
             serving_T=torch.tensor([logprob for sample in samples for logprob in sample.logprobs], device=device),
             advantages_N=torch.tensor([sample.advantage for sample in samples], device=device),
-            row_T=torch.arange(len(samples), device=device).repeat_interleave(lengths_N),
+            decision_T=torch.arange(len(samples), device=device).repeat_interleave(lengths_N),
         )
 
 
@@ -183,9 +183,9 @@ class _Batch:
         found: dict[int, Tensor] = {}
         with torch.no_grad():
             for indices in self._micro_batches(self.learnable):
-                rows = [self.samples[index] for index in indices]
-                logprobs_T, _ = self.policy.logprobs(rows, self.image_features, self._temperature)
-                found |= zip(indices, logprobs_T.split([len(row.completion_ids) for row in rows]), strict=True)
+                chosen = [self.samples[index] for index in indices]
+                logprobs_T, _ = self.policy.logprobs(chosen, self.image_features, self._temperature)
+                found |= zip(indices, logprobs_T.split([len(sample.completion_ids) for sample in chosen]), strict=True)
         return found
 
     def backward(self, runs: Sequence[range]) -> _Totals:
@@ -197,21 +197,21 @@ class _Batch:
         tokens = sum(len(self.samples[index].completion_ids) for index in indices_of_step)
         for indices in self._micro_batches([run for run in runs if run in self.learnable]):
             samples = [self.samples[index] for index in indices]
-            rows = _Rows.of(samples, self.policy.device)
+            tensors = _DecisionTensors.of(samples, self.policy.device)
             logprobs_T, entropy_T = self.policy.logprobs(samples, self.image_features, self._temperature)
-            agrees_N = self._agrees(indices, logprobs_T, rows)
+            agrees_N = self._agrees(indices, logprobs_T, tensors)
             if not agrees_N.any():
                 continue
-            agrees_T = agrees_N[rows.row_T]
+            agrees_T = agrees_N[tensors.decision_T]
             terms = policy_loss(
                 self.spec.algorithm,
                 LossBatch(
                     logprobs_T=logprobs_T[agrees_T],
                     old_logprobs_T=_concatenated(self.old, indices, logprobs_T.detach())[agrees_T],
-                    inference_logprobs_T=rows.serving_T[agrees_T],
-                    advantages_N=rows.advantages_N[agrees_N],
-                    row_T=(agrees_N.cumsum(0) - 1)[rows.row_T[agrees_T]],
-                    rows=len(indices_of_step),
+                    inference_logprobs_T=tensors.serving_T[agrees_T],
+                    advantages_N=tensors.advantages_N[agrees_N],
+                    decision_T=(agrees_N.cumsum(0) - 1)[tensors.decision_T[agrees_T]],
+                    decisions=len(indices_of_step),
                     tokens=tokens,
                     longest=self.spec.rollout.policy_config.max_tokens,
                     reference_logprobs_T=_concatenated(self.reference, indices, logprobs_T.detach())[agrees_T],
@@ -225,19 +225,21 @@ class _Batch:
         """Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`."""
         check_mismatch(self.meter.result(), self.spec.model.dtype, self.spec.training.guards)
 
-    def _agrees(self, indices: Sequence[int], logprobs_T: Tensor, rows: _Rows) -> Tensor:
+    def _agrees(self, indices: Sequence[int], logprobs_T: Tensor, tensors: _DecisionTensors) -> Tensor:
         """Which of the decisions are not masked, bool [N]."""
         if self.agrees:
             return torch.tensor([self.agrees[index] for index in indices], device=self.policy.device)
-        return self.meter.add(logprobs_T, rows.serving_T, rows.row_T, len(indices))
+        return self.meter.add(logprobs_T, tensors.serving_T, tensors.decision_T, len(indices))
 
     def _compare(self, trained: Mapping[int, Tensor]) -> None:
         """Measure and check the mismatch of all learnable samples."""
         if not trained:
             return
         indices = list(trained)
-        rows = _Rows.of([self.samples[index] for index in indices], self.policy.device)
-        agrees_N = self.meter.add(torch.cat(list(trained.values())), rows.serving_T, rows.row_T, len(indices))
+        tensors = _DecisionTensors.of([self.samples[index] for index in indices], self.policy.device)
+        agrees_N = self.meter.add(
+            torch.cat(list(trained.values())), tensors.serving_T, tensors.decision_T, len(indices)
+        )
         self.agrees = dict(zip(indices, agrees_N.tolist(), strict=True))
         self.check_mismatch()
 

@@ -1,4 +1,4 @@
-"""The language model's forward pass on packed rows, in pieces that keep little for the backward pass.
+"""The language model's forward pass on packed sequences, in pieces that keep little for the backward pass.
 
 Decoder layers can be recomputed in the backward pass (activation checkpointing, arXiv:1604.06174): what is kept of each
 is its input. Logits of a large vocabulary are by far the widest activation, so they exist for a few hundred tokens at a
@@ -33,7 +33,7 @@ def last_hidden(
     packing: Packing,
     recompute: bool,
 ) -> Tensor:
-    """Last hidden states [P, H] of packed rows.
+    """Last hidden states [P, H] of packed sequences.
 
     ``deepstack`` holds, for each of the first layers, what is added after it at the V places of ``visual_V``.
     """

@@ -14,17 +14,17 @@ def micro_batches(runs: Iterable[range], samples: Sequence[Sample], plan: Memory
     Sequences of similar length are grouped, and each counts as long as the longest of its group: attention pads them.
     """
     group: list[int] = []
-    rows = 0
+    count = 0
     for length, run in sorted(
         ((_length(run, samples), run) for run in runs), key=lambda pair: (pair[0], pair[1].start)
     ):
-        too_long = (rows + 1) * length > plan.tokens
+        too_long = (count + 1) * length > plan.tokens
         too_many = plan.samples is not None and len(group) + len(run) > plan.samples
         if group and (too_long or too_many):
             yield group
-            group, rows = [], 0
+            group, count = [], 0
         group += run
-        rows += 1
+        count += 1
     if group:
         yield group
 

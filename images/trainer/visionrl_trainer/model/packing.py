@@ -1,8 +1,8 @@
 """Sequences of different lengths packed into one, without padding.
 
 The layers that work token by token (projections, MLP, norms, adapters: nearly all of the work) compute each token once
-and no padding. Attention alone works row by row: queries, keys and values are laid out as a right-padded batch, and its
-results are packed again. No token attends to another row, so only the order of summation changes.
+and no padding. Attention alone works sequence by sequence: queries, keys and values are laid out as a right-padded
+batch, and its results are packed again. No token attends to another sequence, so only the order of summation changes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ATTENTION = "visionrl_packed"
 
 @dataclass(frozen=True)
 class Packing:
-    """The place of each of P packed tokens in a batch of N rows, padded to the longest."""
+    """The place of each of P packed tokens in a batch of N sequences, padded to the longest."""
 
-    rows: int
+    sequences: int
     longest: int
     place_P: Tensor | None
-    """Index into the flattened batch; None where all rows are equally long and nothing is padded."""
+    """Index into the flattened batch; None where all sequences are equally long and nothing is padded."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """The packing of rows of these lengths, one after the other."""
+        """The packing of sequences of these lengths, one after the other."""
         longest = max(lengths)
         if min(lengths) == longest:
             return cls(len(lengths), longest, None)
@@ -43,9 +43,9 @@ class Packing:
         packed_APD = packed_1APD[0]
         heads, _, width = packed_APD.shape
         if self.place_P is not None:
-            grid = packed_APD.new_zeros(heads, self.rows * self.longest, width)
+            grid = packed_APD.new_zeros(heads, self.sequences * self.longest, width)
             packed_APD = grid.index_copy(1, self.place_P, packed_APD)
-        return packed_APD.view(heads, self.rows, self.longest, width).transpose(0, 1)
+        return packed_APD.view(heads, self.sequences, self.longest, width).transpose(0, 1)
 
     def gather(self, batch_NLAD: Tensor) -> Tensor:
         """The packed tokens [1, P, A, D] of a batch."""
@@ -62,7 +62,7 @@ def packed_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' scaled-dot-product attention within the rows of ``packing``; without a packing, over everything."""
+    """transformers' scaled-dot-product attention within the sequences of a packing, or over everything without one."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     query, key, value = packing.spread(query), packing.spread(key), packing.spread(value)

@@ -280,7 +280,7 @@ class Policy:
             return score(hidden_TH, rows.targets_T, self.model.lm_head, self._bias, served_temperature(temperature))
 
     def collate(self, samples: Sequence[Sample]) -> PackedSequences:
-        """One row per sequence of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
+        """One row of the packing per sequence of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
         runs = sequences(samples)
         rows = [torch.tensor(samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids) for run in runs]
         predicts: list[int] = []
@@ -320,7 +320,7 @@ class Policy:
         return last_hidden(language_model, embeds_PH, rows.positions_3P, visual_V, deepstack, rows.packing, recompute)
 
     def _positions_of(self, ids_L: Tensor) -> Tensor:
-        """Interleaved-mRoPE positions [3, L] of one row, from the model itself, cached by layout."""
+        """Interleaved-mRoPE positions [3, L] of one sequence, from the model itself, cached by layout."""
         visual = ids_L == self.model.config.image_token_id
         edges = torch.nonzero(F.pad(visual, (1, 1)).diff())[:, 0].tolist()  # begin and end of every frame
         layout = (tuple(edges), len(ids_L))
