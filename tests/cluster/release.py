@@ -33,7 +33,7 @@ class Release:
 
         --take-ownership: the definition stays after a release, this one may find another's.
         """
-        words = ["--install", "--wait", "--timeout", "120s", "--take-ownership", "--namespace", self.namespace]
+        words = ["--install", "--wait", "--timeout", "600s", "--take-ownership", "--namespace", self.namespace]
         try:
             return self.kube.helm("upgrade", self.name, str(CHART), *words, *self.values(*settings))
         except KubeError as error:

@@ -84,7 +84,7 @@ def test_a_release_is_installed_changed_rolled_back_and_removed(
     leases = kube.kubectl.get("leases", "--namespace", namespace)["items"]
     assert any(release.operator in lease["spec"]["holderIdentity"] for lease in leases)
 
-    kube.helm("rollback", release.name, "1", "--wait", "--timeout", "120s", "--namespace", namespace)
+    kube.helm("rollback", release.name, "1", "--wait", "--timeout", "600s", "--namespace", namespace)
     assert release.deployment()["spec"]["replicas"] == 1
     assert kube.kubectl.get("poddisruptionbudgets", "--namespace", namespace)["items"] == []
 

@@ -43,7 +43,7 @@ def test_a_job_trains_through_everything_that_happens_to_it(
     run.wait_for_phase("WarmStart")
     run.wait_for_iteration(1)
     assert run.condition("InferenceReady")["status"] == "True"
-    assert "serves: differs by" in run.logs("trainer")
+    assert "serves, content" in run.logs("trainer")
     assert "episode" in run.logs("taskapp")
     assert run.row().split()[1:3] == ["Running", str(run.iteration)]
 

@@ -99,7 +99,7 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     chances.append(chance_of_reward(policy, samples[0].prompt_ids, image_features))
     # Answers are drawn anew in every run. Random weights of this size reach a probability of 0.35: near it, a step may
     # be one down.
-    assert all(chance > chances[0] for chance in chances[1:])
+    assert all(chance > chances[0] for chance in chances[1:]), chances
     assert chances[-1] > 2 * chances[0]
 
 
