@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
 
-ITERATIONS, ANSWERS = 4, 48
+ITERATIONS, ANSWERS = 3, 48
 ARMS, REWARDED = range(100, 108), 104
 """Tokens that may be sampled, and the first token that earns a reward."""
 FRAME = random_frame(3)
@@ -65,7 +65,7 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
     policy = Policy.load(directory, "float32", torch.device("cpu"))
     policy.add_adapter(Lora(), seed=0)
     policy.ban(token for token in range(policy.model.config.text_config.vocab_size) if token not in ARMS)
-    optimizer = adapter_optimizer(policy.trainable(), 1e-2, 0.0)
+    optimizer = adapter_optimizer(policy.trainable(), 5e-3, 0.0)
     publisher = StatusPublisher(TrainerReport(phase="Training"))
     store = AdapterStore(tmp_path / "adapters", JOB_NAME)
     chances = []
@@ -97,8 +97,8 @@ async def test_a_rewarded_answer_becomes_likelier_from_version_to_version(
             assert stats.mismatch_max is None or stats.mismatch_max <= 1e-4
             assert stats.masked_rate == 0
     chances.append(chance_of_reward(policy, samples[0].prompt_ids, image_features))
-    # Answers are drawn anew in every run. Random weights of this size reach a probability of 0.35: near it, a step may
-    # be one down.
+    # Answers are drawn anew in every run. Random weights of this size reach a probability of 0.35, and near it the
+    # gradient is noise, which Adam makes a whole step of: so few and small steps (0.10, 0.23, 0.33, 0.34).
     assert all(chance > chances[0] for chance in chances[1:]), chances
     assert chances[-1] > 2 * chances[0]
 
