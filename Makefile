@@ -14,7 +14,7 @@ TORCH := $(shell grep ^torch requirements/cpu.lock)
 TORCH_VERSION := $(patsubst torch==%,%,$(filter torch==%,$(TORCH)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo learn test check cluster-test cluster cluster-down e2e-kind images cpu-base images-cpu crds bench soak clean
+.PHONY: help setup demo learn test check cluster-test cluster cluster-down e2e-kind images cpu-base images-cpu crds bench faults soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -99,6 +99,10 @@ bench: setup ## What game, task app and inference server reach here (the operato
 	$(BIN)/python -m tests.bench.env
 	$(BIN)/python -m tests.bench.taskapp
 	$(BIN)/python -m tests.bench.inference
+
+faults: setup ## Kill the trainer before every single write, once; the tests take a sample (an hour on two cores)
+	for scenario in checkpoint-every-1 checkpoint-every-3 warm-start; do \
+	  $(BIN)/python -m tests.faults.trainer_kills $$scenario $$(mktemp -d) 1 1 once || exit 1; done
 
 soak: setup ## Kill and freeze every process of a small job for 20 minutes; count what that costs (MINUTES=, SEED=)
 	$(BIN)/python -m tests.bench.soak --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1)
