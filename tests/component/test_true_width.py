@@ -32,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "kind": "VisionRLJob",
         "metadata": {"name": "true-width"},
         "spec": {
-            "algorithm": {"loss": "gspo", "advantage": "outcome"},
+            # Random weights earn nothing, and what has no signal is not computed: the KL term gives every decision one.
+            "algorithm": {"loss": "gspo", "advantage": "outcome", "klCoefficient": 0.01},
             "model": {"base": str(model), "dtype": "bfloat16", "supportsVision": True, "lora": {"r": 16, "alpha": 32}},
             "inference": {"vllm": {"maxModelLen": 4096, "maxNumSeqs": 4, "limitMmPerPrompt": {"image": 1}}},
             "rollout": {
