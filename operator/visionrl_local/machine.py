@@ -12,13 +12,13 @@ from datetime import timedelta
 from typing import Literal
 
 import httpx
-from pydantic import ValidationError
 
 from visionrl.job import Component, Job
 from visionrl.status import TrainerReport
 from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
+from visionrl_core.report import MAX_REPORT_BYTES, read_report
 from visionrl_local.container import Argv, Launch, launch
 from visionrl_local.folder import LocalFolder
 from visionrl_local.health import STALLED_SECONDS
@@ -26,7 +26,6 @@ from visionrl_local.pod import Exit, LocalPod
 from visionrl_local.ports import LOOPBACK
 
 REPORT_TIMEOUT_SECONDS = 5.0
-MAX_REPORT_BYTES = 2**20
 LONGEST_LOOK_SECONDS = 10.0
 # In these phases somebody always computes: an environment, the model that plays, the model that learns.
 BUSY_PHASES = ("WarmStart", "Evaluating", "Training")
@@ -145,7 +144,7 @@ class LocalMachine:
         url = f"http://{LOOPBACK}:{self._ports['trainer']}/status"
         headers = {"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"}
         data = b""
-        with contextlib.suppress(httpx.HTTPError, TimeoutError, ValidationError):
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
             async with (
                 asyncio.timeout(REPORT_TIMEOUT_SECONDS),
                 self._client.stream("GET", url, headers=headers, timeout=None) as response,
@@ -155,7 +154,7 @@ class LocalMachine:
                     if len(data) > MAX_REPORT_BYTES:
                         return
             if response.status_code == 200 and name in self._pods:
-                self._report = TrainerReport.model_validate_json(data)
+                self._report = read_report(data) or self._report
 
     async def close(self) -> None:
         """Stop every pod and wait until no process is left."""
