@@ -8,6 +8,7 @@ from pathlib import Path
 
 from visionrl.jobfile import JobFileError, read_job_file
 from visionrl.reference.text import as_yaml
+from visionrl_cli.files import unusable
 
 DESCRIPTION = """Print a training file of the reference system (TOML; RL or SFT) as a job file (YAML).
 
@@ -27,12 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     try:
         found = read_job_file(options.file)
-    except JobFileError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{options.file}: {error.strerror}", file=sys.stderr)
-        return 1
+    except (JobFileError, OSError) as error:
+        return unusable(options.file, error)
     if found.conversion is None:
         print(
             f"{options.file}: not a TOML file of the reference system (its name must end with .toml)", file=sys.stderr

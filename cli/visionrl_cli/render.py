@@ -12,7 +12,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from visionrl.jobfile import JobFileError, load_job
-from visionrl_cli.extras import needed_packages
+from visionrl_cli.files import unusable
+from visionrl_core.manifests import all_manifests
+from visionrl_core.manifests.common import Owner
 
 DESCRIPTION = """Print every object that the operator creates for a job, in the order of creation.
 
@@ -40,12 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     try:
         objects = rendered(options.file, options.namespace)
-    except JobFileError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{options.file}: {error.strerror}", file=sys.stderr)
-        return 1
+    except (JobFileError, OSError) as error:
+        return unusable(options.file, error)
     if options.json:
         print(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}, indent=2, ensure_ascii=False))
     else:
@@ -58,9 +56,6 @@ def command(options: argparse.Namespace) -> int:
 
 def rendered(file: Path, namespace: str | None) -> list[dict[str, Any]]:
     """The objects of the job in a file, the key masked."""
-    with needed_packages("render"):
-        from visionrl_core.manifests import all_manifests
-        from visionrl_core.manifests.common import Owner
     job = load_job(file)
     owner = Owner(job.name, namespace or job.metadata.namespace or "default", NO_UID)
     return all_manifests(job, 0, owner, MASK)
