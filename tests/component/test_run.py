@@ -94,7 +94,8 @@ class Run:
     def tail(self) -> str:
         logs = sorted((self.folder / "logs").glob("*.log"))
         ends = [f"== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-30:]) for log in logs]
-        return "\n".join([self.output.read_text(), *ends])
+        # The run's own words come last: a long report of a failure is cut at its beginning.
+        return "\n".join([*ends, "== visionrl run", self.output.read_text()])
 
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
