@@ -41,7 +41,7 @@ demo: setup ## Train the tiny model on this machine: configs/crafter-tiny.yaml
 	@echo "What this shows: game, server and trainer work together, from random weights to a served policy."
 	@echo "What it does not: how well it learns. That takes more iterations and seeds: make learn, docs/learning.md"
 
-learn: setup ## The learning evidence: controls, training, ablations (docs/learning.md); again to go on
+learn: setup ## The learning evidence: controls, training, ablations (docs/learning.md); again to continue
 	$(BIN)/python -m recipes.learn
 
 # A file's tests share servers; in the files' order, the long ones come first.

@@ -1,6 +1,6 @@
 """What `make setup` needs of the machine: says all that is missing, before anything is downloaded.
 
-Written for old Pythons, too, which shall be told that they are old.
+Written in the syntax of old Pythons, so that they can say that they are too old.
 """
 
 import ctypes

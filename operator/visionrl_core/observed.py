@@ -54,7 +54,7 @@ class ObservedComponent:
     created: datetime | None = None
     """Of the instance."""
     ends: int = 0
-    """How often the container of this instance has ended so far without having been told to."""
+    """How often the container of this instance has ended so far without a request to end."""
     ended: datetime | None = None
     """When it ended last."""
 

@@ -171,7 +171,7 @@ def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
         started=_moment(started),
         instance=metadata.get("uid", ""),
         created=_moment(metadata["creationTimestamp"]),
-        # A container that is being deleted was told to end.
+        # A container that is being deleted ends on request.
         ends=0 if deleting else _ends(status, container),
         ended=_moment(end.get("finishedAt")) if end else None,
     )

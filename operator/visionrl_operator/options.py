@@ -26,8 +26,8 @@ Port 8080 answers /healthz, /readyz (a replica that stands by is ready) and /met
 
 EPILOG = """\
 Every option is also an environment variable: --log-format is VISIONRL_OPERATOR_LOG_FORMAT; flags take true or
-false, --namespace takes several names separated by commas. POD_NAMESPACE and POD_NAME say where the lease lies
-and who holds it.
+false, --namespace takes several names separated by commas. POD_NAMESPACE is where the lease
+is, POD_NAME who holds it.
 
   python -m visionrl_operator run                                    all namespaces
   python -m visionrl_operator run --namespace team-a --namespace b   these only: Roles instead of a ClusterRole

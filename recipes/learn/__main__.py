@@ -15,7 +15,7 @@ DESCRIPTION = """Make the learning evidence: controls, a tiny model from random 
 its controls without sight, the ablations; then tables and pictures of what has been measured.
 
 Every step is one visionrl command. It leaves RUNS/learn/<step>.json with what it cost and what it found, and is not
-done again: after Ctrl-C or a crash the same command goes on. Deleting a step's file repeats that step; deleting its
+done again: after Ctrl-C or a crash the same command continues. Deleting a step's file repeats that step; deleting its
 run folder as well repeats a training from its start.
 """
 EXAMPLES = """examples:

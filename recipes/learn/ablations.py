@@ -69,7 +69,7 @@ def all_changes(variant: Variant) -> dict[str, Any]:
 def give_base(main_run: Path, run: Path) -> None:
     """Give a run folder the main run's warmed-up base, unless it has one.
 
-    A run takes a base that lies in its folder for its own: the warm start is not repeated, and all variants begin
+    A run takes a base in its folder for its own: the warm start is not repeated, and all variants begin
     with the same weights.
     """
     if not (run / "base").exists():

@@ -27,7 +27,7 @@ ON_REQUEST: tuple[Group, ...] = ("seeds",)
 
 @dataclass(frozen=True)
 class Places:
-    """Where everything lies."""
+    """The folder of everything."""
 
     runs: Path = Path("runs")
 

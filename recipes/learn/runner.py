@@ -48,7 +48,7 @@ def carry_out(steps: Sequence[Step], record_of: Callable[[str], Path], note: Cal
         note(f"    {last['seconds']:.0f} s, {last['cpu_seconds']:.0f} s of processor time")
         if last["exit_code"] != 0:
             raise StepFailed(
-                f"{step.name} ended with exit code {last['exit_code']}; the same command goes on from here"
+                f"{step.name} ended with exit code {last['exit_code']}; the same command continues from here"
             )
 
 

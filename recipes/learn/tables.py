@@ -44,7 +44,7 @@ def players(evidence: Evidence) -> list[str]:
 
 
 def clearances(evidence: Evidence) -> list[str]:
-    """Whether each interval lies above the one before it."""
+    """Whether each interval is above the one before it."""
     lines = []
     for lower, upper in CLEAR:
         if lower in evidence.players and upper in evidence.players:

@@ -34,7 +34,7 @@ def test_a_job_trains_through_everything_that_happens_to_it(
     release: Release, job: Callable[[str], ClusterJob], volume: dict[str, str]
 ) -> None:
     """The operator comes late, dies, and is upgraded; the server is deleted, the trainer crashes, the job is suspended:
-    it goes on from where it was, and completes."""
+    it resumes from where it was, and completes."""
     run = job("through")
     run.apply(tiny({**SHORT, **WARM_START, "storage": volume}))
     assert run.children() == {}, "no operator runs yet"
@@ -62,7 +62,7 @@ def test_a_job_trains_through_everything_that_happens_to_it(
     run.wait_for_iteration(run.iterations_kept()[-1] + 2)  # one may have been played before
     assert "fetched adapter" in run.logs("inference")
 
-    # Another trainer goes on from the checkpoint.
+    # Another trainer resumes from the checkpoint.
     done = run.iteration
     run.end_trainer()
     run.wait("the next attempt", lambda: run.attempt == 1)

@@ -27,12 +27,12 @@ def test_a_part_is_not_ended_by_the_fields_of_a_newer_operator(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert read_job(path) == job({"evaluation.episodes": 3})
-    [told] = [record.getMessage() for record in caplog.records]
-    assert "spec.training.fromTheFuture, spec.evaluation.later" in told
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "spec.training.fromTheFuture, spec.evaluation.later" in message
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "message"),
     [
         (document({"training.iterations": 0}), "spec.training.iterations: "),
         (document({"training.iterations": 0, "training.fromTheFuture": 1}), "spec.training.iterations: "),
@@ -40,7 +40,7 @@ def test_a_part_is_not_ended_by_the_fields_of_a_newer_operator(
         ([], "job.json: "),
     ],
 )
-def test_what_cannot_work_is_told(tmp_path: Path, found: Any, told: str) -> None:
+def test_what_cannot_work_is_told(tmp_path: Path, found: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match="VISIONRL_JOB") as error:
         read_job(written(tmp_path, found))
-    assert told in str(error.value)
+    assert message in str(error.value)

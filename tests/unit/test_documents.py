@@ -25,7 +25,7 @@ MERGES = "a: &a {k: v}\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("read", "text", "told"),
+    ("read", "text", "message"),
     [
         (parse_yaml, BOMB, "more than 20000 values"),
         (parse_yaml, MERGES, "more than 20000 values"),
@@ -47,8 +47,8 @@ MERGES = "a: &a {k: v}\n" + "".join(
         (parse_toml, "a = 1\na = 2\n", "not TOML"),
     ],
 )
-def test_what_would_take_minutes_or_gigabytes_is_refused(read: Callable[[str], Any], text: str, told: str) -> None:
-    with pytest.raises(DocumentError, match=told):
+def test_what_would_take_minutes_or_gigabytes_is_refused(read: Callable[[str], Any], text: str, message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
         read(text)
 
 

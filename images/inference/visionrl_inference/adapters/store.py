@@ -34,11 +34,11 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def folder(self, name: str) -> Path:
-        """Where an adapter lies or would lie."""
+        """The folder of an adapter, whether or not it is there."""
         return self.root / name
 
     def digest(self, version: Version) -> str | None:
-        """The manifest's digest of an adapter that lies here whole and is what its name says; else ``None``."""
+        """The manifest's digest of an adapter that is here, whole and what its name says; else ``None``."""
         try:
             manifest = verified_manifest(self.folder(version.name))
         except (ManifestError, OSError):

@@ -131,7 +131,7 @@ class Canary:
             )
 
     async def _loaded(self, version: Version, server: str, store: AdapterStore) -> str:
-        """The digest of what the server loaded for a version that lies in ``store``, which is the published one's."""
+        """The digest of what the server loaded for a version in ``store``, which is the published one's."""
         loaded, answered = await self.inference.loaded()
         _demand_same(server, answered)
         published, digest = read_manifest(store.folder(version)).digest, loaded.get(version.name)

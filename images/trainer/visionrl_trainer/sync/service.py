@@ -29,7 +29,7 @@ class StatusPublisher:
         self.report = report
         self.adapters: AdapterStore | None = None
         self.probes: AdapterStore | None = None
-        """Where the canary's probe adapter lies."""
+        """The folder of the canary's probe adapter."""
         self.base: Path | None = None
         """Directory of the base that the warm start made, once it is complete."""
         self.exports_base = False
