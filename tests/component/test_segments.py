@@ -25,7 +25,8 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("segments")
     job = tiny_job(
         {"maxNumSeqs": 16, "limitMmPerPrompt": {"image": SEGMENT}},
-        algorithm={"loss": "grpo", "advantage": "turn", "scale": "batch", "gamma": 0.9},
+        # The KL term gives every iteration something to learn, also one whose episodes all earned the same.
+        algorithm={"loss": "grpo", "advantage": "turn", "scale": "batch", "gamma": 0.9, "klCoefficient": 0.01},
         rollout={
             "maxConcurrent": 16,
             "envConfig": {"imageSize": 144},
