@@ -21,7 +21,11 @@ from visionrl_trainer.sync.evidence import rms
 from visionrl_trainer.sync.publish import AdapterStore
 
 SEED = 20
-TOKENS = 400
+TOKENS = 128
+"""Of the sequence. What a kind of module moves is then known to 2 % where it is eight times the rounding; more tokens
+cost a vocabulary's worth of logits each, for both engines."""
+SEARCH_TOKENS = 32
+"""The last of them, by which scales are found: a factor of two does not matter there."""
 NOISE_MULTIPLE = 8.0
 """How far each kind alone shall move the logprobs, in multiples of the engines' difference ..."""
 LEAST_SHARE, LARGEST_SHARE = 0.1, 0.5
@@ -52,10 +56,10 @@ def sequence(policy: Policy, longest: int) -> list[int]:
     return [int(token) for token in ids[drawn]]
 
 
-def logprobs(policy: Policy, ids: list[int]) -> Tensor:
-    """The trainer's logprobs [len(ids) - 1] of all ids but the first, float64 on the CPU; no token is banned, as in
-    the server's logprobs of a prompt."""
-    sample = Sample(tuple(ids[:1]), tuple(ids[1:]), (), (), "")
+def logprobs(policy: Policy, ids: list[int], first: int = 1) -> Tensor:
+    """The trainer's logprobs [len(ids) - first] of the ids from ``first`` on, float64 on the CPU; no token is banned,
+    as in the server's logprobs of a prompt."""
+    sample = Sample(tuple(ids[:first]), tuple(ids[first:]), (), (), "")
     banned = policy.banned_ids
     policy.ban(())
     try:
@@ -70,51 +74,61 @@ def build(policy: Policy, ids: list[int], base_T: Tensor, noise: float, store: A
     afterwards. Raises ``ValueError`` where the probe's weights are not finite."""
     spread = base_T.std().item()
     target = min(max(NOISE_MULTIPLE * noise, LEAST_SHARE * spread), LARGEST_SHARE * spread)
-    kinds = sorted({_kind(name) for name in policy.adapter_weights()})
-    with _borrowed_adapter(policy) as own:
-        scales = {kind: _scale(policy, own, ids, base_T, kind, target) for kind in kinds}
+    with _borrowed_adapter(policy) as weights:
+        scales = {kind: _scale(policy, weights, ids, base_T, kind, target) for kind in weights.kinds}
         without_T = {}
-        for kind in kinds:
-            policy.set_adapter_weights(_weights(own, {**scales, kind: 0.0}))
+        for kind in weights.kinds:
+            weights.scale({**scales, kind: 0.0})
             without_T[kind] = logprobs(policy, ids)
-        policy.set_adapter_weights(_weights(own, scales))
+        weights.scale(scales)
         return Probe(store.publish(policy, 0), logprobs(policy, ids), without_T)
 
 
+class _Weights:
+    """Normal weights in a policy's adapter: A [r, in] that keeps its input's size, B [out, r] of its kind's scale."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        generator = torch.Generator().manual_seed(SEED)
+        self._drawn: list[tuple[str, Tensor, Tensor]] = []
+        """Kind, ``lora_B`` of the policy, and what it is at a scale of 1."""
+        for name, parameter in sorted(parameters.items()):
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if ".lora_A." in name:
+                parameter.copy_(drawn * parameter.shape[1] ** -0.5)
+            else:
+                self._drawn.append((_kind(name), parameter, drawn))
+        self.kinds = sorted({kind for kind, _, _ in self._drawn})
+
+    def scale(self, scales: Mapping[str, float]) -> None:
+        """Set the scale of each kind; the others have no effect."""
+        for kind, parameter, drawn in self._drawn:
+            torch.mul(drawn, scales.get(kind, 0.0), out=parameter)
+
+
 @contextlib.contextmanager
-def _borrowed_adapter(policy: Policy) -> Iterator[Mapping[str, Tensor]]:
-    """The policy's weights, which it gets back at the end."""
-    own = policy.adapter_weights()
+def _borrowed_adapter(policy: Policy) -> Iterator[_Weights]:
+    """The policy's adapter as the probe's; it gets its own weights back at the end."""
+    parameters = {name: parameter.detach() for name, parameter in policy.trainable()}
+    own = {name: parameter.clone() for name, parameter in parameters.items()}
     try:
-        yield own
+        yield _Weights(parameters)
     finally:
-        policy.set_adapter_weights(own)
+        for name, parameter in parameters.items():
+            parameter.copy_(own[name])
 
 
-def _scale(
-    policy: Policy, own: Mapping[str, Tensor], ids: list[int], base_T: Tensor, kind: str, target: float
-) -> float:
+def _scale(policy: Policy, weights: _Weights, ids: list[int], base_T: Tensor, kind: str, target: float) -> float:
     """The scale at which one kind alone moves the logprobs by ``target`` (root mean square), or no more than by a
     smaller one."""
+    first = max(1, len(ids) - SEARCH_TOKENS)
     scale, moved = FIRST_SCALE, 0.0
     while scale < LARGEST_SCALE:
-        policy.set_adapter_weights(_weights(own, {kind: scale}))
-        before, moved = moved, rms(logprobs(policy, ids) - base_T)
-        if not SATURATED * before < moved < target:
+        weights.scale({kind: scale})
+        before, moved = moved, rms(logprobs(policy, ids, first) - base_T[first - 1 :])
+        if not moved < target or 0 < moved <= SATURATED * before:
             break
-        scale *= min(max(1.2 * target / moved, 2.0), 30.0)
+        scale *= min(max(1.2 * target / moved, 2.0), 30.0) if moved > 0 else 30.0
     return min(scale, LARGEST_SCALE)
-
-
-def _weights(like: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
-    """Normal weights: A [r, in] that keeps its input's size, B [out, r] of its kind's scale, or 0."""
-    generator = torch.Generator().manual_seed(SEED)
-    weights = {}
-    for name, tensor in sorted(like.items()):
-        drawn = torch.randn(tensor.shape, generator=generator)
-        scale = tensor.shape[1] ** -0.5 if ".lora_A." in name else scales.get(_kind(name), 0.0)
-        weights[name] = (drawn * scale).to(tensor)
-    return weights
 
 
 def _kind(name: str) -> str:
