@@ -163,6 +163,8 @@ class Decision(Wire):
     done: bool
     model: str
     """Adapter (or model) that answered."""
+    server: str = ""
+    """Process of the inference server that answered; empty where it does not name itself."""
     finish_reason: str | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None

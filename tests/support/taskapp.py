@@ -23,9 +23,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tests.support.ports import free_port
+from visionrl.adapters import SERVER_HEADER
 from visionrl.tools import tool_call_text
 
 KEY = "the-key-of-this-job"
+SERVER = "fake-openai"
+"""What :class:`FakeOpenAI` calls its process."""
 _START_SECONDS = 120.0
 
 
@@ -69,7 +72,7 @@ class FakeOpenAI:
             answer["prompt_token_ids"], choice["token_ids"] = [1, 2, 3, 4], [5, 6, 7]
         if body.get("logprobs"):
             choice["logprobs"] = {"content": [{"logprob": -0.5}] * (2 if model == "short" else 3)}
-        return JSONResponse(answer)
+        return JSONResponse(answer, headers={SERVER_HEADER: SERVER})
 
     async def _trouble(self, model: str, body: dict[str, Any], request: Request) -> Response | None:
         prompt = f"{model} {body['messages'][-1]}"

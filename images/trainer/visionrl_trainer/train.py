@@ -61,6 +61,8 @@ SHOWN = (
     "staleness",
 )
 """Metrics of the last iteration that the status shows, too."""
+MAX_RUN_IDS = 1024
+"""Of an iteration, as its record names them; fifty bytes each."""
 
 
 async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -> None:
@@ -102,6 +104,7 @@ class _Run:
         self.publisher, self.taskapp = preparation.publisher, preparation.taskapp
         self.store = RunStore(self.folder, job.name, training.keep_checkpoints)
         self.weight_sync = WeightSync(self.store.adapters, inference, spec, self.publisher)
+        self.taskapp.proof = self.weight_sync.admit
         self.optimizer = adapter_optimizer(policy.trainable(), training.learning_rate, training.weight_decay)
         self.shuffle = torch.Generator().manual_seed(training.seed)
         self.expect = policy.image_tokens(spec.rollout.env_config.image_size)
@@ -221,6 +224,7 @@ class _Run:
         returns = [episode.achievements for episode in episodes]
         return {
             "episodes": len(episodes),
+            "run_ids": [episode.run_id for episode in episodes[:MAX_RUN_IDS]],
             "turns": len(samples),
             "rows": len(sequences(samples)),
             "reward": float(np.mean(returns)),

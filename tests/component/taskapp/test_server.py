@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.taskapp import KEY, FakeOpenAI, TaskAppProcess, fake_openai, taskapp, taskapp_command
+from tests.support.taskapp import KEY, SERVER, FakeOpenAI, TaskAppProcess, fake_openai, taskapp, taskapp_command
 from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import RolloutResponse
 
@@ -163,6 +163,7 @@ def test_a_model_plays_and_training_gets_what_it_needs(client: httpx.Client, ope
         assert len(decision.token_ids) == len(decision.logprobs) == 3
         assert decision.prompt_token_ids == [1, 2, 3, 4]
         assert decision.model == "tiny"
+        assert decision.server == SERVER
         assert frame_hash(decode_png(base64.b64decode(answer.images[decision.images[0]]))) == decision.images[0]
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from tests.support.inference import tiny_job
+from tests.unit.trainer.test_intake import decision, response
 from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest, Version
+from visionrl.rollout import RolloutResponse
 from visionrl.status import TrainerReport
 from visionrl_trainer.sync import inference_client, weight_sync
 from visionrl_trainer.sync.service import StatusPublisher
@@ -176,11 +178,9 @@ def policies(request: pytest.FixtureRequest, tiny_directory: Path) -> tuple[str,
 
 @pytest.fixture
 def rig(policies: tuple[str, Policy, Policy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    from visionrl_trainer.sync import probe
     from visionrl_trainer.sync.publish import AdapterStore
 
     monkeypatch.setattr(weight_sync, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(probe, "TOKENS", 120)
     dtype, policy, server_policy = policies
     initial = policy.adapter_weights()
     server = Server(server_policy, dtype, [tmp_path / "adapters", tmp_path / "probe"])
@@ -349,6 +349,59 @@ async def test_a_restarted_server_is_proven_again_and_a_proven_one_is_not(rig: R
     rig.server.restart()
     rig.server.tamper = lambda weights: [tensor.zero_() for tensor in weights.values()]  # type: ignore[assignment]
     await refused(rig, "server")
+
+
+def played_by(process: str, version: Version) -> RolloutResponse:
+    """An episode of one decision that a server process answered."""
+    return response([decision(server=process, model=version.name)])
+
+
+async def test_a_server_that_was_restarted_since_the_last_push_is_proven_before_its_answers_are_used(rig: Rig) -> None:
+    rig.learn(0.02)
+    version = await rig.push()
+    asked = len(rig.server.asked)
+    await rig.sync.admit(played_by(rig.server.process, version))
+    assert len(rig.server.asked) == asked, "what was proven is not asked for again"
+    rig.server.restart()
+    rig.learn(0.02, seed=1)  # the update goes on meanwhile
+    await asyncio.gather(*[rig.sync.admit(played_by(rig.server.process, version)) for _ in range(8)])
+    assert sum("probe" in model for _, model in rig.server.asked) == 2
+    assert rig.server.loaded.keys() >= {version.name}
+
+
+async def test_no_answer_of_a_restarted_server_that_ignores_adapters_is_used(rig: Rig) -> None:
+    from visionrl_trainer.sync.canary import CanaryFailed
+
+    version = await rig.push()
+    rig.server.restart()
+    rig.server.tamper = lambda weights: [tensor.zero_() for tensor in weights.values()]  # type: ignore[assignment]
+    with pytest.raises(CanaryFailed, match="server"):
+        await rig.sync.admit(played_by(rig.server.process, version))
+
+
+async def test_an_answer_of_a_server_that_is_gone_before_it_was_proven_is_refused(rig: Rig) -> None:
+    from visionrl_trainer.rollout.client import AnswerRejected
+
+    version = await rig.push()
+    rig.server.restart()
+    gone = rig.server.process
+    rig.server.restart()
+    with pytest.raises(AnswerRejected, match=gone):
+        await rig.sync.admit(played_by(gone, version))
+
+
+async def test_while_a_restarted_server_is_away_the_status_says_so(rig: Rig) -> None:
+    version = await rig.push()
+    rig.server.restart()
+    phases = []
+
+    def away() -> httpx.Response:
+        phases.append(rig.publisher.report.phase)
+        raise httpx.ConnectError("refused")
+
+    rig.server.answers = [away, away]
+    await rig.sync.admit(played_by(rig.server.process, version))
+    assert (phases, rig.publisher.report.phase) == (["Training", "WaitingForInference"], "Training")
 
 
 async def test_a_server_that_restarts_in_the_middle_is_asked_again(rig: Rig) -> None:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.unit.trainer.test_intake import decision, response
-from visionrl.rollout import RolloutRequest, Safety
+from visionrl.rollout import RolloutRequest, RolloutResponse, Safety
 from visionrl_trainer.rollout import client as taskapp_module
 from visionrl_trainer.rollout.client import AnswerRejected, RolloutRefused, TaskApp, answer_limit
 
@@ -118,3 +118,29 @@ async def test_an_answer_that_drips_has_a_deadline_as_a_whole(monkeypatch: pytes
 async def test_a_run_id_that_is_taken_is_no_end_of_the_run() -> None:
     with pytest.raises(AnswerRejected, match="knows a as another request"):
         await http_taskapp([answer(409, "differs")]).rollout(REQUEST, patience=60)
+
+
+async def test_no_answer_is_returned_before_the_servers_that_gave_it_are_proven() -> None:
+    async def refuse(response: RolloutResponse) -> None:
+        raise AnswerRejected(f"not proven: {response.run_id}")
+
+    app = http_taskapp([answer(200, GOOD)])
+    app.proof = refuse
+    with pytest.raises(AnswerRejected, match="not proven: r"):
+        await app.rollout(REQUEST, patience=60)
+
+
+async def test_a_refused_answer_is_forgotten_by_the_task_app_and_nothing_depends_on_it() -> None:
+    asked: list[tuple[str, bytes]] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.content))
+        if len(asked) == 2:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200 if len(asked) == 1 else 500, json={"ok": True})
+
+    app = http_taskapp([])
+    app._client = httpx.AsyncClient(base_url="http://taskapp", transport=httpx.MockTransport(respond))
+    for _ in range(3):
+        await app.forget("crafter/i0/r0")
+    assert asked == [("/done", b'{"run_id":"crafter/i0/r0"}')] * 3

@@ -67,6 +67,10 @@ class StandIn(TaskApp):
     def __init__(self, failing: set[int], times: int, reason: str = "turn_timeout") -> None:
         self.failing, self.times, self.reason = failing, times, reason
         self.asked: list[str] = []
+        self.forgotten: list[str] = []
+
+    async def forget(self, run_id: str) -> None:
+        self.forgotten.append(run_id)
 
     async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
         self.asked.append(request.run_id)
@@ -90,6 +94,7 @@ async def test_an_outage_is_waited_out_and_is_no_score(reason: str) -> None:
     found = await played(taskapp)
     assert (found.score.mean, found.score.episodes, found.failed) == (4.0, 8, 0)
     assert len(set(taskapp.asked)) == 8 + 2 * 4
+    assert len(taskapp.forgotten) == (8 if reason == "unreadable" else 0)
 
 
 async def test_seeds_that_cannot_be_played_are_left_out_and_counted() -> None:

@@ -42,6 +42,10 @@ class StandIn(TaskApp):
         self.aborts, self.same, self.requests = aborts, same, list[RolloutRequest]()
         self.foreign, self.unreadable, self.reason = foreign, unreadable, reason
         self.in_flight = self.most = 0
+        self.forgotten: list[str] = []
+
+    async def forget(self, run_id: str) -> None:
+        self.forgotten.append(run_id)
 
     async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
         self.requests.append(request)
@@ -97,6 +101,9 @@ async def test_a_poisoned_answer_costs_one_sample(poison: str) -> None:
     assert (batch.rejected, batch.aborted, batch.rejected_rate) == (1, 0, pytest.approx(1 / 9))
     assert [len(group.episodes) for group in batch.groups] == [4, 4]
     assert len({request.run_id for request in taskapp.requests}) == 9
+    assert [run_id.partition("/t0/")[2] for run_id in taskapp.forgotten] == ["g0/e1/r0"]
+    trained = {episode.run_id for episode in batch.episodes}
+    assert trained == {request.run_id for request in taskapp.requests} - set(taskapp.forgotten)
 
 
 async def test_answers_of_another_version_alone_end_in_an_error_that_says_so() -> None:

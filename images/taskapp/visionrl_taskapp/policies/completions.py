@@ -42,6 +42,8 @@ class Completion:
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    server: str = ""
+    """Process that answered, as the server names it."""
 
 
 def completion_url(base: str) -> URL:
@@ -101,8 +103,8 @@ def completion_body(
     return body
 
 
-def read_completion(data: Any, logprobs: bool) -> Completion:
-    """Check a decoded response. With `logprobs` it must hold all that training needs.
+def read_completion(data: Any, logprobs: bool, server: str = "") -> Completion:
+    """Check a decoded response of a server process. With `logprobs` it must hold all that training needs.
 
     Raises :class:`InferenceError` naming what is missing or wrong.
     """
@@ -119,7 +121,7 @@ def read_completion(data: Any, logprobs: bool) -> Completion:
         _usage(data.get("usage")),
     )
     if not logprobs:
-        return Completion(message, model or "", finish_reason, usage)
+        return Completion(message, model or "", finish_reason, usage, server=server)
     if model is None:
         raise InferenceError(
             "the server did not say which model responded: training compares it with the one asked for"
@@ -135,7 +137,7 @@ def read_completion(data: Any, logprobs: bool) -> Completion:
         raise InferenceError(
             f"the server gave {len(token_ids)} token ids but {len(values)} logprobs for one completion"
         )
-    return Completion(message, model, finish_reason, usage, prompt_ids, token_ids, values)
+    return Completion(message, model, finish_reason, usage, prompt_ids, token_ids, values, server)
 
 
 def _name(value: Any) -> str | None:

@@ -13,6 +13,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from visionrl.adapters import SERVER_HEADER
 from visionrl_taskapp.policies.completions import Completion, InferenceError, read_completion
 
 # How long to wait for a server that refuses connections before an episode's first turn: a wrong URL should be
@@ -25,6 +26,7 @@ _KEEP_ALIVE_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _SHOWN = 300
+_LONGEST_NAME = 64
 
 
 class UnreachableError(InferenceError):
@@ -36,6 +38,7 @@ class _Response:
     status: int
     body: bytes
     retry_after: str
+    server: str
 
 
 class InferenceClient:
@@ -92,7 +95,7 @@ class InferenceClient:
                     else:
                         connected = True
                         if response.status == 200:
-                            return read_completion(_json(response.body), logprobs)
+                            return read_completion(_json(response.body), logprobs, response.server)
                         problem = f"{_place(url)} answered {response.status}: {self._printable(response.body)}"
                         if response.status != 429 and response.status < 500:
                             raise InferenceError(problem)
@@ -124,7 +127,8 @@ class InferenceClient:
             url, data=content, headers=headers, proxy=proxy, allow_redirects=False
         ) as response:
             body = await _read(response)
-            return _Response(response.status, body, response.headers.get("retry-after", ""))
+            retry_after, server = (response.headers.get(name, "") for name in ("retry-after", SERVER_HEADER))
+            return _Response(response.status, body, retry_after, server[:_LONGEST_NAME])
 
     def _printable(self, body: bytes) -> str:
         """What a server said about an error, in one short line without keys and control characters."""

@@ -38,6 +38,7 @@ class PolicyOutput:
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    server: str = ""
     usage: Mapping[str, Any] = field(default_factory=dict)
     inference_ms: float = 0.0
 
@@ -91,6 +92,7 @@ class ModelPolicy:
             prompt_token_ids=completion.prompt_token_ids,
             token_ids=completion.token_ids,
             logprobs=completion.logprobs,
+            server=completion.server,
             usage=completion.usage,
             inference_ms=inference_ms,
         )

@@ -167,6 +167,7 @@ class _EpisodeLoop:
             reward=decision_reward(outcome.unlocked, valid, outcome.env_reward, request.rewards),
             done=outcome.done,
             model=output.model,
+            server=output.server,
             finish_reason=output.finish_reason,
             prompt_token_ids=output.prompt_token_ids,
             token_ids=output.token_ids,

@@ -44,6 +44,8 @@ class EpisodeSamples:
     """Unique achievements of the episode."""
     invalid: int
     """Decisions without a usable tool call."""
+    run_id: str = ""
+    """Of the rollout that played it."""
 
 
 @dataclass(frozen=True)

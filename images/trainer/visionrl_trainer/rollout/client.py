@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -23,6 +24,7 @@ BASE_BYTES = TURN_BYTES = 1 << 20
 """Room for an answer, and for each of its turns without the frame: ids, logprobs, text."""
 FRAME_BYTES_PER_PIXEL = 4
 """Of an RGB frame that no PNG compresses, as base64."""
+FORGET_SECONDS = 10.0
 
 
 class RolloutRefused(RuntimeError):
@@ -56,6 +58,9 @@ class TaskApp:
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             trust_env=False,
         )
+        self.proof: Callable[[RolloutResponse], Awaitable[None]] | None = None
+        """Called with every answer before it is returned: waits until the servers that played it are proven, and raises
+        :class:`AnswerRejected` where they cannot be."""
 
     async def __aenter__(self) -> TaskApp:
         return self
@@ -94,7 +99,23 @@ class TaskApp:
             raise AnswerRejected(f"the task app knows {request.run_id} as another request: {answer.text}")
         if answer.status != 200:
             raise RolloutRefused(f"status {answer.status}: {answer.text}")
-        return await asyncio.to_thread(parse_answer, answer.content)
+        response = await asyncio.to_thread(parse_answer, answer.content)
+        if self.proof is not None:
+            await self.proof(response)
+        return response
+
+    async def forget(self, run_id: str) -> None:
+        """Tell the task app that its answer is not used, so that it does not keep it. Where that fails, the answer
+        leaves its cache with time."""
+        try:
+            async with (
+                asyncio.timeout(FORGET_SECONDS),
+                self._client.stream("POST", "/done", json={"run_id": run_id}) as answer,
+            ):
+                if answer.status_code != 200:
+                    logger.warning("the task app keeps its answer to %s: status %d", run_id, answer.status_code)
+        except (httpx.HTTPError, TimeoutError) as error:
+            logger.warning("the task app keeps its answer to %s: %s", run_id, type(error).__name__)
 
     async def _post(self, body: bytes, limit: int) -> _Answer:
         """Raises :class:`AnswerRejected` for an answer that is larger than ``limit`` bytes or compressed."""

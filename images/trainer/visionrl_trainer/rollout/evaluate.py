@@ -189,6 +189,7 @@ async def play_seeds(
                 score, why = episode_score(seed, response), response.abort_message or ""
             except AnswerRejected as error:
                 score, why = EpisodeScore.nothing(seed), str(error)
+                await taskapp.forget(request.run_id)
             if not score.failed:
                 break
             logger.warning("%s failed: %s: %s", request.run_id, score.aborted, why)

@@ -65,6 +65,7 @@ def read_episode(
         states=tuple(decision.state_hash for decision in decisions),
         achievements=response.metrics.episode_returns[0],
         invalid=sum(not decision.valid for decision in decisions),
+        run_id=request.run_id,
     )
 
 

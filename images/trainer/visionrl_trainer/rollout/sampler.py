@@ -156,6 +156,7 @@ class Sampler:
                 batch.rejected += 1
                 batch.last_failures["rejected"] = str(error)
                 logger.warning("%s was rejected: %s", request.run_id, error)
+                await self.taskapp.forget(request.run_id)
                 continue
             batch.accepted += 1
             self.on_episode()

@@ -11,7 +11,9 @@ Three questions, because no single one can be answered for every version:
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from visionrl_trainer.sync.publish import AdapterStore
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Largest absolute difference of a sampled token's logprob after an image, by the model's dtype; measured: 8e-6 in
 float32, 0.06 in bfloat16."""
@@ -69,6 +72,8 @@ class _Proven:
     base_T: Tensor
     """Its logprobs of the sequence with the base model."""
     noise: float
+    versions: set[str] = field(default_factory=set)
+    """Those whose content it was shown to have loaded."""
 
 
 @dataclass
@@ -97,21 +102,44 @@ class Canary:
         Raises :class:`CanaryFailed` where it serves other weights, and as
         :class:`~visionrl_trainer.sync.inference_client.InferenceClient` does where it does not answer.
         """
-        try:
-            return await self._check(version)
-        except UnusableAnswer as error:
-            raise CanaryFailed(f"the server's answer cannot be used: {error}") from error
+        return await _usable(self._check(version))
 
-    async def _check(self, version: Version) -> Report:
+    async def admit(self, version: Version) -> str:
+        """The server process that answers now, once it was shown to apply adapters and to have loaded ``version``.
+
+        Nothing of the policy is computed, which may have other weights by now. Raises like :meth:`check`.
+        """
+        return await _usable(self._admit(version))
+
+    def has_admitted(self, server: str, version: Version) -> bool:
+        """Whether this process was shown to serve this version."""
+        return server in self._proven and version.name in self._proven[server].versions
+
+    async def _admit(self, version: Version) -> str:
+        served_T, server, _ = await self._meet(version)
+        if self._last is not None and self._last[0] == version.name:
+            _demand_agreement(version.name, served_T, self._last[1], self.dtype)
+        self._proven[server].versions.add(version.name)
+        return server
+
+    async def _meet(self, version: Version) -> tuple[Tensor, str, str]:
+        """The logprobs of ``version``, the proven process that served them, and the digest of what it loaded."""
         served_T, server = await self.inference.prompt_logprobs(version.name, self.ids)
         digest = await self._loaded(version, server, self.versions)
-        proven = self._proven.get(server) or await self._prove(server)
+        if server not in self._proven:
+            self._proven[server] = await self._prove(server)
+        return served_T, server, digest
+
+    async def _check(self, version: Version) -> Report:
+        served_T, server, digest = await self._meet(version)
+        proven = self._proven[server]
         trained_T = await compute(probe.logprobs, self.policy, self.ids)
         difference = _demand_agreement(version.name, served_T, trained_T, self.dtype)
         against = self._against(version, served_T - proven.base_T, trained_T, proven.noise)
         if self.image_size is not None:
             await self._image_prompt(version, server, self.image_size)
         self._last = version.name, trained_T
+        proven.versions.add(version.name)
         return Report(server, digest, difference, proven.noise, against)
 
     async def _image_prompt(self, version: Version, server: str, size: int) -> None:
@@ -178,8 +206,7 @@ class Canary:
             ", ".join(told) or "no kind alone",
             ", ".join(sorted(kinds.keys() - told)) or "none",
         )
-        self._proven[server] = _Proven(base_T, noise)
-        return self._proven[server]
+        return _Proven(base_T, noise)
 
     def _against(self, version: Version, moved_T: Tensor, trained_T: Tensor, noise: float) -> dict[str, Comparison]:
         assert self._base_T is not None
@@ -197,6 +224,14 @@ class Canary:
                     f"{version.name}: the server's logprobs are nearer to those of {name}: slope {comparison.slope:.2f}"
                 )
         return found
+
+
+async def _usable(check: Awaitable[T]) -> T:
+    """The check's result; an answer that cannot be used fails it."""
+    try:
+        return await check
+    except UnusableAnswer as error:
+        raise CanaryFailed(f"the server's answer cannot be used: {error}") from error
 
 
 def _base_logprobs(policy: Policy, ids: list[int]) -> Tensor:

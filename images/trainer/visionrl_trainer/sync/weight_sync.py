@@ -6,13 +6,17 @@ import asyncio
 import logging
 import shutil
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import httpx
 
 from visionrl.adapters import Version, probe_job
 from visionrl.checks import uses_vision
 from visionrl.job import JobSpec
+from visionrl.rollout import RolloutResponse
 from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.client import AnswerRejected
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS
 from visionrl_trainer.sync import probe
 from visionrl_trainer.sync.canary import Canary, CanaryFailed, Report
@@ -22,6 +26,7 @@ from visionrl_trainer.sync.service import StatusPublisher
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 POLL_SECONDS = 1.0
 MISSING_SECONDS = 60.0
 """How long a server may answer that it knows no such version: the trainer has it, so the server asks another one."""
@@ -37,6 +42,8 @@ class WeightSync:
         self.inference = InferenceClient(inference)
         publisher.adapters = store
         self._canary: Canary | None = None
+        self._checking = asyncio.Lock()
+        """One check at a time: both sides of each concern one server process."""
 
     async def push(self, policy: Policy, version: Version) -> Report:
         """Return what the canary found when the server answers as the policy, which was published as ``version``.
@@ -47,7 +54,8 @@ class WeightSync:
         """
         self.publisher.set_policy(trained=version.name)
         self._canary = self._canary or self._new_canary(policy)
-        report = await self._prove(self._canary, version)
+        async with self._checking:
+            report = await self._patiently(self._canary.check, version)
         self.publisher.set_policy(serving=version.name)
         told, untold = report.told_apart, sorted(report.against.keys() - report.told_apart)
         logger.info(
@@ -59,6 +67,25 @@ class WeightSync:
             f"; too close to {' and '.join(untold)} to tell by its answers" if untold else "",
         )
         return report
+
+    async def admit(self, response: RolloutResponse) -> None:
+        """Return when each server process that answered in this episode was shown to serve its version: one that was
+        started since the last push is proven before anything is made of its answers.
+
+        Raises :class:`~visionrl_trainer.rollout.client.AnswerRejected` where such a process is gone, and like
+        :meth:`push`.
+        """
+        decisions = [decision for trajectory in response.trajectories for decision in trajectory.decisions]
+        for server, model in sorted({(decision.server, decision.model) for decision in decisions if decision.server}):
+            version = self.store.version(model)
+            if self._canary is None or version is None:
+                continue  # no version of ours was asked for, or the intake refuses the answer
+            async with self._checking:
+                if self._canary.has_admitted(server, version):
+                    continue
+                answered = await self._patiently(self._canary.admit, version)
+            if answered != server:
+                raise AnswerRejected(f"server process {server} was gone before it was shown to serve {model}")
 
     def _new_canary(self, policy: Policy) -> Canary:
         root = self.store.root.with_name("probe")
@@ -76,13 +103,14 @@ class WeightSync:
             probe_store,
         )
 
-    async def _prove(self, canary: Canary, version: Version) -> Report:
-        """The canary's report. One failed check is repeated; a server that is away is asked again and again."""
+    async def _patiently(self, check: Callable[[Version], Awaitable[T]], version: Version) -> T:
+        """The check's result. One that fails is repeated once; a server that is away is asked again and again."""
         started, missing_since, failed = time.monotonic(), None, False
+        before = self.publisher.report.phase
         while True:
             now = time.monotonic()
             try:
-                return await canary.check(version)
+                found = await check(version)
             except CanaryFailed as error:
                 if failed:
                     raise
@@ -95,3 +123,7 @@ class WeightSync:
                     raise ConnectionError(f"the inference server did not serve {version.name}: {error}") from error
                 self.publisher.update(phase="WaitingForInference", message=f"waiting for inference: {error}")
                 await asyncio.sleep(POLL_SECONDS)
+            else:
+                if self.publisher.report.phase == "WaitingForInference":
+                    self.publisher.update(phase=before)
+                return found
