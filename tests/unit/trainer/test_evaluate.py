@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.trainer.test_intake import decision, response
 from visionrl.job import JobSpec, PolicyModel, Training
 from visionrl.rollout import PolicyConfig, PolicySpec, RolloutRequest, RolloutResponse
+from visionrl_trainer.rollout import evaluate as evaluation
 from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
 from visionrl_trainer.rollout.evaluate import (
     EvaluationFailed,
@@ -37,6 +40,22 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = bootstrap(generator.poisson(5.0, size=60).tolist())
         hits += low <= 5.0 <= high
     assert 180 <= hits <= 200
+
+
+def test_the_interval_is_the_same_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).poisson(5.0, size=96).tolist()
+    whole = bootstrap(values)
+    monkeypatch.setattr(evaluation, "BATCH", 1000)
+    assert bootstrap(values) == whole
+
+
+def test_an_interval_of_thousands_of_episodes_needs_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        bootstrap(np.random.default_rng(4).poisson(5.0, size=4000).tolist())
+        assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_paired_gain_is_sharper_than_the_scores_it_compares() -> None:

@@ -22,6 +22,8 @@ from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS, TRIES
 logger = logging.getLogger(__name__)
 
 RESAMPLES = 10_000
+BATCH = 1 << 22
+"""Indices that the bootstrap draws at once: 32 MB, whatever the number of episodes."""
 ACHIEVEMENTS = 22
 
 
@@ -243,10 +245,12 @@ def interval(values: Sequence[float]) -> Score:
 
 def bootstrap(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron 1979), with a fixed seed: the same values, the same
-    interval."""
+    interval. The resamples are drawn in batches, which changes none of them."""
     sample = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(0)
-    means = sample[generator.integers(len(sample), size=(RESAMPLES, len(sample)))].mean(axis=1)
+    size, generator = len(sample), np.random.default_rng(0)
+    rows = max(1, BATCH // size)
+    batches = (min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows))
+    means = np.concatenate([sample[generator.integers(size, size=(count, size))].mean(axis=1) for count in batches])
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
