@@ -13,23 +13,28 @@ from visionrl_cli.extras import needed_packages
 
 DESCRIPTION = """Play one episode per seed and report unique achievements with a 95 % bootstrap interval.
 
-The policy is one of: a policy without a model (--policy), a model behind any OpenAI-compatible server (--model with
---inference-url; its key from VISIONRL_POLICY_API_KEY), or a local run of visionrl run that is finished or stopped
-(--run: its newest checkpoint, another --version, or the --base model), whose inference server is started here. The
-task app is started here, too, unless --task-app names one. Ctrl-C ends everything that was started.
+The policy is one of:
+  --policy NAME                     one without a model: crafter-random, crafter-blind (the best distribution over
+                                    actions that does not depend on the observation), crafter-scripted (the teacher)
+  --model NAME --inference-url URL  a model behind any OpenAI-compatible server; its key from VISIONRL_POLICY_API_KEY
+  --model DIR                       a run folder, a checkpoint, the output of visionrl train, an adapter or a model;
+                                    the inference server is started here
+  --model OWNER/NAME                the same for a model of the hub
+  --run DIR                         a local run: its newest checkpoint, another --version, or the --base model
+The task app is started here, too, unless --task-app names one. Ctrl-C ends everything that was started.
 
-Environment and policy settings come from --config, else from the run, else they are a job file's defaults; flags take
-precedence. An [eval] file of the reference system (TOML) names the model and the seeds, too. Compare on the same seeds,
-300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
-
-Policies without a model are baselines: crafter-random, crafter-blind (the best distribution over actions that does
-not depend on the observation) and crafter-scripted (the teacher).
+Environment and policy settings come from --config, else from the run or training, else they are a job file's defaults;
+flags take precedence. An [eval] file of the reference system (TOML) names the model and the seeds, too. Compare on the
+same seeds, 300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
 """
 EXAMPLES = """examples:
   visionrl eval --policy crafter-blind --config configs/crafter-tiny.yaml --seeds 0-299
-  visionrl eval --run runs/crafter-tiny --seeds 0-299 --out after.json --against before.json
   visionrl eval --run runs/crafter-tiny --base --seeds 0-299 --out before.json
+  visionrl eval --run runs/crafter-tiny --seeds 0-299 --out after.json --against before.json
+  visionrl eval --model runs/crafter-tiny-sft --seeds 0-299               what visionrl train made
   visionrl eval --run runs/crafter-tiny --control grey --seeds 0-99       does it look at the image at all?
+  visionrl eval --model Qwen/Qwen3-VL-4B-Instruct --env crafter --seeds 0,1,2,3,4 \\
+      --policy-config '{"use_vision": true, "image_only_mode": true}'
   visionrl eval --model gpt-4o-mini --inference-url https://api.openai.com --seeds 0-9 --turns 10
   visionrl eval --policy crafter-scripted --seeds 0-199 --trace-db traces --json | jq .score
 """
@@ -39,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     player = parser.add_argument_group("policy").add_mutually_exclusive_group()
     names = [name for name in get_args(PolicyName) if name != MODEL_POLICY]
     player.add_argument("--policy", choices=names, help="a policy without a model")
-    player.add_argument("--model", metavar="NAME", help="a model at --inference-url")
+    player.add_argument("--model", metavar="NAME|DIR", help="a model at --inference-url, or one to serve here")
     player.add_argument("--run", metavar="DIR", type=Path, help="a local run, such as runs/crafter-tiny")
     model = parser.add_argument_group("model and run")
     model.add_argument("--inference-url", metavar="URL", help="base URL of --model's server, with or without /v1")
@@ -49,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     game.add_argument(
         "--config", metavar="JOBFILE", type=Path, help="a job file, or the reference system's [eval] TOML"
     )
+    game.add_argument("--env", metavar="NAME", help="environment (default: the config's)")
     game.add_argument("--seeds", metavar="SEEDS", type=_seeds, help="such as 0-299 or 0,1,2 (default: the config's)")
     game.add_argument("--turns", metavar="N", type=_positive, help="largest number of turns in an episode")
     game.add_argument("--temperature", metavar="T", type=float, help="sampling temperature")
@@ -60,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy-config", metavar="JSON", type=_json_object, help="""policy settings, such as '{"history_turns": 0}'"""
     )
     where = parser.add_argument_group("task app and traces")
-    where.add_argument("--task-app", metavar="URL", help="use this one; its key from ENVIRONMENT_API_KEY")
+    where.add_argument("--task-app", "--url", metavar="URL", help="use this one; its key from ENVIRONMENT_API_KEY")
     where.add_argument("--task-app-key-file", metavar="FILE", type=Path, help="file with the key of --task-app")
     where.add_argument("--trace-db", metavar="DIR", type=Path, help="keep traces of all episodes in DIR/traces.db")
     results = parser.add_argument_group("results")
@@ -90,6 +96,7 @@ def command(options: argparse.Namespace) -> int:
             version=options.version,
             base=options.base,
             config=options.config,
+            env=options.env,
             seeds=options.seeds,
             turns=options.turns,
             temperature=options.temperature,

@@ -89,3 +89,13 @@ def test_the_server_answers_as_what_was_trained(trains: str, trained: Path, serv
     with torch.no_grad():
         computed, _ = policy.logprobs([sample], {frame_hash(FRAME): policy.encode_images([FRAME])[0]}, 1.0)
     assert computed.tolist() == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_what_was_trained_is_scored_by_its_folder(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(trained / "adapter"), "--env", "crafter", "--seeds", "0,1", "--turns", "2", "--json"]
+    assert main(["eval", *words]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    (adapter,) = (trained / "adapter" / "adapters").iterdir()
+    assert found["policy"] == adapter.name
+    assert found["settings"]["base"] == str(trained / "full" / "model")
+    assert [episode["turns"] for episode in found["episodes"]] == [2, 2]

@@ -1,4 +1,5 @@
-"""The components of an evaluation: a task app, and for a local run its inference server with the files that it fetches.
+"""The components of an evaluation: a task app, and the inference server of a policy on this machine with the files that
+it fetches.
 
 The containers of the operator's pods run as processes under their guards, as in ``visionrl run``. This process serves
 the files, with the trainer's own service.
@@ -17,10 +18,11 @@ from pathlib import Path
 import httpx
 
 from visionrl.checks import exports_base
+from visionrl.component import ConfigurationError
 from visionrl.job import Component, Job
 from visionrl.status import TrainerReport
+from visionrl_cli.evaluation.local_policy import LocalPolicy
 from visionrl_cli.evaluation.plan import Plan
-from visionrl_cli.evaluation.run_folder import LocalRun
 from visionrl_cli.evaluation.text import EvalError
 from visionrl_core.manifests.common import Manifest, Owner
 from visionrl_core.manifests.inference import inference_deployment
@@ -45,7 +47,7 @@ class Addresses:
     key: str
     """The task app's."""
     inference: str | None = None
-    """The local run's server."""
+    """The local policy's server."""
 
 
 class Components:
@@ -65,19 +67,19 @@ class Components:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Addresses]:
         """Start all and wait until they are ready. Raises :class:`EvalError` where a component ends instead."""
-        run = self._plan.run
+        local = self._plan.local
         async with contextlib.AsyncExitStack() as stack:
             ports = stack.enter_context(reserved_ports(None))
             spec = _without_trainer(self._plan.job).spec
-            gpus = stack.enter_context(claimed_gpus(spec, visible_gpus())) if run else {}
+            gpus = stack.enter_context(claimed_gpus(spec, visible_gpus())) if local else {}
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionrl-eval-")))
             folder, key = LocalFolder(scratch), secrets.token_urlsafe(32)
             folder.write_job(self._plan.job.model_dump_json(by_alias=True))
             folder.write_key(key)
             client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
             stack.push_async_callback(self._stop)
-            if run:
-                files = application(bulletin_of(run, scratch / "adapters"), key)
+            if local:
+                files = application(bulletin_of(local, scratch / "adapters"), key)
                 await stack.enter_async_context(serve(files, LOOPBACK, ports["trainer"]))
             for started in self._launches(folder, ports, gpus):
                 self._pods[started.component] = LocalPod(
@@ -91,7 +93,7 @@ class Components:
                 )
             await self._ready()
             urls = {component: f"http://{LOOPBACK}:{port}" for component, port in ports.items()}
-            yield Addresses(urls["taskApp"], key, urls["inference"] if run else None)
+            yield Addresses(urls["taskApp"], key, urls["inference"] if local else None)
 
     async def broken(self) -> EvalError:
         """Wait until a component ends that should run; the error that says so."""
@@ -103,7 +105,7 @@ class Components:
         return EvalError(f"{end.launch.component} ended: exit code {end.code} ({end.reason}); its last lines:{lines}")
 
     def _launches(self, folder: LocalFolder, ports: dict[Component, int], gpus: dict[Component, str]) -> list[Launch]:
-        job, run = self._plan.job, self._plan.run
+        job = self._plan.job
 
         def of(deployment: Manifest) -> Launch:
             return launch(deployment["spec"]["template"], job.name, folder, ports, gpus)
@@ -113,7 +115,7 @@ class Components:
         traces = str(self._trace_dir.resolve()) if self._trace_dir else ""
         kept = {"VISIONRL_TRACE_DIR": traces, "VISIONRL_TRACE_MAX_EPISODES": str(ALL_TRACES)}
         launches = [replace(task_app, env={**task_app.env, **kept})]
-        return [*launches, of(inference_deployment(job, owner))] if run else launches
+        return [*launches, of(inference_deployment(job, owner))] if self._plan.local else launches
 
     async def _ready(self) -> None:
         broken = asyncio.create_task(self.broken())
@@ -139,13 +141,13 @@ async def _is_ready(pod: LocalPod) -> None:
         await asyncio.sleep(0.05)
 
 
-def bulletin_of(run: LocalRun, adapters: Path) -> StatusPublisher:
-    """What the trainer would serve for this run: its base, and the version that is evaluated."""
+def bulletin_of(policy: LocalPolicy, adapters: Path) -> StatusPublisher:
+    """What the trainer would serve for this policy: its base, and the version that is evaluated."""
     publisher = StatusPublisher(TrainerReport(phase="Complete", base_ready=True))
-    publisher.exports_base = exports_base(run.job.spec)
-    publisher.base = run.base
-    publisher.adapters = AdapterStore(adapters, run.job.name)
-    run.publish_to(adapters)
+    publisher.exports_base = exports_base(policy.job.spec)
+    publisher.base = policy.base
+    publisher.adapters = AdapterStore(adapters, policy.job.name)
+    policy.publish_to(adapters)
     return publisher
 
 
@@ -155,12 +157,12 @@ def _without_trainer(job: Job) -> Job:
     return job.model_copy(update={"spec": job.spec.model_copy(update={"trainer": trainer})})
 
 
-async def banned_ids(run: LocalRun) -> list[int]:
-    """See :meth:`LocalRun.banned_ids`."""
+async def banned_ids(policy: LocalPolicy) -> list[int]:
+    """See :meth:`LocalPolicy.banned_ids`."""
     try:
-        return await asyncio.to_thread(run.banned_ids, cache_folder())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvalError(f"{run.root}: the base model's tokenizer.json cannot be read: {error}") from None
+        return await asyncio.to_thread(policy.banned_ids, cache_folder())
+    except (ConfigurationError, OSError, ValueError, KeyError, TypeError) as error:
+        raise EvalError(f"{policy.title}: the base model's tokenizer.json cannot be read: {error}") from None
 
 
 async def check_task_app(url: str, key: str) -> None:

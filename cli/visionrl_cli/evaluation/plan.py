@@ -10,26 +10,18 @@ from pydantic import ValidationError
 
 from visionrl.checks import evaluation_seeds, uses_vision
 from visionrl.documents import DocumentError, parse_toml, read_text
-from visionrl.job import Job, JobSpec
+from visionrl.job import Job, JobSpec, Rollout
 from visionrl.jobfile import load_job
 from visionrl.problems import located, problems
 from visionrl.reference.evaluation import EvalFile, convert_eval
 from visionrl.rollout import MODEL_POLICY, PolicyConfig, PolicyName, PolicySpec
-from visionrl_cli.evaluation.run_folder import LocalRun, open_run
+from visionrl_cli.evaluation.local_policy import LocalPolicy, default_job, open_model, open_run
 from visionrl_cli.evaluation.text import EvalError
-
-DEFAULT_JOB: dict[str, Any] = {
-    "apiVersion": "visionrl.dev/v1alpha1",
-    "kind": "VisionRLJob",
-    "metadata": {"name": "evaluation"},
-    "spec": {"model": {"base": "tiny"}, "training": {"iterations": 1}},
-}
-"""Without a file: a job file's defaults. Its model is not used."""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What the user asked for. Exactly one of `policy`, `model` and `run` is given."""
+    """What the user asked for. One of `policy`, `model` and `run` is given, or an ``[eval]`` file with a model."""
 
     policy: PolicyName | None = None
     model: str | None = None
@@ -38,6 +30,7 @@ class EvalOptions:
     version: str | None = None
     base: bool = False
     config: Path | None = None
+    env: str | None = None
     seeds: tuple[int, ...] | None = None
     turns: int | None = None
     temperature: float | None = None
@@ -56,16 +49,16 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is played. The policy of a local run gets its server's address when that runs."""
+    """What is played. A policy that is served here gets its server's address when that runs."""
 
     job: Job
     policy: PolicySpec
     seeds: tuple[int, ...]
-    run: LocalRun | None = None
+    local: LocalPolicy | None = None
 
     @property
     def player(self) -> str:
-        return self.policy.config.model or self.policy.policy_name
+        return self.local.title if self.local else self.policy.config.model or self.policy.policy_name
 
     def settings(self) -> dict[str, Any]:
         """All that the scores depend on: two evaluations with the same settings measure the same."""
@@ -76,7 +69,8 @@ class Plan:
             "policy": self.policy.config.model_dump(exclude={"inference_url", "banned_token_ids"}),
             "max_ops": rollout.max_ops,
             "max_time_s": rollout.max_time_s,
-            "adapter_sha256": self.run.adapter_sha256 if self.run else None,
+            "base": self.job.spec.model.base if self.local else None,
+            "adapter_sha256": self.local.adapter_sha256 if self.local else None,
         }
 
 
@@ -87,19 +81,18 @@ def make_plan(options: EvalOptions) -> Plan:
     """
     options = with_eval_file(options)
     _refuse_contradictions(options)
-    run = open_run(options.run, options.version, options.base) if options.run else None
-    job = run.job if run else Job.model_validate(DEFAULT_JOB)
-    if options.config:
-        configured = _configured(options.config, options.eval_file)
-        job = job.model_copy(update={"spec": job.spec.model_copy(update=configured)})
-    if options.concurrency:
-        rollout = job.spec.rollout.model_copy(update={"max_concurrent": options.concurrency})
-        job = job.model_copy(update={"spec": job.spec.model_copy(update={"rollout": rollout})})
+    settings = _settings(options)
+    local = _local_policy(options, settings)
+    job = local.job if local else default_job()
+    if settings:
+        chosen = {"rollout": settings.spec.rollout, "evaluation": settings.spec.evaluation}
+        job = job.model_copy(update={"spec": job.spec.model_copy(update=chosen)})
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"rollout": _rollout(options, job.spec.rollout)})})
     seeds = options.seeds or tuple(evaluation_seeds(job.spec))
     if not seeds:
         raise EvalError("the job file has no evaluation seeds (evaluation.episodes is 0); name them with --seeds")
-    policy = PolicySpec(policy_name=options.policy or MODEL_POLICY, config=_policy_config(options, job.spec, run))
-    return Plan(job, policy, seeds, run)
+    policy = PolicySpec(policy_name=options.policy or MODEL_POLICY, config=_policy_config(options, job.spec, local))
+    return Plan(job, policy, seeds, local)
 
 
 def with_eval_file(options: EvalOptions) -> EvalOptions:
@@ -116,33 +109,57 @@ def with_eval_file(options: EvalOptions) -> EvalOptions:
     found, conversion = convert_eval(data, lines)
     if conversion.problems:
         raise EvalError("\n".join(located(each, str(options.config), lines) for each in conversion.problems))
-    plays = options.policy or options.model or options.run
+    named = options.policy or options.model or options.run
+    here = options.policy or options.run or (options.model and Path(options.model).expanduser().exists())
+    url = options.inference_url or (None if here else found.inference_url)
+    # A task app elsewhere cannot reach a model that is served here, and keeps its traces itself.
+    elsewhere = not options.trace_db and bool(options.policy or url)
     return replace(
         options,
         eval_file=found,
-        model=options.model or (None if plays else found.model),
-        inference_url=options.inference_url or (None if options.policy or options.run else found.inference_url),
-        task_app=options.task_app or (None if options.run or options.trace_db else found.task_app_url),
+        model=options.model or (None if named else found.model),
+        inference_url=url,
+        task_app=options.task_app or (found.task_app_url if elsewhere else None),
         seeds=options.seeds or found.seeds,
     )
 
 
-def _configured(config: Path, file: EvalFile | None) -> dict[str, Any]:
-    """The sections of a job that an evaluation reads."""
-    if file is not None:
-        return {"rollout": file.rollout}
-    spec = load_job(config).spec
-    return {"rollout": spec.rollout, "evaluation": spec.evaluation}
+def _settings(options: EvalOptions) -> Job | None:
+    """What `config` says."""
+    if options.eval_file is not None:
+        job = default_job()
+        return job.model_copy(update={"spec": job.spec.model_copy(update={"rollout": options.eval_file.rollout})})
+    return load_job(options.config) if options.config else None
 
 
-def _policy_config(options: EvalOptions, spec: JobSpec, run: LocalRun | None) -> PolicyConfig:
+def _local_policy(options: EvalOptions, settings: Job | None) -> LocalPolicy | None:
+    """The policy that is served here, if one is."""
+    if options.run:
+        return open_run(options.run, options.version, options.base)
+    if options.model and not options.inference_url:
+        return open_model(options.model, None if options.eval_file else settings)
+    return None
+
+
+def _rollout(options: EvalOptions, rollout: Rollout) -> Rollout:
+    """The settings of episodes, under the flags."""
+    flags = {"env_name": options.env, "max_concurrent": options.concurrency}
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Rollout.model_validate({**rollout.model_dump(), **given}, by_name=True)
+    except ValidationError as error:
+        listed = problems(error, Rollout, by_alias=False)
+        raise EvalError("\n".join(f"--{str(problem).replace('env_name', 'env')}" for problem in listed)) from None
+
+
+def _policy_config(options: EvalOptions, spec: JobSpec, local: LocalPolicy | None) -> PolicyConfig:
     """The job's settings, under those of --policy-config, under the flags of their own."""
     settings: dict[str, Any] = spec.rollout.policy_config.model_dump()
     if spec.evaluation.temperature is not None:
         settings["temperature"] = spec.evaluation.temperature
-    if run:
+    if local:
         # The task app knows adapters only by name, so it is told here whether they take images.
-        settings |= {"model": run.model, "use_vision": uses_vision(spec)}
+        settings |= {"model": local.model, "use_vision": uses_vision(spec)}
     elif options.model:
         settings |= {"model": options.model, "inference_url": options.inference_url}
     settings |= given_settings(options.policy_config or {})
@@ -175,7 +192,6 @@ def _refuse_contradictions(options: EvalOptions) -> None:
     """Arguments that would have no effect are refused, never ignored."""
     wrong = {
         "name what plays: --policy, --model or --run": not (options.policy or options.model or options.run),
-        "--model needs --inference-url, the base URL of its server": options.model and not options.inference_url,
         "--inference-url goes with --model": options.inference_url and not options.model,
         "--version and --base go with --run": (options.version or options.base) and not options.run,
         "--version and --base exclude each other": options.version and options.base,
@@ -185,15 +201,15 @@ def _refuse_contradictions(options: EvalOptions) -> None:
         f"--control changes the image that a model sees; {options.policy} has no model": (
             options.policy and options.control
         ),
-        "--run starts its own inference server on this machine, which a remote task app cannot reach: "
-        "leave out --task-app": options.run and options.task_app,
+        "a run or model that is served on this machine cannot be reached from a remote task app: "
+        "leave out --task-app": options.task_app and not options.policy and not options.inference_url,
         "--trace-db is for the task app that is started here; the one at --task-app keeps its own traces": (
             options.trace_db and options.task_app
         ),
         "--task-app-key-file goes with --task-app": options.task_app_key_file and not options.task_app,
         f"--out {options.out} is a folder; name a file in it": options.out and options.out.is_dir(),
         f"--trace-db {options.trace_db} is a file; name the folder that gets traces.db": (
-            options.trace_db and options.trace_db.is_file()
+            options.trace_db and (options.trace_db.is_file() or options.trace_db.suffix == ".db")
         ),
     }
     for message, holds in wrong.items():

@@ -104,8 +104,9 @@ class Session:
     async def _play(self, seeds: tuple[int, ...]) -> None:
         async with self._addresses() as addresses:
             policy = self._plan.policy
-            if self._plan.run:
-                served = {"inference_url": addresses.inference, "banned_token_ids": await banned_ids(self._plan.run)}
+            if self._plan.local:
+                banned = await banned_ids(self._plan.local)
+                served = {"inference_url": addresses.inference, "banned_token_ids": banned}
                 policy = policy.model_copy(update={"config": policy.config.model_copy(update=served)})
             spec = self._plan.job.spec
             self._view.note(f"{self._plan.player} plays {len(seeds)} episodes")
@@ -160,5 +161,6 @@ def task_app_key(file: Path | None) -> str:
 @contextlib.contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
     """A run is either trained or evaluated: its inference server's folder for adapters has the job's name."""
-    with LocalFolder(plan.run.root).lock() if plan.run else contextlib.nullcontext():
+    folder = plan.local.folder if plan.local else None
+    with LocalFolder(folder).lock() if folder else contextlib.nullcontext():
         yield

@@ -11,10 +11,11 @@ import pytest
 
 from tests.support.jobs import job
 from tests.support.trainer import named_by_content
+from visionrl.checks import exports_base
 from visionrl_cli import main
+from visionrl_cli.evaluation.local_policy import open_model, open_run
 from visionrl_cli.evaluation.plan import EvalOptions, make_plan
 from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
-from visionrl_cli.evaluation.run_folder import open_run
 from visionrl_cli.evaluation.text import EvalError
 from visionrl_cli.evaluation.view import comparison_lines, rows
 from visionrl_trainer.rollout.evaluate import EpisodeScore
@@ -48,12 +49,14 @@ def test_seeds_are_the_files_held_out_ones_unless_named() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"model": "m"}, "--model needs --inference-url"),
+        ({"model": "m"}, "--model m needs --inference-url"),
+        ({"model": "m", "env": "doom", "inference_url": "http://x"}, "--env: input should be 'crafter', found 'doom'"),
         ({"policy": "crafter-blind", "inference_url": "http://x"}, "--inference-url goes with --model"),
         ({"policy": "crafter-blind", "version": "v"}, "go with --run"),
         ({"policy": "crafter-blind", "temperature": 0.5}, "no effect on crafter-blind"),
         ({"policy": "crafter-scripted", "control": "grey"}, "crafter-scripted has no model"),
         ({"run": Path("r"), "task_app": "http://x"}, "leave out --task-app"),
+        ({"model": "org/name", "task_app": "http://x"}, "leave out --task-app"),
         ({**MODEL, "task_app": "http://x", "trace_db": Path("t")}, "--trace-db is for the task app"),
         ({**MODEL, "policy_config": {"temperatur": 1}}, "--policy-config: temperatur: unknown key; did you mean temp"),
         ({**MODEL, "policy_config": {"model": "x"}}, "say it with --model"),
@@ -86,7 +89,10 @@ def test_words_that_cannot_be_read_end_with_2(words: list[str]) -> None:
 
 def test_errors_name_the_fix_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--model", "m"]) == 1
-    assert capsys.readouterr().err == "visionrl: --model needs --inference-url, the base URL of its server\n"
+    assert capsys.readouterr().err == (
+        "visionrl: --model m needs --inference-url, the base URL of its server: it is neither a folder on this machine "
+        "nor a model of the hub (OWNER/NAME)\n"
+    )
 
 
 # --- a local run
@@ -146,6 +152,82 @@ def test_a_version_is_served_as_the_trainer_would(tmp_path: Path) -> None:
     run.publish_to(tmp_path / "adapters")
     manifest = json.loads((tmp_path / "adapters" / name(4) / "manifest.json").read_text())
     assert manifest["files"]["adapter_model.safetensors"]["sha256"] == run.adapter_sha256
+
+
+# --- models in folders
+
+
+def trained(root: Path, trains: str = "adapter", complete: bool = True) -> Path:
+    """What visionrl train leaves."""
+    warm_start = {"trains": trains, "steps": 1, "data": {"train": "/t.jsonl"}}
+    found = job({"training.warmStart": warm_start, "rollout.envConfig.imageSize": 80})
+    root.mkdir()
+    (root / "sft.json").write_text(found.model_dump_json(by_alias=True))
+    if complete:
+        (root / "summary.json").write_text("{}")
+    if trains == "adapter":
+        write_adapter(root / "adapters" / "draft", 0)
+        named_by_content(root / "adapters" / "draft", "demo", 0)
+    else:
+        (root / "model").mkdir()
+        (root / "model" / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    return root
+
+
+def test_what_was_trained_on_files_plays_with_the_settings_it_was_trained_with(tmp_path: Path) -> None:
+    root = trained(tmp_path / "adapter")
+    (adapter,) = (root / "adapters").iterdir()
+    for folder in (root, adapter):
+        found = open_model(str(folder))
+        assert (found.adapter, found.model, found.base, found.folder) == (adapter, adapter.name, None, root)
+        assert found.job.spec.rollout.env_config.image_size == 80
+    whole = trained(tmp_path / "whole", "all")
+    for folder in (whole, whole / "model"):
+        found = open_model(str(folder))
+        assert (found.adapter, found.model, found.title) == (None, "base", str(whole / "model"))
+        assert found.job.spec.model.base == str(whole / "model")
+        assert not exports_base(found.job.spec)
+    with pytest.raises(EvalError, match="its training is not complete"):
+        open_model(str(trained(tmp_path / "half", complete=False)))
+
+
+def test_a_run_and_its_versions_are_folders_too(tmp_path: Path) -> None:
+    root = run_folder(tmp_path / "run", versions=(3, 5))
+    assert open_model(str(root)).model == name(5)
+    for part in ("checkpoints", "adapters"):
+        found = open_model(str(root / part / name(3)))
+        assert (found.model, found.folder) == (name(3), root)
+
+
+def test_an_adapter_alone_needs_a_base(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    write_adapter(folder, 7)
+    (folder / "adapter_config.json").write_text('{"r": 8, "base_model_name_or_path": "base"}')
+    with pytest.raises(EvalError, match=r"its base is not known here \(the adapter says 'base'\); give it with --conf"):
+        open_model(str(folder))
+    found = open_model(str(folder), job({"model.base": "org/qwen3-vl"}))
+    assert (found.job.spec.model.base, found.job.spec.model.lora.r) == ("org/qwen3-vl", 8)
+    (tmp_path / "adapters").mkdir()
+    found.publish_to(tmp_path / "adapters")  # its name is that of its content
+    (folder / "adapter_config.json").write_text('{"r": 8, "base_model_name_or_path": "org/other"}')
+    assert open_model(str(folder)).job.spec.model.base == "org/other"
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(EvalError, match="is not an adapter's configuration"):
+        open_model(str(folder))
+
+
+def test_a_model_of_the_hub_or_in_a_folder_plays_without_an_adapter(tmp_path: Path) -> None:
+    found = open_model("Qwen/Qwen3-VL-4B-Instruct")
+    assert (found.job.spec.model.base, found.model, found.adapter) == ("Qwen/Qwen3-VL-4B-Instruct", "base", None)
+    plan = make_plan(EvalOptions(model="Qwen/Qwen3-VL-4B-Instruct", seeds=(0,), config=TINY))
+    assert (plan.player, plan.policy.config.model) == ("Qwen/Qwen3-VL-4B-Instruct", "base")
+    assert plan.job.spec.rollout.env_config.image_size == 144
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["Llama"]}')
+    with pytest.raises(EvalError, match="says Llama"):
+        open_model(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvalError, match="neither a run, a checkpoint, the output of visionrl train, an adapter"):
+        open_model(str(tmp_path / "empty"))
 
 
 # --- results
