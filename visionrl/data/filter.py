@@ -11,6 +11,7 @@ from typing import Any
 
 from visionrl.data.config import EPISODE_IDS, FilterConfig, FilterError
 from visionrl.data.read import Session, TraceDatabase, TracedDecision
+from visionrl.data.reference_traces import open_traces
 from visionrl.data.select import content_key, decision_fault, episode_fault
 from visionrl.data.split import World, validation_worlds
 from visionrl.data.stats import Side, Stats, as_json, tally
@@ -63,7 +64,7 @@ def filter_traces(config: FilterConfig, on_episode: Callable[[int, int], None] =
     folder is unchanged then.
     """
     with contextlib.ExitStack() as stack:
-        databases = [TraceDatabase(path) for path in config.inputs]
+        databases = [open_traces(path) for path in config.inputs]
         for database in databases:
             stack.callback(database.close)
         kept = select(databases, config, on_episode)

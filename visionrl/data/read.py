@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from visionrl.data.config import FilterError
 from visionrl.documents import parse_json
 
-TABLES = ("session_traces", "session_timesteps", "events", "outcome_rewards", "images")
 _SESSIONS = (
     "SELECT s.session_id, s.created_at, s.metadata, o.total_reward, o.achievements_count FROM session_traces s "
     "LEFT JOIN outcome_rewards o USING (session_id) ORDER BY s.rowid"
@@ -77,6 +76,8 @@ def image_parts(message: dict[str, Any]) -> list[dict[str, Any]]:
 class TraceDatabase:
     """A traces.db. Every method raises :class:`FilterError` for a file that is damaged or something else."""
 
+    TABLES: ClassVar = ("session_traces", "session_timesteps", "events", "outcome_rewards", "images")
+
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
@@ -116,7 +117,7 @@ class TraceDatabase:
         with self._told():
             connection = sqlite3.connect(f"file:{quote(str(self.path.resolve()))}?{mode}", uri=True)
             names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if missing := [table for table in TABLES if table not in names]:
+        if missing := [table for table in self.TABLES if table not in names]:
             connection.close()
             raise FilterError(f"{self.path} is not a traces.db: it has no table {missing[0]}")
         return connection
