@@ -81,6 +81,17 @@ async def complete(respond: Respond, seconds: float = 60.0, patience: float = 0.
             await client.close()
 
 
+async def hosted(respond: Respond, seconds: float = 60.0, key: str | None = "mine") -> Completion:
+    """A completion of a server that is not the job's."""
+    async with server(respond) as url:
+        client = InferenceClient("http://job:8000", "job-key", key)
+        now = asyncio.get_running_loop().time()
+        try:
+            return await client.complete(completion_url(url), {}, True, now + seconds, now)
+        finally:
+            await client.close()
+
+
 @pytest.mark.parametrize(
     ("url", "key"),
     [
@@ -225,18 +236,41 @@ async def test_a_connection_that_is_reset_is_tried_again() -> None:
     assert (await complete(respond)).token_ids == [4, 5]
 
 
-@pytest.mark.parametrize("retry_after", ["30", "999999999999", "\u00b2", "Wed, 21 Oct 2026 07:28:00 GMT"])
-async def test_retry_after_is_respected_up_to_the_deadline(retry_after: str) -> None:
-    calls = []
+def busy(retry_after: str, body: bytes = b"") -> bytes:
+    return http(429, body, retry_after=retry_after)
 
-    async def respond(_head: bytes, writer: asyncio.StreamWriter) -> None:
-        calls.append(1)
-        writer.write(f"HTTP/1.1 429 X\r\ncontent-length: 0\r\nretry-after: {retry_after}\r\n\r\n".encode("latin-1"))
 
-    with pytest.raises(InferenceError, match="429"):
-        await complete(respond, seconds=0.5)
-    if retry_after.isdecimal():
-        assert len(calls) == 1
+@pytest.mark.parametrize("retry_after", ["30", "999999999999", "Wed, 21 Oct 2099 07:28:00 GMT"])
+async def test_a_wait_beyond_the_deadline_is_told_at_once(retry_after: str) -> None:
+    with pytest.raises(InferenceError, match=r"429: .*; its Retry-After of .* is beyond the turn's deadline"):
+        await hosted(writes(busy(retry_after)), seconds=20.0)
+
+
+@pytest.mark.parametrize("retry_after", ["\u00b2", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_a_wait_that_is_none_is_a_short_one(retry_after: str) -> None:
+    head = f"HTTP/1.1 429 X\r\ncontent-length: 0\r\nretry-after: {retry_after}\r\n\r\n".encode("latin-1")
+    assert (await hosted(writes(head, GOOD))).token_ids == [4, 5]
+
+
+async def test_a_server_is_asked_again_after_the_time_that_it_names() -> None:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    assert (await hosted(writes(busy("1"), GOOD))).token_ids == [4, 5]
+    assert clock() - began >= 0.75
+
+
+@pytest.mark.parametrize(
+    ("answer", "key", "told"),
+    [
+        (http(401, b"who?"), None, "no key was sent: set VISIONRL_POLICY_API_KEY where the task app runs"),
+        (http(401, b"who?"), "wrong", "it refuses the key of VISIONRL_POLICY_API_KEY"),
+        (http(403, b"no"), "wrong", "it refuses the key of VISIONRL_POLICY_API_KEY"),
+        (http(429, b'{"code": "insufficient_quota"}'), "mine", "the quota of the key in VISIONRL_POLICY_API_KEY is"),
+    ],
+)
+async def test_what_a_key_could_mend_names_its_variable(answer: bytes, key: str | None, told: str) -> None:
+    with pytest.raises(InferenceError, match=told):
+        await hosted(writes(answer), key=key)
 
 
 # --- limits

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -23,6 +25,8 @@ BODY_LIMIT = 16 * 2**20
 """Bytes of a completion: 100,000 tokens with their logprobs are about 10 MB."""
 _ERROR_LIMIT = 2**12
 _KEEP_ALIVE_S = 60.0
+POLICY_KEY_VARIABLE = "VISIONRL_POLICY_API_KEY"
+"""Environment variable of the task app with the key for servers other than the job's."""
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _SHOWN = 300
@@ -71,9 +75,10 @@ class InferenceClient:
     ) -> Completion:
         """One completion before `deadline` (the event loop's clock).
 
-        Connection errors, 429 and 5xx are retried with growing pauses. Raises :class:`InferenceError` for what
-        retrying cannot repair or did not repair in time, :class:`UnreachableError` where no connection succeeded until
-        `connect_by` or none is possible, `TimeoutError` where the server does not respond.
+        Connection errors, 429 and 5xx are retried with growing pauses, or after the time that the server asks for.
+        Raises :class:`InferenceError` for what retrying cannot repair (a wait beyond the deadline, too) or did not
+        repair in time, :class:`UnreachableError` where no connection succeeded until `connect_by` or none is
+        possible, `TimeoutError` where the server does not respond.
         """
         clock = asyncio.get_running_loop().time
         content = orjson.dumps(body)
@@ -97,9 +102,12 @@ class InferenceClient:
                         if response.status == 200:
                             return read_completion(_json(response.body), logprobs, response.server)
                         problem = f"{_place(url)} answered {response.status}: {self._printable(response.body)}"
+                        asked = _seconds(response.retry_after)
+                        if advice := self._advice(url, response, asked >= deadline - clock()):
+                            raise InferenceError(f"{problem}; {advice}")
                         if response.status != 429 and response.status < 500:
                             raise InferenceError(problem)
-                        pause = max(pause, _seconds(response.retry_after))
+                        pause = max(pause, asked)
                     await asyncio.sleep(pause * random.uniform(0.75, 1.25))
                     pause = min(2 * pause, _LONGEST_PAUSE_S)
         except TimeoutError:
@@ -114,6 +122,25 @@ class InferenceClient:
             return self._job_key
         others = self._policy_server is None or _origin(url) == _origin(self._policy_server)
         return self._policy_key if others else None
+
+    def _advice(self, url: URL, response: _Response, too_long: bool) -> str:
+        """What to do about a response that repeating the request cannot change; empty for others. ``too_long``: the
+        server asks for a wait beyond the deadline."""
+        if self._is_inside(url):
+            return ""
+        if response.status in (401, 403):
+            if self.key_for(url):
+                return f"it refuses the key of {POLICY_KEY_VARIABLE}"
+            if self._policy_key:
+                return f"the key of {POLICY_KEY_VARIABLE} is only for {self._policy_server} (VISIONRL_POLICY_API_URL)"
+            return f"no key was sent: set {POLICY_KEY_VARIABLE} where the task app runs"
+        if response.status == 429 and b"insufficient_quota" in response.body:
+            return f"the quota of the key in {POLICY_KEY_VARIABLE} is used up"
+        if response.status == 429 and too_long:
+            return (
+                f"its Retry-After of {response.retry_after[:20]} s is beyond the turn's deadline: raise turn_timeout_s"
+            )
+        return ""
 
     def _is_inside(self, url: URL) -> bool:
         return self._job_server is not None and _origin(url) == _origin(self._job_server)
@@ -180,4 +207,10 @@ def _json(body: bytes) -> Any:
 
 
 def _seconds(retry_after: str) -> float:
-    return min(float(retry_after[:9]), 60.0) if retry_after.isascii() and retry_after.isdigit() else 0.0
+    """From a Retry-After, which has seconds or a date (RFC 9110, 10.2.3); 0 for anything else."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
