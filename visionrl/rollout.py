@@ -99,8 +99,6 @@ class RolloutRequest(Wire):
     ops: list[Literal["agent", "env"]] | None = None
     """Alternating operations; the number of "agent" bounds the turns. Empty: `max_llm_calls` turns."""
     record: Record = Record()
-    on_done: Literal["reset", "terminate"] = "reset"
-    """`terminate` drops the environment at the end; `reset` keeps it for the session routes."""
     safety: Safety = Safety()
     rewards: Rewards = Rewards()
     training_session_id: str | None = None

@@ -369,7 +369,8 @@ def test_a_request_of_the_references_client_is_played_and_its_unused_fields_are_
     }
     answer = client.post("/rollout", json=request)
     assert played(answer).trajectories[0].length == 2
-    assert answer.headers["x-visionrl-ignored"].split(", ") == [
+    assert played(answer).pipeline_metadata["unused"] == [
+        "on_done",
         "env.config.env_params",
         "policy.config.provider",
         "policy.config.use_tools",

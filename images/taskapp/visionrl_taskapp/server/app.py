@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -33,8 +34,8 @@ from visionrl_taskapp.server.validation import RequestError, parse_request, unus
 
 log = logging.getLogger(__name__)
 
-IGNORED_HEADER = "x-visionrl-ignored"
-"""Response header that names the request's fields which have no effect here."""
+UNUSED = "unused"
+"""Key of an answer's ``pipeline_metadata`` with the request's fields that have no effect here."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,7 @@ class TaskApp:
 
     async def rollout(self, request: Request) -> Response:
         data = parse_json(await read_body(request))
-        body = await self.runs.response(parse_request(data), self._play)
-        ignored = unused_fields(data)
-        return raw(body, headers={IGNORED_HEADER: ", ".join(ignored)} if ignored else None)
+        return raw(await self.runs.response(parse_request(data), partial(self._play, unused_fields(data))))
 
     async def done(self, request: Request) -> Response:
         """The client needs a run no more, `{"run_id": …}`: its cached response is dropped. The body may be empty."""
@@ -170,7 +169,7 @@ class TaskApp:
             Route("/done", self.done, methods=["POST"]),
         ]
 
-    async def _play(self, request: RolloutRequest) -> Played:
+    async def _play(self, unused: Sequence[str], request: RolloutRequest) -> Played:
         assert self._services, "the lifespan has begun before any request"
         episode = await play(request, self._services)
         self.episodes += 1
@@ -180,7 +179,10 @@ class TaskApp:
         log.info("%s", _summary(episode))
         record = request.record
         inline = trace(episode, record.trace_format) if record.return_trace else None
-        return Played(response(episode, inline).model_dump_json().encode(), keep=episode.abort is None)
+        answer = response(episode, inline)
+        if unused:
+            answer.pipeline_metadata[UNUSED] = list(unused)
+        return Played(answer.model_dump_json().encode(), keep=episode.abort is None)
 
 
 def _summary(episode: Episode) -> str:

@@ -16,6 +16,7 @@ from visionrl_taskapp.policies.prompt import has_control_tokens, sends_frames
 
 # Fields that the reference system's clients send and nothing here uses.
 _UNUSED = (
+    ("on_done",),
     ("synth_base_url",),
     ("env", "env_id"),
     ("env", "config", "env_params"),

@@ -45,7 +45,6 @@ async def record(taskapp: TaskApp, spec: JobSpec, policy: PolicySpec, iteration:
         env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=seed),
         policy=policy,
         record=Record(trajectories=False, images=True),
-        on_done="terminate",
         safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
     )
     response = await taskapp.rollout(request, PATIENCE_SECONDS)

@@ -210,7 +210,6 @@ def _request(spec: JobSpec, policy: PolicySpec, seed: int, run_id: str) -> Rollo
         env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=seed),
         policy=policy,
         record=Record(trajectories=False),
-        on_done="terminate",
         safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
     )
 

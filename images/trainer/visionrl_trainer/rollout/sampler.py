@@ -171,7 +171,6 @@ class Sampler:
             env=EnvSpec(env_name=rollout.env_name, config=rollout.env_config, seed=seed),
             policy=policy_spec(self.spec, version, self.inference_url, self.expect.banned_ids),
             record=Record(trajectories=False, logprobs=True, images=True),
-            on_done="terminate",
             safety=Safety(max_ops=rollout.max_ops, max_time_s=rollout.max_time_s),
             rewards=self.spec.training.rewards,
             training_session_id=self.job_name,

@@ -92,6 +92,5 @@ def _request(spec: JobSpec, warm_start: WarmStart, job_name: str, index: int) ->
             config=policy_config(spec, max_llm_calls=warm_start.turns, perturbation=warm_start.perturbation),
         ),
         record=Record(trajectories=False, images=True, messages=True),
-        on_done="terminate",
         safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
     )
