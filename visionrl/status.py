@@ -14,6 +14,7 @@ ConditionType = Literal[
     "TaskAppReady",
     "InferenceReady",
     "TrainerRunning",
+    "ResultKept",
     "Drifted",
     "Suspended",
     "Complete",

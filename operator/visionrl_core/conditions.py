@@ -105,6 +105,7 @@ def findings(
     observed: Observed,
     views: Sequence[ComponentView],
     outcome: AttemptEnd | None,
+    kept: Finding,
 ) -> list[Finding]:
     """Every condition that applies, in the order in which a job passes them."""
     task_app, inference, trainer = views
@@ -115,6 +116,7 @@ def findings(
         Finding("TaskAppReady", task_app.state.ready, task_app.reason, task_app.message),
         Finding("InferenceReady", inference.state.ready, inference.reason, inference.message),
         _trainer_running(status, trainer, observed, ended=outcome is not None),
+        kept,
     ]
     if observed.contested:
         shown = "; ".join(f"{name}: {what}" for name, what in sorted(observed.contested.items()))

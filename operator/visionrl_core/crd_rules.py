@@ -157,9 +157,20 @@ CONTRADICTIONS = (
         "contradicts runClaim: name an existing claim or have one made",
     ),
     (
-        "!has(self.storage.storageClassName) || has(self.storage.runSize)",
+        "!has(self.storage.storageClassName) || !(has(self.storage.runClaim) || self.storage.ephemeral)",
         "storage.storageClassName",
-        "needs runSize",
+        "has no effect: it is of the claim that the operator makes",
+    ),
+    (
+        "!self.storage.ephemeral || !(has(self.storage.runClaim) || has(self.storage.runSize))",
+        "storage.ephemeral",
+        "contradicts runClaim and runSize, which keep the run folder",
+    ),
+    (
+        "!(has(self.storage.runClaim) || self.storage.ephemeral) "
+        "|| (self.storage.retention.whenDeleted == 'Retain' && self.storage.retention.whenFinished == 'Retain')",
+        "storage.retention",
+        "has no effect: it is of the claim that the operator makes",
     ),
     (
         "!has(self.lifecycle.preRunningDeadlineSeconds) || !has(self.lifecycle.activeDeadlineSeconds) "

@@ -22,6 +22,7 @@ from visionrl_core.manifests.common import (
     HASH_ANNOTATION,
     SUFFIXES,
     Manifest,
+    Owner,
     Ref,
     component_name,
     ref,
@@ -29,12 +30,12 @@ from visionrl_core.manifests.common import (
     sealed_hash,
     trainer_job_name,
 )
-from visionrl_core.manifests.config import run_claim_name
 from visionrl_core.manifests.inference import inference_deployment
+from visionrl_core.manifests.storage import made_claim
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.observed import JobObject, Observed, ObservedComponent, StuckPod
-from visionrl_core.policies import failure, lifecycle, readiness
+from visionrl_core.policies import failure, lifecycle, readiness, results
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
 
@@ -43,8 +44,8 @@ from visionrl_core.policies.validation import Verdict, validate
 MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim")
 
 RUN_FOLDER_GONE = (
-    "spec.training.iterations cannot be raised: the job is complete and its run folder went with the trainer's pod; "
-    "spec.storage.runSize or spec.storage.runClaim would have kept it. Start a new job"
+    "spec.training.iterations cannot be raised: the job is complete and its run folder is gone "
+    "(spec.storage.ephemeral, spec.storage.retention.whenFinished, or a claim that was deleted). Start a new job"
 )
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 
@@ -83,7 +84,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         return DesiredState(_rejected(job_object, previous, verdict, now))
     job, status, outcome = verdict.job, previous, conditions.outcome_of(previous)
     if before is not None and outcome is not None and outcome.type == "Complete" and _asks_for_more(before, job):
-        if run_claim_name(job) is None:
+        if _run_folder_is_gone(job, job_object.owner, observed):
             job, verdict = before, Verdict(before, False, "RunFolderGone", RUN_FOLDER_GONE)
         else:
             status, outcome = attempts.reopened(previous), None
@@ -98,7 +99,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         expires = lifecycle.expiry(job.spec.lifecycle, status)
         return DesiredState(
             status=_report(job_object, job, verdict, status, observed, outcome, Plan(), now),
-            deletions=_deletions_at_the_end(job, observed),
+            deletions=_deletions_at_the_end(job, job_object.owner, observed),
             requeue_at=expires,
             delete_job=expires is not None and expires <= now,
         )
@@ -116,6 +117,11 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         forced=_forced(job, observed, now),
         requeue_at=min(timers, default=None),
     )
+
+
+def _run_folder_is_gone(job: Job, owner: Owner, observed: Observed) -> bool:
+    claim = made_claim(job, owner)
+    return job.spec.storage.ephemeral or (claim is not None and (claim in observed.deleting or not observed.has(claim)))
 
 
 def _asks_for_more(before: Job, job: Job) -> bool:
@@ -188,15 +194,16 @@ def _deletions(job: Job, status: JobStatus, observed: Observed) -> tuple[Ref, ..
     return (*trainers, *(_servers(job, observed) if suspended else ()))
 
 
-def _deletions_at_the_end(job: Job, observed: Observed) -> tuple[Ref, ...]:
+def _deletions_at_the_end(job: Job, owner: Owner, observed: Observed) -> tuple[Ref, ...]:
     """A trainer that has ended stays for its log, unless a sidecar of it still holds the node."""
+    claim = results.claim_to_delete(job, owner, observed)
     trainers = [
         Ref("Job", trainer_job_name(job.name, run.attempt))
         for run in observed.trainers
         if (run.outcome == "Active" or run.holds_node) and not run.deleting
     ]
     keep = job.spec.lifecycle.cleanup_policy == "KeepAll"
-    return (*trainers, *(() if keep else _servers(job, observed)))
+    return (*trainers, *(() if keep else _servers(job, observed)), *((claim,) if claim else ()))
 
 
 def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
@@ -264,7 +271,8 @@ def _report(
             ended=run is not None and run.outcome != "Active",
         ),
     )
-    found = conditions.findings(job.spec, status, verdict, observed, views, outcome)
+    kept = results.kept(job, job_object.owner, status, observed, finished=outcome is not None)
+    found = conditions.findings(job.spec, status, verdict, observed, views, outcome, kept)
     timed = conditions.with_times(status.conditions, found, job_object.generation, now)
     # A trainer that still loads does not know where the run is.
     last = run.report if run is not None and run.outcome == "Succeeded" else None

@@ -17,6 +17,8 @@ from visionrl_core.manifests.common import Manifest, Owner
 from visionrl_core.policies.failure import PLANNED_CAUSES
 
 MAX_MESSAGE = 1024
+# Reasons of the condition ResultKept that are events, too; that of an ephemeral run folder is a warning of the job.
+TOLD = ("ClaimDeleting", "ClaimLost")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ def events_between(previous: JobStatus, status: JobStatus) -> Iterator[JobEvent]
             yield JobEvent(
                 "Warning", "Restarted", f"attempt {status.attempt} follows {last.cause}", f"{status.attempt}"
             )
+    kept, before = status.condition("ResultKept"), previous.condition("ResultKept")
+    if kept and kept.reason in TOLD and (before is None or before.reason != kept.reason):
+        yield JobEvent("Warning", kept.reason, kept.message, f"{status.attempt} {kept.last_transition_time}")
     if _turned(previous, status, "TrainerRunning"):
         nodes = sorted({component.node for component in status.components if component.node})
         where = f" on {', '.join(nodes)}" if nodes else ""

@@ -103,6 +103,8 @@ class Observed:
     objects: Mapping[Ref, Mapping[str, Any]] = field(default_factory=dict)
     """Every owned object that exists, with what is compared of it: labels, annotations, owners, ``spec``, ``data``; of
     a Secret, a Job, a claim and Kueue's Workload of the job's pods nothing is compared."""
+    deleting: frozenset[Ref] = frozenset()
+    """Those of them that are being deleted."""
     key: str | None = None
     """Digest of the key in the Secret; None where there is none."""
     contested: Mapping[Ref, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from visionrl.jobfile import JobFileError, load_job
 from visionrl.status import JobStatus
 from visionrl_core.decide import decide
 from visionrl_core.manifests.common import Owner
+from visionrl_core.manifests.storage import made_claim
 from visionrl_core.observed import JobObject
 from visionrl_local.clock import Clock
 from visionrl_local.container import Argv, container_argv
@@ -104,8 +105,16 @@ class _Execution:
         """The exit code of :func:`run`."""
         job, folder = self.source.job, self.folder
         self.view = choose_view(job.name, folder, self.options.as_json)
+        claim = made_claim(job, self.source.owner)
         self.machine = LocalMachine(
-            job.name, folder, self.ports, self.gpus, self.options.argv, self.accepted, self._note_exit
+            job.name,
+            folder,
+            self.ports,
+            self.gpus,
+            self.options.argv,
+            self.accepted,
+            self._note_exit,
+            claims=[claim] if claim else [],
         )
         self.signals = Signals(on_second=self.machine.kill)
         for note in self.notes:
@@ -191,8 +200,11 @@ class JobSource:
 
     def object(self) -> JobObject:
         document = self.job.model_dump(mode="json", by_alias=True)
-        owner = Owner(self.job.name, self.job.metadata.namespace or "default", "local")
-        return JobObject(owner, self._generation, document)
+        return JobObject(self.owner, self._generation, document)
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.job.name, self.job.metadata.namespace or "default", "local")
 
     def reload(self, note: Callable[[str], None]) -> None:
         """Adopt a change of the file; a change that cannot be used is reported once and ignored."""

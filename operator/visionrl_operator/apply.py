@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from visionrl_core.decide import MADE_ONCE
 from visionrl_core.kinds import JOB, OWNED_KINDS, POD, Kind
-from visionrl_core.manifests.common import Manifest, Owner, Ref, ref
+from visionrl_core.manifests.common import OWNER_ANNOTATION, Manifest, Owner, Ref, ref
 from visionrl_operator.api import Api, Body
 from visionrl_operator.store import Key, Store
 
@@ -108,7 +108,11 @@ class Applier:
 
 
 def _owned(body: Body, owner: Owner) -> bool:
-    return any(found["uid"] == owner.uid for found in body["metadata"].get("ownerReferences", ()))
+    """Whether an object is this job's: by its owner reference, or, where it outlives the job, by its annotation."""
+    metadata = body["metadata"]
+    if "ownerReferences" not in metadata:
+        return bool(metadata.get("annotations", {}).get(OWNER_ANNOTATION) == owner.uid)
+    return any(found["uid"] == owner.uid for found in metadata["ownerReferences"])
 
 
 def _taken(target: Ref) -> NameTaken:

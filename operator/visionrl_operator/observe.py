@@ -81,6 +81,7 @@ def observe(
         allowed_images=allowed_images,
         accepted=accepted_job(config) if config and not job.status.get("accepted") else None,
         objects=existing,
+        deleting=frozenset(ref for ref, found in own.items() if found.deleting),
         key=asked.key,
         contested=contested,
         task_app=component_of(_of(servers, "taskapp"), _failure(own, component_name(name, "taskApp"))),

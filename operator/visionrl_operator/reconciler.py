@@ -31,8 +31,10 @@ from visionrl_core.manifests.common import (
     trainer_job_name,
 )
 from visionrl_core.manifests.config import KEY_FILE, key_name
+from visionrl_core.manifests.storage import claim_of
 from visionrl_core.observed import StuckPod
 from visionrl_core.pods import PodView
+from visionrl_core.policies.results import MADE, MADE_ANEW
 from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.apply import Applier, NameTaken
 from visionrl_operator.metrics import Metrics
@@ -128,6 +130,7 @@ class Reconciler:
         now = datetime.now(UTC)
         previous = read_status(job.status)
         await self._find_trainer(job, previous)
+        await self._find_claim(job, previous)
         objects, memory = self._store.owned(key), self._memory(job)
         asked, look_again = await self._ask(job, previous, objects, now)
         self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
@@ -207,6 +210,15 @@ class Reconciler:
         if target not in self._store.owned(Key(owner.namespace, owner.name)):
             own_labels = labels(owner.name, "trainer") | {ATTEMPT_LABEL: str(attempt.number)}
             await self._applier.find_unlabelled(owner, target, own_labels)
+
+    async def _find_claim(self, job: StoredJob, previous: JobStatus) -> None:
+        """The same for the run folder's claim: it must not be declared lost while it is there."""
+        kept, owner = previous.condition("ResultKept"), job.owner
+        if kept is None or kept.reason not in (MADE, MADE_ANEW) or previous.finished:
+            return
+        target = claim_of(owner)
+        if target not in self._store.owned(Key(owner.namespace, owner.name)):
+            await self._applier.find_unlabelled(owner, target, labels(owner.name))
 
     async def _problems(self, job: StoredJob, starting: list[OwnedObject], now: datetime) -> dict[str, tuple[str, str]]:
         """What keeps pods from starting that have a node and should run by now: only events say that a volume cannot be

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from visionrl.job import API_GROUP
 from visionrl_core.kinds import JOB, POD
-from visionrl_core.manifests.common import HASH_ANNOTATION, JOB_LABEL, Owner, Ref
+from visionrl_core.manifests.common import HASH_ANNOTATION, JOB_LABEL, OWNER_ANNOTATION, Owner, Ref
 from visionrl_core.observed import JobObject
 from visionrl_core.pods import PodView, RunView, pod_view, replica_failure, run_view
 
@@ -44,7 +44,7 @@ class OwnedObject:
     uid: str
     version: int
     owner_uid: str
-    """Of the controller."""
+    """Of the controller; of a claim that outlives its job, the job's."""
     deleting: bool
     created: str
     hash: str = ""
@@ -252,15 +252,15 @@ def _owned_object(kind: str, body: Body, version: int) -> OwnedObject:
         detail = run_view(body)
     elif kind == "Deployment":
         detail = replica_failure(body)
-    owner = _controller(metadata)
+    own_annotations = metadata.get("annotations", {})
     return OwnedObject(
         ref=_ref(kind, body),
         uid=metadata["uid"],
         version=version,
-        owner_uid=owner.get("uid", ""),
+        owner_uid=_controller(metadata).get("uid") or own_annotations.get(OWNER_ANNOTATION, ""),
         deleting="deletionTimestamp" in metadata,
         created=metadata["creationTimestamp"],
-        hash=metadata.get("annotations", {}).get(HASH_ANNOTATION, ""),
+        hash=own_annotations.get(HASH_ANNOTATION, ""),
         detail=detail,
         content=_content(body) if kind in COMPARED else b"",
     )

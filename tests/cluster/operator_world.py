@@ -48,7 +48,7 @@ class World:
     # --- jobs
 
     def apply(self, changes: dict[str, Any] | None = None, name: str = "demo") -> None:
-        found = document(changes)
+        found = document({"storage.ephemeral": True, **(changes or {})})
         found["metadata"]["name"] = name
         self.kube.kubectl.apply(found, namespace=self.namespace)
 

@@ -51,10 +51,15 @@ def job(kube: kube_cluster.Running, release: Release) -> Iterator[Callable[[str]
 @pytest.fixture(scope="session")
 def volume(kube: kube_cluster.Running) -> dict[str, str]:  # noqa: F811
     """``spec.storage`` of a job whose run folder outlives its pods; on a cluster of others, of its default class."""
-    return {"runSize": "1Gi", **({"storageClassName": STORAGE_CLASS} if kube.cluster else {})}
+    return {
+        "runSize": "1Gi",
+        "retention": {"whenDeleted": "Delete"},
+        **({"storageClassName": STORAGE_CLASS} if kube.cluster else {}),
+    }
 
 
 def tiny(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``configs/crafter-tiny.yaml`` with values set at dotted paths below ``spec``."""
+    """``configs/crafter-tiny.yaml`` with values set at dotted paths below ``spec``; without a claim, unless one is
+    asked for: a cluster has few volumes."""
     found: dict[str, Any] = YAML(typ="safe").load(project_images.REPOSITORY / "configs" / "crafter-tiny.yaml")
-    return changed(found, changes)
+    return changed(found, {"storage": {"ephemeral": True}, **changes})

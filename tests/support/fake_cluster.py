@@ -35,6 +35,7 @@ class FakeCluster:
     report: TrainerReport | None = None
     idle: timedelta = timedelta(0)
     stuck: tuple[StuckPod, ...] = ()
+    deleting: frozenset[Ref] = frozenset()
     job_deleted: bool = False
     instances: int = 0
     """Server pods that were made so far."""
@@ -49,6 +50,7 @@ class FakeCluster:
             spare_key="a-random-key",
             accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
             objects=dict(self.objects),
+            deleting=self.deleting,
             key=self._key(),
             task_app=self.task_app,
             inference=self.inference,

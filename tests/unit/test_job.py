@@ -72,7 +72,9 @@ def test_values_out_of_range_or_of_another_type_are_refused(change: dict[str, An
         ({"training.updatesPerIteration": 1000}, "spec.training.updatesPerIteration"),
         ({"evaluation.firstSeed": 999_999}, "spec.evaluation.episodes"),
         ({"storage": {"runClaim": "a", "runSize": "1Gi"}}, "spec.storage.runSize"),
-        ({"storage.storageClassName": "fast"}, "spec.storage.storageClassName"),
+        ({"storage": {"storageClassName": "fast", "ephemeral": True}}, "spec.storage.storageClassName"),
+        ({"storage": {"ephemeral": True, "runClaim": "mine"}}, "spec.storage.ephemeral"),
+        ({"storage": {"runClaim": "mine", "retention": {"whenDeleted": "Delete"}}}, "spec.storage.retention"),
         ({"failurePolicy.rules": [{"action": "Fail"}]}, "spec.failurePolicy.rules[0]"),
         ({"placement.topology": "SameNode", "inference.gpu": {}}, "spec.placement.topology"),
         (
@@ -110,8 +112,8 @@ def test_explicit_settings_win_over_the_name() -> None:
 
 
 def test_likely_mistakes_are_warned_of() -> None:
-    spec = job({"rollout.policyConfig": {"topP": 0.9}, "training.iterations": 50}).spec
-    assert [problem.path for problem in warnings(spec)] == ["spec.rollout.policyConfig.topP", "spec.storage"]
+    spec = job({"rollout.policyConfig": {"topP": 0.9}, "storage": {"ephemeral": True}}).spec
+    assert [problem.path for problem in warnings(spec)] == ["spec.rollout.policyConfig.topP", "spec.storage.ephemeral"]
 
 
 @given(first=st.integers(0, 999_999), episodes=st.integers(0, 2_000_000))

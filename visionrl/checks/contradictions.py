@@ -206,8 +206,13 @@ def _storage(spec: JobSpec) -> Iterator[Problem]:
     storage = spec.storage
     if storage.run_claim and storage.run_size:
         yield Problem("spec.storage.runSize", "contradicts runClaim: name an existing claim or have one made")
-    if storage.storage_class_name and not storage.run_size:
-        yield Problem("spec.storage.storageClassName", "needs runSize")
+    if storage.storage_class_name and (storage.run_claim or storage.ephemeral):
+        yield Problem("spec.storage.storageClassName", "has no effect: it is of the claim that the operator makes")
+    if storage.ephemeral and (storage.run_claim or storage.run_size):
+        yield Problem("spec.storage.ephemeral", "contradicts runClaim and runSize, which keep the run folder")
+    retention = storage.retention.when_deleted, storage.retention.when_finished
+    if "Delete" in retention and (storage.run_claim or storage.ephemeral):
+        yield Problem("spec.storage.retention", "has no effect: it is of the claim that the operator makes")
 
 
 def _operations(spec: JobSpec) -> Iterator[Problem]:

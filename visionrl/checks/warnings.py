@@ -136,12 +136,11 @@ def _serving(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _checkpoints(spec: JobSpec) -> Iterator[Problem]:
-    storage, iterations = spec.storage, policy_iterations(spec)
-    if storage.run_claim is None and storage.run_size is None and spec.training.iterations > 20:
+    iterations = policy_iterations(spec)
+    if spec.storage.ephemeral:
         yield Problem(
-            "spec.storage",
-            "no claim for the run folder: in a cluster, checkpoints are lost with the trainer's pod; "
-            "set runSize or runClaim",
+            "spec.storage.ephemeral",
+            "in a cluster, what is trained is lost with the trainer's pod; remove it, and a claim keeps the run folder",
         )
     if iterations and spec.training.checkpoint_every > iterations:
         yield Problem(

@@ -28,6 +28,7 @@ from visionrl.job.operations import (
     Overrides,
     Placement,
     PodPatch,
+    Retention,
     Storage,
 )
 from visionrl.job.rollout import EnvSettings, PolicySettings, Rollout
@@ -68,6 +69,7 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "Resources",
+    "Retention",
     "Rewards",
     "Rollout",
     "Storage",

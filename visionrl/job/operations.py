@@ -19,15 +19,28 @@ from visionrl.job.base import (
 from visionrl.job.components import Toleration
 
 
+class Retention(Model):
+    """What becomes of the claim that the operator makes. A claim that is retained is deleted by a person."""
+
+    when_deleted: Literal["Retain", "Delete"] = "Retain"
+    """When the job object is deleted."""
+    when_finished: Literal["Retain", "Delete"] = "Retain"
+    """When the job has ended, whether complete or failed; after the export, where there is one."""
+
+
 class Storage(Model):
-    """Volumes. Without claims, the run folder and the model cache are lost with their pods."""
+    """Volumes. The run folder holds checkpoints and the trained policy; by default, the operator makes a claim for it.
+    Without a claim, the model cache is lost with its pod."""
 
     run_claim: ObjectName | None = None
     """Existing PersistentVolumeClaim for the run folder."""
     run_size: Quantity | None = None
-    """Size of a claim that the operator makes for the run folder."""
+    """Size of the claim that the operator makes for the run folder; empty: 20Gi."""
     storage_class_name: ObjectName | None = None
-    """Storage class of the claim that the operator makes."""
+    """Storage class of the claim that the operator makes; empty: the cluster's default."""
+    ephemeral: bool = False
+    """No claim: the run folder lives, and what was trained is lost, with the trainer's pod."""
+    retention: Retention = Retention()
     model_cache_claim: ObjectName | None = None
     """Existing claim with model weights, mounted by inference and trainer."""
 

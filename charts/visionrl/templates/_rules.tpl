@@ -14,8 +14,11 @@
   resources: [pods]
   verbs: [get, list, watch, delete] # delete: pods of a node that is lost
 - apiGroups: [""]
-  resources: [services, configmaps, persistentvolumeclaims]
+  resources: [services, configmaps]
   verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch, delete] # delete: storage.retention.whenFinished
 # A job's key, by its name. To list Secrets would be to read all of them.
 - apiGroups: [""]
   resources: [secrets]

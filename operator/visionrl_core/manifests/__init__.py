@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from visionrl.job import Job
 from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, key_digest, seal
-from visionrl_core.manifests.config import config_map, run_claim, secret
+from visionrl_core.manifests.config import config_map, secret
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.network import network_policies
+from visionrl_core.manifests.storage import run_claim
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.manifests.workloads import service

@@ -20,7 +20,7 @@ CONFIG_ANNOTATION = f"{API_GROUP}/config"
 KEY_ANNOTATION = f"{API_GROUP}/key"
 """On pods: digest of the key that they were started with."""
 OWNER_ANNOTATION = f"{API_GROUP}/job-uid"
-"""On pods: the job object that they belong to; another one may have had its name."""
+"""On pods and claims: the job object that they belong to; another one may have had its name."""
 
 COMPONENTS: tuple[Component, ...] = ("taskApp", "inference", "trainer")
 SUFFIXES: dict[Component, str] = {"taskApp": "taskapp", "inference": "inference", "trainer": "trainer"}

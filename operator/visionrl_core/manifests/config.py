@@ -1,4 +1,4 @@
-"""What the components read: the job as JSON, its key, and the claim for the run folder."""
+"""What the components read: the job as JSON, and its key."""
 
 from __future__ import annotations
 
@@ -17,13 +17,6 @@ def config_name(job_name: str) -> str:
 
 def key_name(job_name: str) -> str:
     return f"{job_name}-key"
-
-
-def run_claim_name(job: Job) -> str | None:
-    """The claim that holds the run folder; None where the folder lives as long as the trainer's pod."""
-    if job.spec.storage.run_claim:
-        return job.spec.storage.run_claim
-    return f"{job.name}-run" if job.spec.storage.run_size else None
 
 
 def job_json(job: Job) -> str:
@@ -45,23 +38,4 @@ def secret(owner: Owner, key: str) -> Manifest:
         type="Opaque",
         immutable=True,
         data={KEY_FILE: base64.b64encode(key.encode()).decode()},
-    )
-
-
-def run_claim(job: Job, owner: Owner) -> Manifest | None:
-    """The claim for the run folder, where the operator makes it. It is deleted with the job object."""
-    storage = job.spec.storage
-    if not storage.run_size:
-        return None
-    storage_class = {"storageClassName": storage.storage_class_name} if storage.storage_class_name else {}
-    return owned_manifest(
-        "v1",
-        "PersistentVolumeClaim",
-        f"{job.name}-run",
-        owner,
-        spec={
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": storage.run_size}},
-            **storage_class,
-        },
     )

@@ -10,7 +10,6 @@ from visionrl_core.manifests.common import (
     owned_manifest,
     trainer_job_name,
 )
-from visionrl_core.manifests.config import run_claim_name
 from visionrl_core.manifests.placement import trainer_affinity
 from visionrl_core.manifests.pods import (
     CACHE_DIR,
@@ -21,6 +20,7 @@ from visionrl_core.manifests.pods import (
     pod_template,
     probe,
 )
+from visionrl_core.manifests.storage import run_claim_name
 
 STARTUP_SECONDS = 600
 
@@ -28,7 +28,7 @@ STARTUP_SECONDS = 600
 def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "") -> Manifest:
     """Retries are the operator's (``failurePolicy``): the Job itself starts its pod once. An existing Job is never
     applied again: its template is immutable, and a new attempt gets a new Job."""
-    claim = run_claim_name(job)
+    claim = run_claim_name(job, owner)
     run_source: Manifest = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     settings = job.spec.trainer
     template = ComponentTemplate(

@@ -164,7 +164,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"training.updatesPerIteration": 1000}, "training.updatesPerIteration"),
     ({"evaluation.firstSeed": 999_999}, "evaluation.episodes"),
     ({"storage.runClaim": "a", "storage.runSize": "1Gi"}, "storage.runSize"),
-    ({"storage.storageClassName": "fast"}, "storage.storageClassName"),
+    ({"storage.storageClassName": "fast", "storage.runClaim": "mine"}, "storage.storageClassName"),
+    ({"storage.ephemeral": True, "storage.runSize": "1Gi"}, "storage.ephemeral"),
+    ({"storage.ephemeral": True, "storage.retention": {"whenFinished": "Delete"}}, "storage.retention"),
     (
         {"lifecycle.preRunningDeadlineSeconds": 20, "lifecycle.activeDeadlineSeconds": 10},
         "lifecycle.preRunningDeadlineSeconds",

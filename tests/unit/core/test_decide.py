@@ -6,14 +6,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from tests.support.fake_cluster import START, FakeCluster
+from tests.support.fake_cluster import OWNER, START, FakeCluster
 from tests.support.jobs import WARM_START
 from visionrl.job import JobSpec
 from visionrl.status import JobStatus, Progress, TrainerReport
 from visionrl_core.clock import stamp
+from visionrl_core.events import events_between
 from visionrl_core.manifests.common import HASH_ANNOTATION, Ref
+from visionrl_core.manifests.storage import claim_of
 from visionrl_core.observed import ObservedComponent, StuckPod
 
+CLAIM = claim_of(OWNER)
 TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
 
 
@@ -406,7 +409,7 @@ def test_a_complete_job_that_is_asked_for_more_trains_on_from_its_run_folder() -
 
 
 def test_a_complete_job_without_a_run_folder_says_why_it_cannot_train_on() -> None:
-    cluster = complete({})
+    cluster = complete({"storage.ephemeral": True})
     cluster.change({"training.iterations": 9})
     for _ in range(3):
         cluster.reconcile()
@@ -422,6 +425,71 @@ def test_a_complete_job_that_is_asked_for_nothing_stays_complete() -> None:
     cluster.change({"training.iterations": 2, "failurePolicy.maxRestarts": 7})
     cluster.reconcile()
     assert cluster.status.phase == "Complete"
+
+
+# --- what is trained is not lost without a word
+
+
+def test_the_claim_of_the_run_folder_is_kept_at_the_end() -> None:
+    cluster = complete({})
+    assert reason(cluster.status, "ResultKept") == "ClaimMade"
+    assert CLAIM in cluster.objects
+
+
+def test_a_job_that_would_lose_its_result_says_so_when_it_is_accepted() -> None:
+    cluster = FakeCluster({"storage.ephemeral": True})
+    cluster.reconcile()
+    assert CLAIM not in cluster.objects
+    assert reason(cluster.status, "ResultKept") == "Ephemeral"
+    [event] = [event for event in events_between(JobStatus(), cluster.status) if event.reason == "ValidWithWarnings"]
+    assert "is lost with the trainer's pod" in event.message
+
+
+def test_a_claim_that_is_made_in_a_second_pass_was_not_lost() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile(writes=1)
+    cluster.reconcile()
+    assert reason(cluster.decide().status, "ResultKept") == "ClaimMade"
+
+
+def test_a_lost_claim_is_told_before_another_one_is_made() -> None:
+    cluster = running()
+    cluster.report = TrainerReport(phase="Training", progress=Progress(iteration=2, total=3))
+    cluster.reconcile()
+    cluster.deleting = frozenset({CLAIM})
+    before = cluster.status
+    cluster.reconcile()
+    kept = cluster.status.condition("ResultKept")
+    assert kept is not None
+    assert (kept.status, kept.reason) == ("False", "ClaimDeleting")
+    assert "visionrl fetch demo" in kept.message
+    assert "ClaimDeleting" in [event.reason for event in events_between(before, cluster.status)]
+
+    del cluster.objects[CLAIM]
+    cluster.deleting = frozenset()
+    before = cluster.status
+    cluster.reconcile(writes=1)
+    assert CLAIM not in cluster.objects, "the status comes first"
+    [event] = events_between(before, cluster.status)
+    assert event.reason == "ClaimLost"
+    assert event.message.endswith("and with it 2 iterations; training starts at iteration 0 in a new one")
+    cluster.reconcile()
+    assert CLAIM in cluster.objects
+    cluster.reconcile()
+    assert reason(cluster.status, "ResultKept") == "ClaimMadeAnew"
+    cluster.wait(3600)
+    cluster.reconcile()
+    assert reason(cluster.status, "ResultKept") == "ClaimMadeAnew", "for as long as the job lives"
+
+
+def test_the_claim_goes_at_the_end_where_that_is_wanted() -> None:
+    cluster = complete({"storage.retention": {"whenFinished": "Delete"}})
+    assert CLAIM not in cluster.objects
+    cluster.reconcile()
+    assert reason(cluster.status, "ResultKept") == "ClaimDeleted"
+    cluster.change({"training.iterations": 9})
+    cluster.reconcile()
+    assert reason(cluster.status, "Accepted") == "RunFolderGone"
 
 
 # --- what hangs

@@ -12,8 +12,10 @@ from tests.support.jobs import WARM_START, job
 from visionrl.job import Job
 from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
+from visionrl_core.manifests.storage import claim_of
 
 OWNER = Owner("demo", "team", "uid-1")
+CLAIM = claim_of(OWNER)
 COMPONENTS = ("taskapp", "inference", "trainer")
 TWO_GPUS: dict[str, Any] = {"inference.gpu": {}, "trainer.gpu": {}}
 
@@ -37,7 +39,7 @@ def env(template: Manifest) -> dict[str, str]:
 
 
 def test_every_object_belongs_to_the_job() -> None:
-    for manifest in objects({**TWO_GPUS, "storage.runSize": "5Gi"}).values():
+    for manifest in objects({**TWO_GPUS, "storage.retention": {"whenDeleted": "Delete"}}).values():
         metadata = manifest["metadata"]
         assert metadata["namespace"] == "team"
         assert metadata["labels"]["visionrl.dev/job"] == "demo"
@@ -202,14 +204,24 @@ def test_the_run_folder_lives_where_storage_says() -> None:
     def source(changes: dict[str, Any]) -> Manifest:
         return next(v for v in pods(changes)["trainer"]["spec"]["volumes"] if v["name"] == "run")
 
-    assert source({}) == {"name": "run", "emptyDir": {}}
+    assert source({"storage.ephemeral": True}) == {"name": "run", "emptyDir": {}}
     assert source({"storage.runClaim": "mine"})["persistentVolumeClaim"] == {"claimName": "mine"}
-    assert source({"storage.runSize": "5Gi"})["persistentVolumeClaim"] == {"claimName": "demo-run"}
-    claim = objects({"storage.runSize": "5Gi", "storage.storageClassName": "fast"})[
-        Ref("PersistentVolumeClaim", "demo-run")
-    ]
+    assert source({})["persistentVolumeClaim"] == {"claimName": CLAIM.name}
+    assert objects()[CLAIM]["spec"]["resources"] == {"requests": {"storage": "20Gi"}}
+    claim = objects({"storage.runSize": "5Gi", "storage.storageClassName": "fast"})[CLAIM]
     assert claim["spec"]["resources"] == {"requests": {"storage": "5Gi"}}
     assert claim["spec"]["storageClassName"] == "fast"
+
+
+def test_a_claim_outlives_its_job_unless_it_is_to_go_with_it() -> None:
+    kept = objects()[CLAIM]["metadata"]
+    assert "ownerReferences" not in kept, "the garbage collector would delete it with the job"
+    assert kept["annotations"]["visionrl.dev/job-uid"] == "uid-1"
+    assert objects({"storage.retention": {"whenDeleted": "Delete"}})[CLAIM]["metadata"]["ownerReferences"]
+
+
+def test_a_job_never_gets_the_claim_of_a_former_one_of_its_name() -> None:
+    assert claim_of(OWNER) != claim_of(Owner("demo", "team", "uid-2"))
 
 
 def test_the_engine_gets_shared_memory() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fake_api import Died
 from tests.support.jobs import document
-from tests.unit.operator.test_reconciler import DEMO, World, running
+from tests.unit.operator.test_reconciler import CLAIM, DEMO, World, running
 from visionrl_core.container_images import named
 from visionrl_core.manifests import pods
 from visionrl_core.manifests.common import Ref
@@ -70,8 +70,8 @@ async def test_drift_that_happened_while_no_operator_ran_is_found() -> None:
 
 
 async def test_a_claim_that_somebody_has_grown_is_left_alone() -> None:
-    world = await running({"storage.runSize": "1Gi"})
-    claim = copy.deepcopy(world.server.get("persistentvolumeclaims", "demo-run"))
+    world = await running()
+    claim = copy.deepcopy(world.server.get("persistentvolumeclaims", CLAIM.name))
     claim["spec"]["resources"]["requests"]["storage"] = "10Gi"
     world.server.put("persistentvolumeclaims", claim)
     assert await world.reconcile() == 0
@@ -106,6 +106,24 @@ async def test_an_object_whose_label_was_removed_gets_it_back_once() -> None:
     assert Ref("Deployment", "demo-inference") in world.store.owned(DEMO), "what seemed gone has come back"
 
 
+async def test_a_claim_whose_label_was_removed_is_not_declared_lost() -> None:
+    world = await running()
+    lose_label(world, CLAIM.kind.lower() + "s", CLAIM.kind, CLAIM.name)
+    await world.settle(passes=3)
+    assert world.condition("ResultKept")["reason"] == "ClaimMade"
+    assert CLAIM in world.store.owned(DEMO)
+
+
+async def test_a_claim_that_was_deleted_is_told_and_made_anew() -> None:
+    world = await running()
+    lost = world.server.objects.pop(("persistentvolumeclaims", "default", CLAIM.name))
+    world.store.remove(CLAIM.kind, lost)
+    await world.settle()
+    assert "ClaimLost" in world.events()
+    assert world.condition("ResultKept")["reason"] == "ClaimMadeAnew"
+    assert world.server.get("persistentvolumeclaims", CLAIM.name)["metadata"]["uid"] != lost["metadata"]["uid"]
+
+
 async def test_a_trainer_whose_label_was_removed_is_not_declared_deleted() -> None:
     world = await running()
     uid = world.trainer()["metadata"]["uid"]
@@ -135,7 +153,7 @@ async def test_a_policy_that_strips_our_annotations_costs_no_writes() -> None:
         return store(plural, body)
 
     world.server.put = stripping  # type: ignore[method-assign]
-    await world.reconcile()
+    await world.settle(passes=3)
     for _ in range(5):
         assert await world.reconcile() == 0
     assert "Drifted" not in {condition["type"] for condition in world.status["conditions"]}, "it harms nobody"

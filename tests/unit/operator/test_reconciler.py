@@ -15,6 +15,8 @@ from tests.support.jobs import document
 from visionrl.status import EvaluationProgress, PolicyVersions, Progress, Score, TrainerReport
 from visionrl_core.container_images import RELEASED
 from visionrl_core.kinds import Kind
+from visionrl_core.manifests.common import Owner
+from visionrl_core.manifests.storage import claim_of
 from visionrl_operator.api import ApiError
 from visionrl_operator.apply import NameTaken
 from visionrl_operator.metrics import Metrics
@@ -24,9 +26,12 @@ from visionrl_operator.status_writer import Outdated
 from visionrl_operator.store import Key, Store
 
 DEMO = Key("default", "demo")
+FIRST_UID = "uid-1001"
+CLAIM = claim_of(Owner("demo", "default", FIRST_UID))
+"""The claim that is made for the first object that an API server gets."""
 OTHERS = [
     ("configmaps", "ConfigMap", "demo-config"),
-    ("persistentvolumeclaims", "PersistentVolumeClaim", "demo-run"),
+    ("persistentvolumeclaims", "PersistentVolumeClaim", CLAIM.name),
     ("services", "Service", "demo-trainer"),
     ("deployments", "Deployment", "demo-taskapp"),
 ]
@@ -185,7 +190,7 @@ async def test_a_job_gets_its_children_and_then_peace() -> None:
     await world.reconcile()
     made = {f"{body['kind']}/{name}" for (_, _, name), body in world.server.objects.items() if body["kind"] != "Event"}
     assert made == {
-        "VisionRLJob/demo", "Secret/demo-key", "ConfigMap/demo-config",
+        "VisionRLJob/demo", "Secret/demo-key", "ConfigMap/demo-config", str(CLAIM),
         "NetworkPolicy/demo-parts", "NetworkPolicy/demo-report",
         "Service/demo-taskapp", "Service/demo-inference", "Service/demo-trainer",
         "Deployment/demo-taskapp", "Deployment/demo-inference",
@@ -389,7 +394,7 @@ async def test_children_of_a_former_job_of_that_name_are_left_alone() -> None:
 
 @pytest.mark.parametrize(("plural", "kind", "name"), OTHERS)
 async def test_what_belongs_to_others_is_not_taken_over(plural: str, kind: str, name: str) -> None:
-    world = World({"storage.runSize": "1Gi"})
+    world = World()
     foreign = world.server.put(plural, {"kind": kind, "metadata": {"name": name, "namespace": "default"}})
     version = foreign["metadata"]["resourceVersion"]
     with pytest.raises(NameTaken, match=f"{kind}/{name} exists and is not this job's"):
