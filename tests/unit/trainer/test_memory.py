@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from visionrl_trainer.rollout.batch import Sample
 
 pytestmark = pytest.mark.vision
 
+IMAGE = 9
+"""Id of a placeholder."""
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -107,14 +110,14 @@ def test_an_adapter_is_float32_and_computed_in_the_models_dtype(
 # --- micro-batches
 
 
-def sample(length: int) -> Sample:
-    return Sample((1,) * (length - 1), (2,), (-1.0,), (), "m")
+def sample(length: int, first: int = 1) -> Sample:
+    return Sample((first, *[1] * (length - 2)), (2,), (-1.0,), (), "m")
 
 
 def test_micro_batches_are_bounded_by_tokens_and_hold_every_sequence_once() -> None:
     lengths = [100, 900, 100, 250, 100, 90, 300]
-    samples = [sample(length) for length in lengths]
-    groups = list(micro_batches([range(n, n + 1) for n in range(len(samples))], samples, plan(tokens=400)))
+    samples = [sample(length, first=n) for n, length in enumerate(lengths)]
+    groups = list(micro_batches([range(n, n + 1) for n in range(len(samples))], samples, plan(tokens=400), IMAGE))
     assert sorted(index for group in groups for index in group) == list(range(len(samples)))
     padded = [len(group) * max(lengths[index] for index in group) for group in groups]
     assert [size for size in padded if size > 400] == [900]  # alone, because it is longer than the budget
@@ -122,9 +125,19 @@ def test_micro_batches_are_bounded_by_tokens_and_hold_every_sequence_once() -> N
 
 
 def test_micro_batches_keep_sequences_whole_and_take_a_bound_on_decisions(samples: list[Sample]) -> None:
-    groups = list(micro_batches([range(0, 1), range(1, 4)], samples, plan(samples=2)))
+    groups = list(micro_batches([range(0, 1), range(1, 4)], samples, plan(samples=2), IMAGE))
     assert sorted(map(sorted, groups)) == [[0], [1, 2, 3]]
-    assert list(micro_batches([range(0, 1), range(1, 2)], samples, plan(samples=2))) == [[0, 1]]
+    assert list(micro_batches([range(0, 1), range(1, 2)], samples, plan(samples=2), IMAGE)) == [[0, 1]]
+
+
+def test_a_shared_prefix_counts_once() -> None:
+    system = tuple(range(10, 110))
+    samples = [Sample((*system, IMAGE, n), (5,) * length, (), (), "m") for n, length in enumerate([8, 8, 18, 18])]
+    runs = [range(n, n + 1) for n in range(4)]
+    assert list(micro_batches(runs, samples, plan(tokens=100 + 4 * 20), IMAGE)) == [[0, 1, 2, 3]]
+    assert list(micro_batches(runs, samples, plan(tokens=100 + 4 * 20 - 1), IMAGE)) == [[0, 1, 2], [3]]
+    apart = [replace(sample, prompt_ids=(n, *sample.prompt_ids)) for n, sample in enumerate(samples)]
+    assert list(micro_batches(runs, apart, plan(tokens=300), IMAGE)) == [[0, 1], [2, 3]]
 
 
 # --- the plan

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from visionrl.frames import frame_hash
+from visionrl.job import Training
 from visionrl_trainer.model.policy import BANNED_BIAS, ImageFeatures, Policy
-from visionrl_trainer.rollout.batch import Sample
+from visionrl_trainer.rollout.batch import Sample, sequences
 
 pytestmark = pytest.mark.vision
 
@@ -194,3 +197,69 @@ def test_an_answer_that_reads_differently_in_the_next_prompt_ends_the_row(
     first, second, *_ = segment
     altered = Sample(first.prompt_ids, (*first.completion_ids[:-2], 7, first.completion_ids[-1]), (), first.images, "m")
     assert policy.collate([altered, second]).packing.sequences == 2
+
+
+# --- the shared prefix
+
+
+def after(system: tuple[int, ...], samples: list[Sample]) -> list[Sample]:
+    """The samples with a system prompt before their prompts."""
+    return [replace(sample, prompt_ids=system + sample.prompt_ids) for sample in samples]
+
+
+def system_prompt(policy: Policy) -> tuple[int, ...]:
+    return tuple(policy.processor.tokenizer.encode("<|im_start|>system\n" + "collect wood, " * 12 + "<|im_end|>\n"))
+
+
+def logprobs_and_gradient(
+    policy: Policy, batches: list[list[Sample]], features: dict[str, ImageFeatures]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the batches, one after the other; every token has another weight."""
+    for _, parameter in policy.trainable():
+        parameter.grad = None
+    found = [policy.logprobs(batch, features, 0.7)[0] for batch in batches]
+    logprobs_T = torch.cat(found)
+    (logprobs_T * torch.linspace(-1, 1, len(logprobs_T))).sum().backward()
+    return logprobs_T.detach(), torch.cat([p.grad.flatten() for _, p in policy.trainable() if p.grad is not None])
+
+
+@pytest.mark.parametrize("recompute", ["on", "off"])
+@pytest.mark.parametrize("turns", ["decisions", "segments"])
+def test_a_prefix_computed_once_leaves_logprobs_and_gradient_as_they_are(
+    recompute: Literal["on", "off"],
+    turns: str,
+    policy: Policy,
+    samples: list[Sample],
+    segment: list[Sample],
+    frames: list[np.ndarray],
+) -> None:
+    disturb(policy)
+    policy.plan_memory(Training(iterations=1, activation_checkpointing=recompute))
+    system, features = system_prompt(policy), encoded(policy, frames)
+    rows = after(system, samples if turns == "decisions" else segment)
+    packing = policy.collate(rows).packing
+    assert packing.prefix >= len(system)
+    assert packing.sequences == len(sequences(rows)) > 1
+    apart = [[rows[index] for index in run] for run in sequences(rows)]
+    assert all(policy.collate(one).packing.prefix == 0 for one in apart)
+    together, expected = (logprobs_and_gradient(policy, batches, features) for batches in ([rows], apart))
+    torch.testing.assert_close(together[0], expected[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(together[1], expected[1], rtol=0, atol=2e-6 * float(expected[1].abs().max()))
+
+
+def test_a_prompt_without_a_frame_is_shared_up_to_where_answers_differ(policy: Policy, samples: list[Sample]) -> None:
+    disturb(policy)
+    prompt = system_prompt(policy)
+    rows = [replace(sample, prompt_ids=prompt, images=()) for sample in samples]
+    assert policy.collate(rows).packing.prefix >= len(prompt)
+    together, apart = (logprobs_and_gradient(policy, b, {}) for b in ([rows], [[row] for row in rows]))
+    torch.testing.assert_close(together[0], apart[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(together[1], apart[1], rtol=0, atol=2e-6 * float(apart[1].abs().max()))
+
+
+def test_a_shared_prefix_is_computed_and_kept_once(policy: Policy, samples: list[Sample]) -> None:
+    system = system_prompt(policy)
+    rest = [len(sample.prompt_ids) + len(sample.completion_ids) for sample in samples]
+    assert len(policy.collate(after(system, samples)).ids_P) <= len(system) + sum(rest)
+    other = after((system[1],), after(system, samples[:1])) + after(system, samples[1:])
+    assert policy.collate(other).packing.prefix == 0

@@ -1,4 +1,5 @@
-"""Packed rows are computed as if each were alone: the same results, the same gradients, to the last bits."""
+"""Packed rows are computed as if each were alone: the same results, the same gradients, to the last bits; also where
+they share a prefix that is computed once."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from visionrl_trainer.model.packing import Packing, packed_attention
+from visionrl_trainer.model.packing import SHORTEST_PREFIX, Packing, packed_attention, shared_prefix
 
 pytestmark = pytest.mark.vision
 
@@ -52,6 +53,43 @@ def test_attention_stays_within_its_row(lengths: list[int], seed: int) -> None:
     expected = torch.autograd.grad((alone * weights).sum(), (query, key, value))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 99))
+def test_every_row_attends_to_the_shared_prefix_and_to_itself(lengths: list[int], prefix: int, seed: int) -> None:
+    total = prefix + sum(lengths)
+    query, key, value = (heads(total, n, seed + n) for n in (HEADS, HEADS // GROUPS, HEADS // GROUPS))
+    together = packed(query, key, value, Packing.of(lengths, CPU, prefix))
+    split = [each.split([prefix, *lengths], dim=2) for each in (query, key, value)]
+    rows = [[torch.cat([each[0], each[1 + n]], dim=2) for each in split] for n in range(len(lengths))]
+    alone = [stock(q, k, v) for q, k, v in rows]
+    expected = torch.cat([alone[0][:, :prefix], *[row[:, prefix:] for row in alone]], dim=1)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-13)
+    weights = torch.randn(together.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = torch.autograd.grad((together * weights).sum(), (query, key, value))
+    for one, other in zip(found, torch.autograd.grad((expected * weights).sum(), (query, key, value)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+IMAGE = 3
+IDS = st.lists(st.integers(1, 4), min_size=1, max_size=6).map(tuple)
+
+
+@given(st.lists(IDS, min_size=1, max_size=5), st.integers(0, 60))
+def test_rows_share_what_all_begin_with_before_any_frame(ends: list[tuple[int, ...]], common: int) -> None:
+    rows = [(*[2] * common, *end) for end in ends]
+    prefix = shared_prefix(rows, IMAGE)
+    first = rows[0]
+    assert all(row[:prefix] == first[:prefix] and prefix < len(row) for row in rows)
+    assert IMAGE not in first[:prefix]
+    assert prefix == 0 or prefix >= SHORTEST_PREFIX
+    longer = max(prefix + 1, SHORTEST_PREFIX)
+    assert (
+        len(rows) < 2
+        or IMAGE in first[:longer]
+        or longer >= min(map(len, rows))
+        or len({row[:longer] for row in rows}) > 1
+    )
 
 
 @given(LENGTHS)

@@ -244,7 +244,7 @@ class _Batch:
         self.check_mismatch()
 
     def _micro_batches(self, runs: Iterable[range]) -> Iterator[list[int]]:
-        return micro_batches(runs, self.samples, self.policy.plan_memory(self.spec.training))
+        return micro_batches(runs, self.samples, self.policy.plan_memory(self.spec.training), self.policy.image_token)
 
     @property
     def _temperature(self) -> float:

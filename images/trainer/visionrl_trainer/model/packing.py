@@ -1,8 +1,11 @@
-"""Sequences of different lengths packed into one, without padding.
+"""Sequences packed into one, without padding and with their common prefix once.
 
 The layers that work token by token (projections, MLP, norms, adapters: nearly all of the work) compute each token once
-and no padding. Attention alone works sequence by sequence: queries, keys and values are laid out as a right-padded
-batch, and its results are packed again. No token attends to another sequence, so only the order of summation changes.
+and no padding. Sequences that begin with the same text (system prompt, tools) share it: packed are the prefix, then the
+rest of every sequence, and the prefix's keys and values collect the gradients of all of them.
+
+Attention alone works sequence by sequence: queries, keys and values are laid out as a right-padded batch, and its
+results are packed again. No token attends to another sequence, so only the order of summation changes.
 """
 
 from __future__ import annotations
@@ -12,31 +15,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION = "visionrl_packed"
 """Name of :func:`packed_attention` in transformers."""
+SHORTEST_PREFIX = 32
+"""Tokens; to share fewer saves less than attention in two parts costs."""
+
+
+def shared_prefix(sequences: Sequence[tuple[int, ...]], image_token: int) -> int:
+    """How many tokens these sequences share at their beginning and compute once: none for one sequence, none of the
+    first frame and what follows, and never a whole sequence."""
+    least, greatest = min(sequences), max(sequences)  # what these two share, all share
+    limit = min(map(len, sequences)) - 1
+    length = next((n for n in range(limit) if least[n] != greatest[n] or least[n] == image_token), limit)
+    return length if length >= SHORTEST_PREFIX and len(sequences) > 1 else 0
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The place of each of P packed tokens in a batch of N sequences, padded to the longest."""
+    """A shared prefix, and the place of each of P packed tokens after it in a batch of N sequences, padded to the
+    longest."""
 
     sequences: int
     longest: int
+    """Of the sequences without the prefix."""
     place_P: Tensor | None
     """Index into the flattened batch; None where all sequences are equally long and nothing is padded."""
+    prefix: int = 0
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """The packing of sequences of these lengths, one after the other."""
+    def of(cls, lengths: Sequence[int], device: torch.device, prefix: int = 0) -> Packing:
+        """The packing of sequences of these lengths, one after the other, after their shared prefix."""
         longest = max(lengths)
         if min(lengths) == longest:
-            return cls(len(lengths), longest, None)
+            return cls(len(lengths), longest, None, prefix)
         place_P = torch.cat([torch.arange(length) + n * longest for n, length in enumerate(lengths)])
-        return cls(len(lengths), longest, place_P.to(device))
+        return cls(len(lengths), longest, place_P.to(device), prefix)
 
     def spread(self, packed_1APD: Tensor) -> Tensor:
         """The batch [N, A, L, D] of packed heads."""
@@ -65,9 +85,30 @@ def packed_attention(
     """transformers' scaled-dot-product attention within the sequences of a packing, or over everything without one."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if packing.prefix:
+        # Recomputed in the backward pass: it would keep a copy of the prefix's keys and values for every sequence.
+        return checkpoint(_prefix_attention, module, query, key, value, packing, use_reentrant=False, **kwargs), None
     query, key, value = packing.spread(query), packing.spread(key), packing.spread(value)
     output_NLAD, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
     return packing.gather(output_NLAD), None
+
+
+def _prefix_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **kwargs: Any
+) -> Tensor:
+    """The prefix attends to itself, the rest of every sequence to the prefix and to itself: [1, P, A, D]."""
+    sizes = [packing.prefix, query.shape[2] - packing.prefix]
+    (query, rest_query), (key, rest_key), (value, rest_value) = (t.split(sizes, dim=2) for t in (query, key, value))
+    prefix_1SAD, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    rest_NALD = F.scaled_dot_product_attention(
+        packing.spread(rest_query),
+        torch.cat([key.expand(packing.sequences, -1, -1, -1), packing.spread(rest_key)], dim=2),
+        torch.cat([value.expand(packing.sequences, -1, -1, -1), packing.spread(rest_value)], dim=2),
+        attn_mask=causal_lower_right(packing.longest, packing.prefix + packing.longest),
+        scale=kwargs.get("scaling"),
+        enable_gqa=True,
+    )
+    return torch.cat([prefix_1SAD, packing.gather(rest_NALD.transpose(1, 2))], dim=1)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

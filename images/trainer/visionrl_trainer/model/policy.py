@@ -1,7 +1,8 @@
 """The policy: Qwen3-VL with a LoRA adapter, evaluated on exactly the tokens that were sampled.
 
 The forward pass is that of transformers, taken apart where rows share work: the vision tower runs once per distinct
-frame, positions once per layout of a prompt, the LM head on completion tokens only; rows are packed without padding.
+frame, positions once per layout of a prompt, the beginning that all rows of a micro-batch have in common once, the LM
+head on completion tokens only; rows are packed without padding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from visionrl.job import Lora, Training
 from visionrl_trainer.model.adapter import with_adapter
 from visionrl_trainer.model.forward import last_hidden, score
 from visionrl_trainer.model.memory import MemoryPlan, plan_memory
-from visionrl_trainer.model.packing import ATTENTION, Packing
+from visionrl_trainer.model.packing import ATTENTION, Packing, shared_prefix
 from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, sequences
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Sequences as packed rows: P tokens in all, T of them sampled."""
+    """Sequences as packed rows after their shared prefix: P tokens in all, T of them sampled."""
 
     ids_P: Tensor
     positions_3P: Tensor
@@ -92,6 +93,7 @@ class Policy:
         self.peft: PeftModel | None = None
         self._reference: dict[str, Tensor] | None = None
         self.memory: MemoryPlan | None = None
+        self.image_token: int = model.config.image_token_id
         vocabulary = processor.tokenizer.get_vocab()
         self.ban(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
         self._positions: dict[tuple[tuple[int, ...], int], Tensor] = {}
@@ -247,7 +249,7 @@ class Policy:
         merge = self.model.config.vision_config.spatial_merge_size
         per_image = int(inputs["image_grid_thw"][0].prod()) // merge**2
         return ImageTokens(
-            placeholder_id=self.model.config.image_token_id,
+            placeholder_id=self.image_token,
             per_image=per_image,
             image_size=image_size,
             vocabulary=self.model.config.text_config.vocab_size,
@@ -280,26 +282,32 @@ class Policy:
             return score(hidden_TH, rows.targets_T, self.model.lm_head, self._bias, served_temperature(temperature))
 
     def collate(self, samples: Sequence[Sample]) -> PackedSequences:
-        """One row of the packing per sequence of samples (:func:`visionrl_trainer.rollout.batch.sequences`)."""
+        """One row of the packing per sequence of samples (:func:`visionrl_trainer.rollout.batch.sequences`), after the
+        prefix that all of them share."""
         runs = sequences(samples)
-        rows = [torch.tensor(samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids) for run in runs]
-        predicts: list[int] = []
+        rows = [samples[run[-1]].prompt_ids + samples[run[-1]].completion_ids for run in runs]
+        prefix = shared_prefix(rows, self.image_token)
+        places: list[int] = []
         targets: list[int] = []
-        begin = 0
+        begin = prefix
         for run, ids in zip(runs, rows, strict=True):
+            end = begin + len(ids) - prefix
+            places_L = [*range(prefix), *range(begin, end)]
             for sample in samples[run.start : run.stop]:
-                first = begin + len(sample.prompt_ids) - 1
-                predicts += range(first, first + len(sample.completion_ids))
+                first = len(sample.prompt_ids) - 1
+                places += places_L[first : first + len(sample.completion_ids)]
                 targets += sample.completion_ids
-            begin += len(ids)
-        ids_P = torch.cat(rows).to(self.device)
+            begin = end
+        tensors = [torch.tensor(ids) for ids in rows]
+        positions = [self._positions_of(ids) for ids in tensors]
+        ids_P = _after_prefix(tensors, prefix).to(self.device)
         return PackedSequences(
             ids_P,
-            torch.cat([self._positions_of(ids) for ids in rows], dim=1).to(self.device),
-            ids_P == self.model.config.image_token_id,
-            Packing.of([len(ids) for ids in rows], self.device),
+            _after_prefix(positions, prefix).to(self.device),
+            ids_P == self.image_token,
+            Packing.of([len(ids) - prefix for ids in rows], self.device, prefix),
             tuple(digest for run in runs for digest in samples[run[-1]].images),
-            predicts_T=torch.tensor(predicts, device=self.device),
+            predicts_T=torch.tensor(places, device=self.device),
             targets_T=torch.tensor(targets, device=self.device),
         )
 
@@ -321,7 +329,7 @@ class Policy:
 
     def _positions_of(self, ids_L: Tensor) -> Tensor:
         """Interleaved-mRoPE positions [3, L] of one sequence, from the model itself, cached by layout."""
-        visual = ids_L == self.model.config.image_token_id
+        visual = ids_L == self.image_token
         edges = torch.nonzero(F.pad(visual, (1, 1)).diff())[:, 0].tolist()  # begin and end of every frame
         layout = (tuple(edges), len(ids_L))
         if layout not in self._positions:
@@ -336,3 +344,8 @@ class Policy:
         merge = self.model.config.vision_config.spatial_merge_size
         sides = [round(count**0.5) * merge for count in tokens]
         return torch.tensor([[1, side, side] for side in sides]) if sides else None
+
+
+def _after_prefix(rows: Sequence[Tensor], prefix: int) -> Tensor:
+    """Rows one after the other along the last dimension, their first ``prefix`` tokens once."""
+    return torch.cat([rows[0][..., :prefix], *[row[..., prefix:] for row in rows]], dim=-1)

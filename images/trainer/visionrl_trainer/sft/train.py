@@ -177,7 +177,7 @@ def _step(
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for indices in micro_batches(sequences(samples), samples, memory):
+    for indices in micro_batches(sequences(samples), samples, memory, policy.image_token):
         part = [samples[index] for index in indices]
         loss = decision_loss(policy, part, images) * (len(part) / len(samples))
         loss.backward()
