@@ -13,8 +13,8 @@ MADE, LOST, MADE_ANEW = "ClaimMade", "ClaimLost", "ClaimMadeAnew"
 
 
 def kept(job: Job, owner: Owner, status: JobStatus, observed: Observed, finished: bool) -> Finding:
-    """The condition *ResultKept*. No trainer starts without the claim: where one ran, a claim that is not there is lost.
-    That is told before another one is made, in which training starts at iteration 0."""
+    """The condition *ResultKept*. No trainer starts without the claim: after one ran, a missing claim is lost.
+    The loss is reported before another one is made, in which training starts at iteration 0."""
     storage, claim, before = job.spec.storage, made_claim(job, owner), status.condition("ResultKept")
     if storage.ephemeral:
         return _finding(False, "Ephemeral", "what is trained is lost with the trainer's pod (spec.storage.ephemeral)")
