@@ -1,7 +1,7 @@
 """SIGKILL before every write of a trainer: ``python -m tests.faults.trainer_kills SCENARIO FOLDER FIRST STEP TWICE``.
 
-All of it is the trainer's own, but for the episodes, which are a function of the iteration, and for the inference
-server, which only looks whether it could fetch the version. One process loads torch and the model, and forks for every
+All of it is the trainer's own, but for the task app, whose episodes are a function of the iteration, and for the
+inference server, which only looks whether it could fetch the version. One process loads torch and the model, and forks for every
 attempt. It prints a JSON object per kill: the write before which the process died, and what is wrong with what the
 attempts after it made of the run (nothing, that is).
 """
@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,20 +29,22 @@ import torch
 from PIL import Image
 
 from tests.support.jobs import job
+from tests.unit.trainer.test_intake import decision, png, response
 from visionrl.adapters import Version, verified_manifest
 from visionrl.component import ComponentContext
 from visionrl.frames import frame_hash
 from visionrl.job import Job, TinyModel
+from visionrl.rollout import RewardSplit, RolloutRequest, RolloutResponse
 from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
 from visionrl.tools import ACTIONS, tool_call_text
 from visionrl_trainer import train
+from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.update import update
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.report.replay import Replay
-from visionrl_trainer.rollout.batch import EpisodeSamples, Group, Sample
+from visionrl_trainer.rollout.batch import Group, Sample
 from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult
-from visionrl_trainer.rollout.sampler import Batch
 from visionrl_trainer.state.metrics import MetricsFile
 from visionrl_trainer.state.run import RunStore
 from visionrl_trainer.sync.service import StatusPublisher
@@ -61,6 +63,8 @@ def scenario_job(scenario: str, data: Path) -> Job:
         "model.lora": {"r": 2, "alpha": 4},
         "rollout.envConfig": {"imageSize": SIZE},
         "training.learningRate": 1e-3,
+        "training.groupsPerIteration": 1,
+        "training.groupSize": 2,
         "training.updatesPerIteration": UPDATES,
         "evaluation.episodes": 2,
         **SCENARIOS[scenario],
@@ -185,11 +189,14 @@ def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
         ledger.note("updates", stats.updates)
         return stats
 
-    async def collect(sampler: Any, iteration: int, version: str) -> Batch:
+    def witnessed_learning(groups: list[Group], *arguments: Any) -> Any:
+        ledger.note("learning", [episode.run_id for group in groups for episode in group.episodes])
+        return with_advantages(groups, *arguments)
+
+    async def rollout(taskapp: Any, request: RolloutRequest, patience: float) -> RolloutResponse:
         await asyncio.sleep(0)
-        ledger.note("played", [iteration, version])
-        trainer.server.load_adapter(run / "adapters" / version)
-        return batch(trainer.server, iteration, version)
+        trainer.server.load_adapter(run / "adapters" / request.policy.config.model)
+        return episode(trainer.server, request)
 
     async def push(sync: Any, policy: Policy, version: Version) -> None:
         manifest = sync.store.path(version.name, "manifest.json")
@@ -211,7 +218,8 @@ def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
         "train.RunStore.resume": witnessed_resume,
         "train.RunStore.checkpoint": witnessed_checkpoint,
         "train.update": witnessed_update,
-        "train.Sampler.collect": collect,
+        "train.with_advantages": witnessed_learning,
+        "train.TaskApp.rollout": rollout,
         "train.WeightSync.push": push,
         "train.evaluate.evaluate": evaluate,
         "train.replay.record": record,
@@ -224,23 +232,32 @@ def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
         mock.patch(f"visionrl_trainer.{name}", replacement).start()
 
 
-def batch(server: Policy, iteration: int, version: str) -> Batch:
-    """Two episodes of one decision each, with other frames and answers in each iteration."""
+def episode(server: Policy, request: RolloutRequest) -> RolloutResponse:
+    """One decision, with another frame and answer in each episode of each iteration."""
+    iteration, n = iteration_of(request.run_id), int(request.run_id.split("/")[-2].removeprefix("e"))
     tokenizer = server.processor.tokenizer
     visual = server.image_tokens(SIZE).per_image
     prompt = tuple(tokenizer.encode("<|vision_start|>" + "<|image_pad|>" * visual + "<|vision_end|>"))
-    frames, episodes = {}, []
-    for n in range(2):
-        frame = np.full((SIZE, SIZE, 3), 40 * iteration + 20 * n, np.uint8)
-        digest = frame_hash(frame)
-        answer = tuple(tokenizer.encode(tool_call_text([ACTIONS[iteration + n]])))
-        sample = Sample(prompt, answer, (), (digest,), version)
-        with torch.no_grad():
-            logprobs_T, _ = server.logprobs([sample], {digest: server.encode_images([frame])[0]}, 1.0)
-        sample = replace(sample, logprobs=tuple(logprobs_T.tolist()))
-        frames[digest] = frame
-        episodes.append(EpisodeSamples(n, (sample,), (float(n),), ("state",), float(n), 0))
-    return Batch(version, [Group(0, tuple(episodes))], frames)
+    frame = np.full((SIZE, SIZE, 3), 40 * iteration + 20 * n, np.uint8)
+    digest = frame_hash(frame)
+    answer = tuple(tokenizer.encode(tool_call_text([ACTIONS[iteration + n]])))
+    sample = Sample(prompt, answer, (), (digest,), request.policy.config.model)
+    with torch.no_grad():
+        logprobs_T, _ = server.logprobs([sample], {digest: server.encode_images([frame])[0]}, 1.0)
+    played = decision(
+        model=sample.model,
+        images=[digest],
+        prompt_token_ids=list(prompt),
+        token_ids=list(answer),
+        logprobs=logprobs_T.tolist(),
+        reward=RewardSplit(event=float(n)),
+    )
+    return response([played], {digest: png(frame)}, float(n)).model_copy(update={"run_id": request.run_id})
+
+
+def iteration_of(run_id: str) -> int:
+    """2 of ``demo/demo-v000002-0123456789ab/i2/t0/g0/e1/r0``."""
+    return int(run_id.split("/")[2].removeprefix("i"))
 
 
 def score(seed: int, version: str) -> EpisodeScore:
@@ -314,6 +331,15 @@ def broken_promises(ledger: Ledger, expected: Outcome, run: Path) -> Iterator[st
             yield f"iteration {last} was in a checkpoint, resumed from {value}"
         if what in ("resumed", "checkpoint"):
             last = value
+    trained = lineage(ledger)
+    noted = {record["iteration"] - 1: record["run_ids"] for record in records(run / "metrics.jsonl")}
+    if noted != {iteration: learned.run_ids for iteration, learned in trained.items()}:
+        yield f"metrics.jsonl has {noted}, trained was {trained}"
+    run_ids = [run_id for learned in trained.values() for run_id in learned.run_ids]
+    if len(run_ids) != 2 * len(expected.iterations) or len(set(run_ids)) != len(run_ids):
+        yield f"lost or trained twice: {run_ids}"
+    if (steps := sum(learned.updates for learned in trained.values())) != expected.steps[-1]:
+        yield f"{steps} optimizer steps led to the result, expected {expected.steps[-1]}"
     names: dict[int, str] = {}
     for name in ledger.values("served"):
         version = Version.parse(name)
@@ -321,6 +347,28 @@ def broken_promises(ledger: Ledger, expected: Outcome, run: Path) -> Iterator[st
             yield f"number {version.number} is {names[version.number]} and {name}"
     if leftovers := [str(path) for path in run.rglob(".*") if path.is_dir()]:
         yield f"left behind: {leftovers}"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one iteration was trained on, and the optimizer steps that it took."""
+
+    run_ids: list[str]
+    updates: int = 0
+
+
+def lineage(ledger: Ledger) -> dict[int, Learned]:
+    """The iterations that the result was made by: a resumed attempt discards those after its checkpoint."""
+    found: dict[int, Learned] = {}
+    for what, value in ledger.entries():
+        if what == "resumed":
+            found = {iteration: learned for iteration, learned in found.items() if iteration < value}
+        elif what == "learning":
+            latest = iteration_of(value[0])
+            found[latest] = Learned(value)
+        elif what == "updates":
+            found[latest] = Learned(found[latest].run_ids, value)
+    return found
 
 
 def open_ledger(folder: Path, name: str) -> tuple[Path, Ledger]:

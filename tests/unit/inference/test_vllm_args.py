@@ -49,7 +49,8 @@ def test_vllm_reads_the_command_as_it_is_meant() -> None:
     assert (arguments.generation_config, arguments.logprobs_mode) == ("vllm", "processed_logprobs")
     assert (arguments.enable_auto_tool_choice, arguments.tool_call_parser) == (True, "hermes")
     assert (arguments.enable_lora, arguments.max_lora_rank) == (True, 16)
-    assert arguments.limit_mm_per_prompt == {"image": 3, "video": 0}
+    image = {"count": 3, "width": 144, "height": 144}  # vLLM warms up with a frame of the job, not with a huge one
+    assert arguments.limit_mm_per_prompt == {"image": image, "video": 0}
     assert arguments.middleware == ["visionrl_inference.guard.Guard"]
     assert arguments.enforce_eager
 
