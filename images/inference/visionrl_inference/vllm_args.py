@@ -89,9 +89,7 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
         "--generation-config": "vllm",
         # Logprobs under temperature and banned tokens: those that the sample was drawn from.
         "--logprobs-mode": "processed_logprobs",
-        "--limit-mm-per-prompt": json.dumps(
-            {"image": vllm.limit_mm_per_prompt.image if uses_vision(spec) else 0, "video": 0}
-        ),
+        "--limit-mm-per-prompt": json.dumps({"image": _images(job), "video": 0}),
         # A frame is seen once, or as often as its segment has turns: vLLM's 4 GiB would only fill the memory.
         "--mm-processor-cache-gb": 1,
         "--tool-call-parser": "hermes",
@@ -141,6 +139,15 @@ def adapters_in_use(job: Job) -> int:
     """Versions that may answer at once: those that rollouts may lag behind, the current one, and the next one's
     canary."""
     return job.spec.training.max_staleness + 2
+
+
+def _images(job: Job) -> dict[str, int] | int:
+    """The most images of a prompt, and their size: vLLM warms up and measures its memory with one of the largest size
+    that the model takes otherwise, 4096 pixels square."""
+    if not uses_vision(job.spec):
+        return 0
+    size = job.spec.rollout.env_config.image_size
+    return {"count": job.spec.inference.vllm.limit_mm_per_prompt.image, "width": size, "height": size}
 
 
 def _small_on_cpu(job: Job) -> bool:
