@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run a job on this machine",
     "train": "supervised training on files",
     "eval": "play a policy on seeds and report scores",
+    "compare": "compare two evaluations, paired by seed",
     "filter": "make supervised data from traces",
     "validate": "check job files",
     "render": "print the Kubernetes objects of a job",

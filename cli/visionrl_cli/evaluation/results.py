@@ -114,11 +114,16 @@ def compared(results: Results, file: Path, other: Results) -> Results:
     """The results with what they gain over other ones, paired by seed."""
     before = dict(zip(other.seeds, other.returns, strict=True))
     gain = paired_gain([before[seed] for seed in results.seeds], results.returns)
-    there, here = dict(_flat(other.settings)), dict(_flat(results.settings))
-    names = sorted(there.keys() | here.keys())
-    differs = {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
+    differs = settings_that_differ(other.settings, results.settings)
     comparison = Comparison(file=str(file), policy=other.policy, score=other.score, gain=gain, differs=differs)
     return results.model_copy(update={"comparison": comparison})
+
+
+def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Values of both, by dotted name."""
+    there, here = dict(_flat(a)), dict(_flat(b))
+    names = sorted(there.keys() | here.keys())
+    return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,3 +12,8 @@ class EvalError(Exception):
 def signed(score: Score) -> str:
     """ "+1.10 [+0.78, +1.42]"."""
     return f"{score.mean:+.2f} [{score.low:+.2f}, {score.high:+.2f}]"
+
+
+def verdict(gain: Score) -> str:
+    """What an interval of a gain shows."""
+    return "better" if gain.low > 0 else "worse" if gain.high < 0 else "not shown to differ"

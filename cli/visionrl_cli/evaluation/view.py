@@ -11,7 +11,7 @@ from rich.table import Table
 
 from visionrl.seeds import seeds_text
 from visionrl_cli.evaluation.results import Comparison, Results
-from visionrl_cli.evaluation.text import signed
+from visionrl_cli.evaluation.text import signed, verdict
 from visionrl_local.text import score_text
 
 PLAIN_LINES = 10
@@ -113,10 +113,9 @@ def rows(results: Results) -> list[tuple[str, str]]:
 
 def comparison_lines(comparison: Comparison) -> list[str]:
     gain = comparison.gain
-    verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "no difference shown"
     lines = [
         f"against {comparison.policy} ({comparison.file}): {score_text(comparison.score)}",
-        f"paired gain: {signed(gain)} on {gain.episodes} seeds: {verdict}",
+        f"paired gain: {signed(gain)} on {gain.episodes} seeds: {verdict(gain)}",
     ]
     if comparison.differs:
         changed = (f"{name} {there} → {here}" for name, (there, here) in comparison.differs.items())

@@ -260,6 +260,42 @@ def test_other_seeds_are_never_compared() -> None:
         check_same_seeds(Path("a.json"), results, (0, 1, 2))
 
 
+def written(file: Path, *scores: EpisodeScore, **settings: Any) -> str:
+    Journal(file, {}, tuple(each.seed for each in scores), "eval/x").finish(
+        make_results(file.stem, settings, scores, None)
+    )
+    return str(file)
+
+
+def test_two_evaluations_are_paired_by_the_seeds_of_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = written(tmp_path / "a.json", score(3, 1), score(1, 1), score(2, 2), score(9, 3), turns=10)
+    b = written(tmp_path / "b.json", score(1, 3), score(2, 3), score(3, 3, invalid=5), turns=20)
+    assert main(["compare", a, b, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seeds"] == [1, 2, 3]
+    gain = found["differences"]["unique achievements"]
+    assert (gain["a"], gain["b"]) == (pytest.approx(4 / 3), 3.0)
+    assert gain["gain"]["mean"] == pytest.approx(5 / 3)
+    assert 1 <= gain["gain"]["low"] <= gain["gain"]["high"] <= 2
+    assert found["rates"] == {
+        "collect_wood": [1.0, 1.0], "collect_stone": [0.0, 1.0], "place_table": [pytest.approx(1 / 3), 1.0]
+    }  # fmt: skip
+    assert found["settings"] == {"turns": [10, 20]}
+    assert main(["compare", a, b]) == 0
+    told = capsys.readouterr().out
+    assert "unique achievements: B is better" in told
+    assert "+1.67 [" in told
+    assert "settings that differ: turns: 10 in A, 20 in B" in told
+
+
+def test_what_cannot_be_compared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = written(tmp_path / "a.json", score(0), score(1)), written(tmp_path / "b.json", score(1), score(2))
+    assert main(["compare", a, b]) == 1
+    assert "was played on the seeds 0-1" in capsys.readouterr().err
+    assert main(["compare", a, str(tmp_path / "none.json")]) == 1
+    assert capsys.readouterr().err == f"visionrl: {tmp_path / 'none.json'}: No such file or directory\n"
+
+
 def test_a_file_that_is_no_result_is_told(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     with pytest.raises(EvalError, match="No such file"):
