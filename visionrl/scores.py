@@ -1,5 +1,9 @@
 """What an episode can score: the achievements of Crafter, each of which counts once."""
 
+from __future__ import annotations
+
+from visionrl.status import Score
+
 ACHIEVEMENTS: tuple[str, ...] = (
     "collect_coal",
     "collect_diamond",
@@ -25,3 +29,10 @@ ACHIEVEMENTS: tuple[str, ...] = (
     "wake_up",
 )
 """In the order of the package crafter, which the contracts do not need."""
+
+
+def progress(achieved: Score) -> Score:
+    """Percent of the achievements that an episode unlocks, as BALROG counts it (its `progression`)."""
+    share = 100 / len(ACHIEVEMENTS)
+    ends = {"mean": achieved.mean * share, "low": achieved.low * share, "high": achieved.high * share}
+    return achieved.model_copy(update=ends)

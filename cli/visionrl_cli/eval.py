@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   visionrl eval --model Qwen/Qwen3-VL-4B-Instruct --env crafter --seeds 0,1,2,3,4 \\
       --policy-config '{"use_vision": true, "image_only_mode": true}'
   visionrl eval --model gpt-4o-mini --inference-url https://api.openai.com --seeds 0-9 --turns 10
+  visionrl eval --run runs/crafter-tiny --protocol standard               scores to put beside published ones
   visionrl eval --policy crafter-scripted --seeds 0-199 --trace-db traces --json | jq .score
 """
 
@@ -56,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     game.add_argument("--env", metavar="NAME", help="environment (default: the config's)")
     game.add_argument("--seeds", metavar="SEEDS", type=_seeds, help="such as 0-299 or 0,1,2 (default: the config's)")
+    game.add_argument(
+        "--protocol",
+        choices=("standard",),
+        help="that of published scores: whole episodes of up to 10,000 steps, on seeds 0-29 unless others are named",
+    )
     game.add_argument("--turns", metavar="N", type=_positive, help="largest number of turns in an episode")
     game.add_argument("--temperature", metavar="T", type=float, help="sampling temperature")
     game.add_argument("--concurrency", metavar="N", type=_positive, help="episodes in flight")
@@ -97,6 +103,7 @@ def command(options: argparse.Namespace) -> int:
             base=options.base,
             config=options.config,
             env=options.env,
+            protocol=options.protocol,
             seeds=options.seeds,
             turns=options.turns,
             temperature=options.temperature,

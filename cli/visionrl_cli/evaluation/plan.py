@@ -15,6 +15,7 @@ from visionrl.jobfile import load_job
 from visionrl.problems import located, problems
 from visionrl.reference.evaluation import EvalFile, convert_eval
 from visionrl.rollout import MODEL_POLICY, PolicyConfig, PolicyName, PolicySpec
+from visionrl_cli.evaluation import protocol
 from visionrl_cli.evaluation.local_policy import LocalPolicy, default_job, open_model, open_run
 from visionrl_cli.evaluation.text import EvalError
 
@@ -31,6 +32,7 @@ class EvalOptions:
     base: bool = False
     config: Path | None = None
     env: str | None = None
+    protocol: Literal["standard"] | None = None
     seeds: tuple[int, ...] | None = None
     turns: int | None = None
     temperature: float | None = None
@@ -88,7 +90,9 @@ def make_plan(options: EvalOptions) -> Plan:
         chosen = {"rollout": settings.spec.rollout, "evaluation": settings.spec.evaluation}
         job = job.model_copy(update={"spec": job.spec.model_copy(update=chosen)})
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"rollout": _rollout(options, job.spec.rollout)})})
-    seeds = options.seeds or tuple(evaluation_seeds(job.spec))
+    seeds = options.seeds or (protocol.SEEDS if options.protocol else tuple(evaluation_seeds(job.spec)))
+    if options.protocol:
+        protocol.check_seeds(seeds)
     if not seeds:
         raise EvalError("the job file has no evaluation seeds (evaluation.episodes is 0); name them with --seeds")
     policy = PolicySpec(policy_name=options.policy or MODEL_POLICY, config=_policy_config(options, job.spec, local))
@@ -146,10 +150,11 @@ def _rollout(options: EvalOptions, rollout: Rollout) -> Rollout:
     flags = {"env_name": options.env, "max_concurrent": options.concurrency}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Rollout.model_validate({**rollout.model_dump(), **given}, by_name=True)
+        found = Rollout.model_validate({**rollout.model_dump(), **given}, by_name=True)
     except ValidationError as error:
         listed = problems(error, Rollout, by_alias=False)
         raise EvalError("\n".join(f"--{str(problem).replace('env_name', 'env')}" for problem in listed)) from None
+    return protocol.with_whole_episodes(found) if options.protocol else found
 
 
 def _policy_config(options: EvalOptions, spec: JobSpec, local: LocalPolicy | None) -> PolicyConfig:
@@ -193,6 +198,7 @@ def _refuse_contradictions(options: EvalOptions) -> None:
     wrong = {
         "name what plays: --policy, --model or --run": not (options.policy or options.model or options.run),
         "--inference-url goes with --model": options.inference_url and not options.model,
+        "--turns contradicts --protocol standard, which plays whole episodes": options.turns and options.protocol,
         "--version and --base go with --run": (options.version or options.base) and not options.run,
         "--version and --base exclude each other": options.version and options.base,
         f"--temperature has no effect on {options.policy}, which has no model": (

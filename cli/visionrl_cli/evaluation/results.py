@@ -13,6 +13,7 @@ from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
 from visionrl.problems import problems
 from visionrl.rollout import Wire
+from visionrl.scores import progress
 from visionrl.seeds import seeds_text
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import EvalError
@@ -43,6 +44,8 @@ class Results(Wire):
     """Unique achievements of an episode."""
     crafter_score: float
     """Percent."""
+    progress: Score | None = None
+    """Percent of the achievements, as BALROG counts it; files of before do not have it."""
     length: Score
     """Environment steps of an episode."""
     env_return: Score
@@ -76,6 +79,7 @@ def make_results(
         settings=settings,
         score=found.score,
         crafter_score=crafter_score(found.rates),
+        progress=progress(found.score),
         length=found.length,
         env_return=found.env_return,
         invalid_rate=found.invalid_rate,

@@ -99,6 +99,7 @@ def rows(results: Results) -> list[tuple[str, str]]:
     found = [
         ("unique achievements, mean [95 % CI]", score_text(results.score)),
         ("Crafter score", f"{results.crafter_score:.2f} %"),
+        *([("progress as in BALROG", f"{score_text(results.progress)} %")] if results.progress else []),
         ("environment return", score_text(results.env_return)),
         ("length, environment steps", score_text(results.length)),
         ("invalid answers", f"{100 * results.invalid_rate:.1f} %"),

@@ -46,9 +46,22 @@ def test_seeds_are_the_files_held_out_ones_unless_named() -> None:
     assert make_plan(EvalOptions(policy="crafter-blind", seeds=(5, 3))).seeds == (5, 3)
 
 
+def test_the_standard_protocol_plays_whole_episodes_on_thirty_seeds() -> None:
+    plan = make_plan(EvalOptions(policy="crafter-blind", config=TINY, protocol="standard"))
+    rollout, config = plan.job.spec.rollout, plan.policy.config
+    assert plan.seeds == tuple(range(30))
+    assert (rollout.env_config.length, rollout.env_config.difficulty) == (10_000, "normal")
+    assert (config.max_llm_calls, rollout.max_ops) == (10_000, 20_000)
+    assert (rollout.env_config.image_size, config.max_actions) == (144, 4)  # how it plays is the config's
+    more = EvalOptions(policy="crafter-blind", protocol="standard", seeds=tuple(range(50)))
+    assert len(make_plan(more).seeds) == 50
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ({"policy": "crafter-blind", "protocol": "standard", "seeds": (0, 1)}, "2 seeds; the standard protocol asks"),
+        ({"policy": "crafter-blind", "protocol": "standard", "turns": 5}, "--turns contradicts --protocol standard"),
         ({"model": "m"}, "--model m needs --inference-url"),
         ({"model": "m", "env": "doom", "inference_url": "http://x"}, "--env: input should be 'crafter', found 'doom'"),
         ({"policy": "crafter-blind", "inference_url": "http://x"}, "--inference-url goes with --model"),
