@@ -29,6 +29,7 @@ they are moved into place when all of them are complete.
 EXAMPLES = """examples:
   visionrl filter --config configs/filter_vision_sft.toml
   visionrl filter traces/traces.db --output-dir data --min-achievements 5
+  visionrl filter traces/traces.db --output-dir data --format trl          Parquet for TRL's SFTTrainer
   visionrl filter a.db b.db --output-dir data --images files --val 0.2 --json | jq .episodes
 """
 LISTED_APART = ("input_db", "output_dir")
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings (TOML)")
     parser.add_argument("--output-dir", metavar="DIR", help=SECTIONS["filter"].model_fields["output_dir"].description)
+    parser.add_argument(
+        "--format", dest="filter.export_format", choices=("sft_jsonl", "trl"), help="the same as --export-format"
+    )
     parser.add_argument("--json", action="store_true", help="print what was kept and dropped as JSON")
     for section, model in SECTIONS.items():
         names = [name for name in model.model_fields if name not in LISTED_APART]

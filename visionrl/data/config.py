@@ -50,8 +50,9 @@ class Selection(Section):
     """Drop episodes that ran out of time."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Most decisions that are kept, in the order of the traces."""
-    export_format: Literal["sft_jsonl"] = "sft_jsonl"
-    """One JSON object per line: messages, tools, metadata."""
+    export_format: Literal["sft_jsonl", "trl"] = "sft_jsonl"
+    """`sft_jsonl`: one JSON object per line (messages, tools, metadata); `trl`: Parquet with a column of images, for
+    TRL's trainer."""
     include_images: bool = True
     """Write the frames; otherwise a message names them by their hash, and the data cannot be used for training."""
     include_metadata: bool = True
@@ -83,9 +84,9 @@ class Split(Section):
     stratify_by: Literal["achievements", "none"] = "achievements"
     """Distribute good and bad seeds evenly over training and validation."""
     train_file: FileName = "train.jsonl"
-    """File name of the training data."""
+    """File name of the training data; in the format trl it ends with .parquet."""
     val_file: FileName = "val.jsonl"
-    """File name of the validation data."""
+    """File name of the validation data; in the format trl it ends with .parquet."""
 
 
 class Output(Section):
@@ -117,6 +118,19 @@ class FilterConfig(Section):
     @property
     def folder(self) -> Path:
         return Path(self.filter.output_dir)
+
+    @property
+    def train_file(self) -> str:
+        """File name of the training data in its format."""
+        return self._named(self.split.train_file)
+
+    @property
+    def val_file(self) -> str:
+        """File name of the validation data in its format."""
+        return self._named(self.split.val_file)
+
+    def _named(self, name: str) -> str:
+        return str(Path(name).with_suffix(".parquet")) if self.filter.export_format == "trl" else name
 
 
 SECTIONS: dict[str, type[Section]] = {"filter": Selection, "sft": Examples, "split": Split, "output": Output}
@@ -175,11 +189,17 @@ def _contradictions(config: FilterConfig) -> list[Problem]:
     bounds = selection.model_fields_set & {"max_repeated_actions", "min_unique_states"}
     if bounds and not selection.detect_loops:
         found.append(Problem(f"filter.{min(bounds)}", "has no effect without detect_loops = true"))
-    names = [config.split.train_file, config.split.val_file]
+    names = [config.train_file, config.val_file]
     names += [config.output.stats_file] if config.output.save_stats else []
     names += [EPISODE_IDS] if config.output.save_filtered_episode_ids else []
     if twice := {name for name in names if names.count(name) > 1}:
         found.append(Problem("split", f"{min(twice)} is the name of two files"))
+    if selection.export_format == "trl" and not selection.include_images:
+        found.append(
+            Problem("filter.include_images", "must be true with export_format trl, which has the images inside")
+        )
+    if selection.export_format == "trl" and config.output.images == "files":
+        found.append(Problem("output.images", "has no effect with export_format trl, which has the images inside"))
     if not selection.include_images and "images" in config.output.model_fields_set:
         found.append(Problem("output.images", "has no effect with filter.include_images = false"))
     return found

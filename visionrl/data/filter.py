@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from visionrl.data import trl
 from visionrl.data.config import EPISODE_IDS, FilterConfig, FilterError
 from visionrl.data.read import Session, TraceDatabase, TracedDecision
 from visionrl.data.reference_traces import open_traces
@@ -134,13 +135,22 @@ def _write(
 ) -> None:
     form: ImageForm = config.output.images if config.filter.include_images else "none"
 
+    told = config.filter.include_metadata
+
     def lines(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         for each in examples:
-            yield line(each.session, each.decision, each.image, form, config.filter.include_metadata)
+            yield line(each.session, each.decision, each.image, form, told)
 
-    draft.lines(config.split.train_file, lines(train))
-    # Written even where it is empty: one of an earlier split would hold seeds that are for training now.
-    draft.lines(config.split.val_file, lines(val))
+    def rows(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        for each in examples:
+            yield trl.row(each.session, each.decision, each.image, told)
+
+    # Validation is written even where it is empty: one of an earlier split would hold seeds that are for training now.
+    for name, side in ((config.train_file, train), (config.val_file, val)):
+        if config.filter.export_format == "trl":
+            trl.write(draft.path(name), rows(side), told)
+        else:
+            draft.lines(name, lines(side))
     if form == "files":
         written = set()
         for example in kept.examples:

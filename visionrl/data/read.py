@@ -133,13 +133,13 @@ class TraceDatabase:
                 raise TypeError(f"its seed is {data['seed']!r}")
             return Session(
                 session_id=session_id,
-                created_at=created_at,
+                created_at=str(created_at),
                 env_name=data["env_name"],
                 seed=data["seed"],
                 policy_name=data["policy_name"],
                 tools=data["tools"],
                 abort_reason=data["abort_reason"],
-                total_reward=reward,
+                total_reward=float(reward),
                 achievements=achievements,
             )
 

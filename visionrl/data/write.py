@@ -33,18 +33,23 @@ def line(
         "tools": session.tools,
     }
     if with_metadata:
-        found["metadata"] = {
-            "session_id": session.session_id,
-            "env_name": session.env_name,
-            "policy_name": session.policy_name,
-            "seed": session.seed,
-            "total_reward": session.total_reward,
-            "achievements_count": session.achievements,
-            "model": decision.model,
-            "created_at": session.created_at,
-            "turn": decision.turn,
-        }
+        found["metadata"] = metadata(session, decision)
     return found
+
+
+def metadata(session: Session, decision: TracedDecision) -> dict[str, str | int | float]:
+    """Where a line comes from."""
+    return {
+        "session_id": session.session_id,
+        "env_name": session.env_name,
+        "policy_name": session.policy_name,
+        "seed": session.seed,
+        "total_reward": session.total_reward,
+        "achievements_count": session.achievements,
+        "model": decision.model,
+        "created_at": session.created_at,
+        "turn": decision.turn,
+    }
 
 
 def image_path(sha256: str) -> str:
@@ -85,6 +90,10 @@ class Draft:
             raise FilterError(f"{self._folder} cannot be written: {error.strerror or error}") from None
         finally:
             shutil.rmtree(self._root, ignore_errors=True)
+
+    def path(self, name: str) -> Path:
+        """Where a file is to be written."""
+        return self._root / name
 
     def lines(self, name: str, values: Iterator[dict[str, Any]]) -> None:
         """A file with one JSON object per line."""

@@ -1,4 +1,4 @@
-"""Supervised data of files: the lines that ``visionrl filter`` writes, as demonstrations."""
+"""Supervised data of files: the lines or rows that ``visionrl filter`` writes, as demonstrations."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from visionrl.component import ConfigurationError
 from visionrl.frames import decode_png, frame_hash
 from visionrl_trainer.rollout.batch import VISION_TOKENS
+from visionrl_trainer.sft import parquet
 from visionrl_trainer.sft.teacher import Demonstration, Demonstrations
 
 DATA_URL = "data:image/png;base64,"
@@ -39,14 +40,10 @@ class _Reader:
     """Hash of each image file, so that each is decoded once."""
 
     def read(self, file: Path) -> list[Demonstration]:
-        return [self._demonstration(where, line, file.parent) for where, line in _lines(file)]
+        entries = _rows(file) if file.suffix == parquet.SUFFIX else _lines(file)
+        return [self._demonstration(where, entry, file.parent) for where, entry in entries]
 
-    def _demonstration(self, where: str, line: str, folder: Path) -> Demonstration:
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise SftFileError(f"{where}: no JSON, perhaps cut off: {error}") from None
-        entry = _checked(where, "the line", data, dict)
+    def _demonstration(self, where: str, entry: dict[str, Any], folder: Path) -> Demonstration:
         listed = _checked(where, "messages", entry.get("messages"), list)
         messages = tuple(
             self._message(f"{where}: messages[{index}]", each, folder) for index, each in enumerate(listed)
@@ -159,8 +156,23 @@ def _digest(train: list[Demonstration], held_out: list[Demonstration], tools: li
     return found.hexdigest()
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Place and text of every line that is not blank."""
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and content of every row of a Parquet file."""
+    try:
+        for number, row in enumerate(parquet.read_rows(file), start=1):
+            yield f"{file}: row {number}", row
+    except ModuleNotFoundError as error:
+        raise SftFileError(
+            f'{file}: needs {error.name}, which is not installed: pip install "visionrl[data]"'
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SftFileError(f"{file}: {error}") from None
+    except OSError as error:
+        raise SftFileError(f"{file}: {error.strerror or error}") from None
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and content of every line that is not blank."""
     try:
         with file.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
@@ -170,9 +182,18 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
                 except UnicodeDecodeError as error:
                     raise SftFileError(f"{where}: no UTF-8 text: {error.reason} at byte {error.start}") from None
                 if text.strip():
-                    yield where, text
+                    yield where, _json(where, text)
     except OSError as error:
         raise SftFileError(f"{file}: {error.strerror or error}") from None
+
+
+def _json(where: str, text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise SftFileError(f"{where}: no JSON, perhaps cut off: {error}") from None
+    entry: dict[str, Any] = _checked(where, "the line", data, dict)
+    return entry
 
 
 def _checked(where: str, name: str, value: Any, kind: type) -> Any:
