@@ -46,6 +46,8 @@ class LocalFolder:
         self.lock_file = self.root / ".lock"
         self.summary_file = self.root / "summary.json"
         self.trainers_job_file = self.root / "config.json"
+        self.submitted_file = self.root / "submitted.json"
+        """The job file of a run that another command started (``visionrl train``)."""
         self._identities: list[tuple[int, int] | None] | None = None
 
     def log(self, component: Component) -> Path:

@@ -13,7 +13,8 @@ from visionrl_local.folder import LocalError, LocalFolder
 MADE_BY_RUNS = (
     *("checkpoints", "adapters", "base", "probe", "warm-start", "films", "logs", "secret"),
     *("traces.db", "traces.db-shm", "traces.db-wal", "traces.db-journal", "metrics.jsonl", "evaluations.jsonl"),
-    *("summary.json", "reward.png", "report.html", "status.json.damaged", "status.json", "config.json", "job"),
+    *("summary.json", "reward.png", "report.html", "submitted.json"),
+    *("status.json.damaged", "status.json", "config.json", "job"),
 )
 # They stay: a process that still holds a deleted lock would not keep the next one out.
 LOCKS = (".lock", "trainer.lock")
@@ -34,7 +35,8 @@ def made_by_run(folder: LocalFolder) -> tuple[list[Path], list[Path]]:
 
 
 def is_run_folder(folder: LocalFolder) -> bool:
-    return any(file.exists() for file in (folder.job_file, folder.status_file, folder.trainers_job_file))
+    files = (folder.job_file, folder.status_file, folder.trainers_job_file, folder.submitted_file)
+    return any(file.exists() for file in files)
 
 
 def start_over(folder: LocalFolder, show: Callable[[str], None], agrees: Callable[[], bool]) -> bool:

@@ -76,9 +76,13 @@ class FakeApi:
         if not rest:
             if method == "GET":
                 wanted = query.get("fieldSelector", [""])[0].split(",")
+                labels = [each.partition("=") for each in query.get("labelSelector", [""])[0].split(",") if each]
                 found = self._list(plural, namespace)
                 found["items"] = [
-                    item for item in found["items"] if all(selects(each, item) for each in wanted if each)
+                    item
+                    for item in found["items"]
+                    if all(selects(each, item) for each in wanted if each)
+                    and all(item["metadata"].get("labels", {}).get(key) == value for key, _, value in labels)
                 ]
                 return answer(200, found)
             rest = [body["metadata"]["name"]]
@@ -100,9 +104,11 @@ class FakeApi:
         if content_type == APPLY_PATCH:
             return answer(200 if existing else 201, self.put(plural, merged(existing or {}, body)))
         assert content_type == MERGE_PATCH
-        assert rest[1:] == ["status"]
         if existing is None:
             return failure(404, "NotFound")
+        if not rest[1:]:
+            return answer(200, self.put(plural, merged(existing, body)))
+        assert rest[1:] == ["status"]
         if body["metadata"]["resourceVersion"] != existing["metadata"]["resourceVersion"]:
             return failure(409, "Conflict")
         return answer(200, self.put(plural, {**existing, "status": merged(existing.get("status", {}), body["status"])}))

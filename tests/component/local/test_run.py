@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.local.conftest import Run, write_job
+from tests.component.local.conftest import MARK, Run, write_job
+from visionrl.job import Metadata
+from visionrl.jobfile import load_job
+from visionrl_cli.places.machine import Machine
+from visionrl_cli.places.place import PlaceError
 
 Start = Callable[..., Run]
 
@@ -234,3 +238,33 @@ def test_ctrl_c_on_a_terminal_ends_everything(tmp_path: Path) -> None:
     assert "Running" in shown
     assert "listening, serve" in shown
     assert "resumes from" in shown
+
+
+def test_the_verbs_about_jobs_end_continue_and_cancel_a_run(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start({}, "trainer=train:600")
+    run.wait_for_phase("Running")
+    monkeypatch.setenv(MARK, run.mark)  # what is started here is found and ended like the rest
+    words = [sys.executable, "-m", "tests.support.local_run"]
+    machine = Machine(tmp_path / "runs", lambda file, runs: [*words, str(file), str(runs), "trainer=train:600"])
+    with pytest.raises(PlaceError, match="runs already"):
+        machine.resume("demo")
+    run.wait_until("the status is written", lambda: machine.job("demo").phase == "Running")
+
+    machine.suspend("demo")
+    run.wait_until_gone()
+    assert machine.job("demo").phase == "Suspended"
+
+    machine.resume("demo")
+    run.wait_until("the job runs again", lambda: machine.job("demo").phase == "Running")
+    machine.cancel("demo")
+    run.wait_until_gone()
+    assert machine.job("demo").phase == "Cancelled"
+
+    file = write_job(tmp_path / "other.yaml", {})
+    machine.submit(load_job(file).model_copy(update={"metadata": Metadata(name="other")}))
+    run.wait_until("it runs", lambda: machine.job("other").phase == "Running")
+    assert len(machine.jobs()) == 2
+    machine.cancel("other")
+    run.wait_until_gone()
