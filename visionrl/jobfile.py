@@ -52,10 +52,11 @@ def load_job(path: Path) -> Job:
     return read_job_file(path).job
 
 
-def read_job_file(path: Path, train_data: Path | None = None) -> JobFile:
+def read_job_file(path: Path, train_data: Path | None = None, changes: Mapping[str, Any] | None = None) -> JobFile:
     """Read and check a job file: ours (YAML), or one of the reference system (``.toml``); ``-`` is standard input.
 
-    ``train_data`` takes the place of the data that a TOML file names: its steps are counted from it. Raises
+    ``train_data`` takes the place of the data that a TOML file names: its steps are counted from it. ``changes`` are
+    values by their dotted paths below ``spec``, or from ``metadata``, that take precedence over the file's. Raises
     :class:`JobFileError`, or ``OSError``.
     """
     try:
@@ -63,8 +64,8 @@ def read_job_file(path: Path, train_data: Path | None = None) -> JobFile:
     except DocumentError as error:
         raise JobFileError(str(path), [Problem("", str(error))]) from None
     if path.suffix == ".toml":
-        return _converted(text, path, train_data)
-    return _checked(text, str(path), path.parent)
+        return _converted(text, path, train_data, changes or {})
+    return _checked(text, str(path), path.parent, changes or {})
 
 
 def parse_job(text: str, source: str = "job", folder: Path = Path()) -> Job:
@@ -72,20 +73,20 @@ def parse_job(text: str, source: str = "job", folder: Path = Path()) -> Job:
     return _checked(text, source, folder).job
 
 
-def _checked(text: str, source: str, folder: Path) -> JobFile:
+def _checked(text: str, source: str, folder: Path, changes: Mapping[str, Any] | None = None) -> JobFile:
     try:
         data, lines = parse_yaml(text)
     except DocumentError as error:
         raise _unreadable(error, source) from None
     if not isinstance(data, dict):
         raise JobFileError(source, [Problem("", f"expected a mapping, found {_kind(data)}")])
-    job, wrong = _job(_as_written(data), folder)
+    job, wrong = _job(with_values(_as_written(data), changes or {}), folder)
     if job is None or wrong:
-        raise JobFileError(source, wrong, lines)
+        raise JobFileError(source, [_with_origin(problem, changes or {}) for problem in wrong], lines)
     return JobFile(job, source, lines)
 
 
-def _converted(text: str, path: Path, train_data: Path | None) -> JobFile:
+def _converted(text: str, path: Path, train_data: Path | None, changes: Mapping[str, Any]) -> JobFile:
     try:
         data, lines = parse_toml(text)
     except DocumentError as error:
@@ -94,13 +95,39 @@ def _converted(text: str, path: Path, train_data: Path | None) -> JobFile:
         data["job"]["data"] = str(train_data.absolute())
         data["job"].pop("data_path", None)
     conversion = convert_job(data, lines, job_name(path.stem), data_finder(path.parent))
-    job, wrong = _job(conversion.document(), path.parent)
+    job, wrong = _job(with_values(conversion.document(), changes), path.parent)
+    wrong = [_with_origin(problem, changes) for problem in wrong]
     told = [conversion.translated(problem) for problem in wrong]
     if conversion.problems:  # what has no key is missing because of them
         told = [*conversion.problems, *(found for problem, found in zip(wrong, told, strict=True) if found != problem)]
     if job is None or told:
         raise JobFileError(str(path), list(dict.fromkeys(told)), lines)
     return JobFile(job, str(path), lines, conversion)
+
+
+def with_values(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the document with values at dotted paths, those below ``spec`` without that word; what is no mapping on
+    the way is replaced."""
+    changed = dict(document)
+    for path, value in changes.items():
+        place = changed
+        *sections, field_name = _whole_path(path).split(".")
+        for section in sections:
+            inner = place.get(section)
+            place[section] = dict(inner) if isinstance(inner, Mapping) else {}
+            place = place[section]
+        place[field_name] = value
+    return changed
+
+
+def _whole_path(path: str) -> str:
+    return path if path.startswith("metadata.") else f"spec.{path}"
+
+
+def _with_origin(problem: Problem, changes: Mapping[str, Any]) -> Problem:
+    """The problem of a value that the file does not have says where it is from."""
+    given = any(f"{problem.path}.".startswith(f"{_whole_path(path)}.") for path in changes)
+    return Problem(problem.path, f"{problem.message}; given on the command line") if given else problem
 
 
 def _told(conversion: Conversion | None, problem: Problem) -> Problem:

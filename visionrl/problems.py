@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 Location = tuple[str | int, ...]
 
@@ -60,8 +61,33 @@ def problems(
         else:
             found = item["input"]
             value = "" if isinstance(found, dict | list) else f", found {shown(found)}"
-            message = item["msg"].removeprefix("Value error, ")
-            yield Problem(path, message[0].lower() + message[1:] + value)
+            yield Problem(path, f"{_in_words(item)}{value}")
+
+
+_KINDS = {
+    "model_type": "a mapping (key: value)",
+    "model_attributes_type": "a mapping (key: value)",
+    "dict_type": "a mapping (key: value)",
+    "list_type": "a list",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "finite_number": "a finite number",
+}
+"""What a value must be, where pydantic says it in Python's words."""
+
+
+def _in_words(item: ErrorDetails) -> str:
+    if kind := _KINDS.get(item["type"]):
+        return f"must be {kind}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message.removeprefix("Input ").replace("should be", "must be", 1).replace("should have", "must have", 1)
+    return message[0].lower() + message[1:]
 
 
 def shown(value: Any) -> str:

@@ -7,12 +7,12 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 COMMANDS = {
     "validate": "check job files",
     "run": "run a job on this machine, in the foreground",
-    "train": "supervised training on files",
+    "train": "start a job here or in a cluster and watch it; supervised training on files",
     "jobs": "list, show, suspend, resume and cancel jobs; their logs, metrics and timeline",
     "explain": "why a job waits or failed, and what to do",
     "eval": "play a policy on seeds and report scores",
@@ -20,6 +20,7 @@ COMMANDS = {
     "filter": "make supervised data from traces",
     "render": "print the Kubernetes objects of a job",
     "convert": "print a file of the reference system as a job file",
+    "completion": "print a shell's completion script",
 }
 """What each command does; its module, ``visionrl_cli.<command>``, is imported only where the command is used."""
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "visionrl") -> i
     """Run the command line; the exit code."""
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
-        options = parser(next((word for word in words if word in COMMANDS), None), program).parse_args(words)
+        options = parser([word for word in words if word in COMMANDS][:1], program).parse_args(words)
         code: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -63,8 +64,8 @@ def kubectl() -> int:
     return main(program="kubectl visionrl")
 
 
-def parser(used: str | None, program: str = "visionrl") -> argparse.ArgumentParser:
-    """All commands by name, and the flags of the one that is used."""
+def parser(used: Collection[str], program: str = "visionrl") -> argparse.ArgumentParser:
+    """All commands by name, and the flags of those that are used."""
     formatter = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog=program, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -72,7 +73,7 @@ def parser(used: str | None, program: str = "visionrl") -> argparse.ArgumentPars
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, formatter_class=formatter, conflict_handler="resolve")
         sub.add_argument("--version", action=_Version, nargs=0, help=argparse.SUPPRESS)
-        if name == used:
+        if name in used:
             module = importlib.import_module(f"visionrl_cli.{name.replace('-', '_')}")
             sub.description, sub.epilog = module.DESCRIPTION, module.EXAMPLES
             module.add_arguments(sub)

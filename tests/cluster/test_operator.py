@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.jobs import document as job_document
 from visionrl.status import PolicyVersions, Progress, TrainerReport
+from visionrl_cli import main
 from visionrl_core.crd import crd
 
 from .kube import cluster as kube_cluster
@@ -384,3 +385,40 @@ def test_a_namespace_without_jobs_is_nothing_to_wait_for(world: World) -> None:
         operator.wait_ready()
         assert operator.get("/healthz").text == "ok\n"
         assert operator.stop() == 0
+
+
+# --- the command line
+
+
+def test_jobs_are_listed_explained_suspended_resumed_and_cancelled(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(world.kube.kubeconfig))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("NO_PROXY", "*")
+
+    def visionrl(*words: str) -> str:
+        assert main([*words, "--namespace", world.namespace], program="kubectl visionrl") == 0
+        return capsys.readouterr().out
+
+    world.apply()
+    world.apply({"training.groupSize": 1}, "refused")
+    assert "no operator has seen it" in visionrl("explain", "demo")
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait(lambda: world.condition("TaskAppReady")["reason"] == "Unschedulable", "the scheduler's answer")
+        rows = visionrl("jobs", "list").splitlines()
+        assert [row.split()[:2] for row in rows[1:]] == [["demo", "Pending"], ["refused", "Pending"]]
+        assert "to do: the cluster has no node that takes pods" in visionrl("explain", "demo")
+        world.wait(lambda: world.condition("Accepted", "refused")["status"] == "False", "the refusal")
+        assert "spec.training.groupSize" in visionrl("explain", "refused")
+
+        visionrl("jobs", "suspend", "demo")
+        world.wait(lambda: world.status()["phase"] == "Suspended", "the suspension")
+        visionrl("jobs", "resume", "demo")
+        world.wait(lambda: world.status()["phase"] == "Pending", "the resumption")
+        visionrl("jobs", "cancel", "demo")
+        world.wait(lambda: world.status()["phase"] == "Suspended", "the end of the pods")
+        found = json.loads(visionrl("jobs", "get", "demo", "--json"))
+        assert found["phase"] == "Cancelled"
+        assert "Suspended True (Suspended)" in visionrl("jobs", "timeline", "demo")

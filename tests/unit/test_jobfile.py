@@ -61,20 +61,20 @@ def test_a_good_file_is_a_job(tmp_path: Path) -> None:
             "job.yaml:11: spec.training.iteratons: unknown key; did you mean",
         ),
         ("iterations: 3", "groupSize: 4", "job.yaml:10: spec.training.iterations: required"),
-        ("iterations: 3", 'iterations: "3"', "job.yaml:11: spec.training.iterations: input should be a valid integer"),
-        ("iterations: 3", "iterations: 0", "job.yaml:11: spec.training.iterations: input should be greater than or"),
+        ("iterations: 3", 'iterations: "3"', "job.yaml:11: spec.training.iterations: must be a whole number"),
+        ("iterations: 3", "iterations: 0", "job.yaml:11: spec.training.iterations: must be greater than or"),
         (
             "iterations: 3",
             "iterations: 3\n    iterations: 4",
             'job.yaml:12: not YAML: found duplicate key "iterations"',
         ),
         ("  training:", "  trainig:", "job.yaml:10: spec.trainig: unknown key; did you mean training?"),
-        ("base: tiny", "base: 7", "job.yaml:7: spec.model.base: input should be a valid string, found 7"),
-        ("kind: VisionRLJob", "kind: Job", "job.yaml:2: kind: input should be 'VisionRLJob', found 'Job'"),
+        ("base: tiny", "base: 7", "job.yaml:7: spec.model.base: must be text, found 7"),
+        ("kind: VisionRLJob", "kind: Job", "job.yaml:2: kind: must be 'VisionRLJob', found 'Job'"),
         ("name: demo", "name: Demo", "job.yaml:4: metadata.name: must be 1 to 45 of a-z, 0-9 and -"),
         ("imageSize: 144", "imageSize: 150", "job.yaml:9: spec.rollout.envConfig.imageSize: must be a multiple of 16"),
         ("imageSize: 144", "imageSize: 144, hard: yes", "spec.rollout.envConfig.hard: unknown key; known keys: "),
-        ("model:\n    base: tiny", "model: tiny", "job.yaml:6: spec.model: input should be a valid dictionary"),
+        ("model:\n    base: tiny", "model: tiny", "job.yaml:6: spec.model: must be a mapping"),
         (
             "iterations: 3",
             "iterations: 3\n    groupSize: 1",
@@ -154,7 +154,7 @@ def test_the_nearest_line_is_that_of_the_field_around() -> None:
 def test_contradictions_are_told_beside_what_the_schema_refuses() -> None:
     text = GOOD.replace("iterations: 3", "iterations: 0\n    groupSize: 1\n    updatesPerIteraton: 2")
     listed = answer(text)
-    assert "spec.training.iterations: input should be greater" in listed
+    assert "spec.training.iterations: must be greater" in listed
     assert "spec.training.updatesPerIteraton: unknown key; did you mean updatesPerIteration?" in listed
     assert "spec.training.groupSize: must be at least 2" in listed
 

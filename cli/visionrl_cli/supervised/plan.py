@@ -19,13 +19,14 @@ from visionrl.problems import problems
 class TrainOptions:
     """What the user asked for."""
 
-    type: str
     config: Path
     data: Path | None
     val: Path | None
     output: Path | None
     settings: Mapping[str, Any]
     """Fields of ``training.warmStart`` that take precedence over those of the job file."""
+    changes: Mapping[str, Any]
+    """Values by their dotted paths below ``spec`` that take precedence over those of the job file."""
     fresh: bool
     as_json: bool
 
@@ -47,11 +48,7 @@ class Plan:
 
 def make_plan(options: TrainOptions) -> Plan:
     """Raises :class:`ConfigurationError`, or what :func:`visionrl.jobfile.read_job_file` raises."""
-    if options.type == "rl":
-        raise ConfigurationError(
-            f"--type rl: reinforcement learning plays while it trains: visionrl run {options.config}"
-        )
-    job = read_job_file(options.config, options.data).job
+    job = read_job_file(options.config, options.data, options.changes).job
     known = job.spec.training.warm_start
     data = _data(options, known)
     values = {**(known.model_dump() if known else {}), **options.settings, "episodes": None, "data": data}

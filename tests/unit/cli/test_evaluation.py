@@ -73,8 +73,8 @@ def test_the_standard_protocol_plays_whole_episodes_on_thirty_seeds() -> None:
         ({**MODEL, "task_app": "http://x", "trace_db": Path("t")}, "--trace-db is for the task app"),
         ({**MODEL, "policy_config": {"temperatur": 1}}, "--policy-config: temperatur: unknown key; did you mean temp"),
         ({**MODEL, "policy_config": {"model": "x"}}, "say it with --model"),
-        ({**MODEL, "policy_config": {"max_actions": 9}}, "--policy-config: max_actions: input should be less than"),
-        ({**MODEL, "temperature": 3.0}, "temperature: input should be less than or equal to 2"),
+        ({**MODEL, "policy_config": {"max_actions": 9}}, "--policy-config: max_actions: must be less than"),
+        ({**MODEL, "temperature": 3.0}, "temperature: must be less than or equal to 2"),
         ({"run": Path("nowhere")}, "nowhere is not a run folder: it has no config.json"),
     ],
 )

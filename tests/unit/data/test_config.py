@@ -46,7 +46,7 @@ def config(**changes: object) -> dict[str, dict[str, object]]:
     [
         ({"filter__min_achievement": 3}, "filter.min_achievement: unknown key; did you mean min_achievements?"),
         ({"sfd__shuffle": True}, "sfd: unknown key; did you mean sft?"),
-        ({"filter__min_steps": "5"}, "filter.min_steps: input should be a valid integer"),
+        ({"filter__min_steps": "5"}, "filter.min_steps: must be a whole number"),
         ({"filter__min_steps": 6, "filter__max_steps": 5}, "filter.max_steps: must not be below min_steps"),
         ({"filter__export_format": "parquet"}, "filter.export_format"),
         ({"filter__min_unique_states": 3}, "filter.min_unique_states: has no effect without detect_loops"),

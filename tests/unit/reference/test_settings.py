@@ -61,8 +61,8 @@ def test_seeds_are_a_list_or_a_range(tmp_path: Path, seeds: str, found: tuple[in
         (("seeds = [0, 1]", "seeds = [1, 1]"), "4: eval.seeds: seed 1 is named twice"),
         (("max_turns", "max_turn"), "5: eval.max_turn: unknown key; did you mean max_turns?"),
         (("use_tools = true", "use_tools = false"), "eval.policy_config.use_tools: is False"),
-        (("top_p = 0.95", "top_p = 2.0"), "eval.policy_config.top_p: input should be less than or equal to 1"),
-        (("concurrency = 2", "concurrency = 0"), "eval.concurrency: input should be greater"),
+        (("top_p = 0.95", "top_p = 2.0"), "eval.policy_config.top_p: must be less than or equal to 1"),
+        (("concurrency = 2", "concurrency = 0"), "eval.concurrency: must be greater"),
         (
             ("max_steps_per_episode", "max_steps"),
             "env_params.max_steps: unknown key; did you mean max_steps_per_episode",
@@ -125,9 +125,9 @@ def test_a_split_that_is_off_holds_nothing_out() -> None:
         (settings(min_official_score=2), "filter.min_official_score: must be a number from 0 to 1"),
         (settings(min_official_score=0.5, min_achievements=2), "filter.min_official_score: is the same as"),
         (settings(output="a.jsonl"), "filter.output: names one file"),
-        (settings(limit=0), "filter.limit: input should be greater"),
+        (settings(limit=0), "filter.limit: must be greater"),
         ({**settings(), "split": {"enabled": "no"}}, "split.enabled: must be true or false"),
-        ({"filter": [], "split": 3}, "filter: input should be a valid dictionary"),
+        ({"filter": [], "split": 3}, "filter: must be a mapping"),
     ],
 )
 def test_what_contradicts_itself_is_refused(data: dict[str, Any], told: str) -> None:
