@@ -172,7 +172,6 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(job: Path, data:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--type", "rl"], "visionrl run"),
         (["--steps", "0"], "training.warmStart.steps: must be greater than or equal to 1"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),
         (["--output", "."], "not empty, and not of visionrl train"),

@@ -63,7 +63,7 @@ def test_the_standard_protocol_plays_whole_episodes_on_thirty_seeds() -> None:
         ({"policy": "crafter-blind", "protocol": "standard", "seeds": (0, 1)}, "2 seeds; the standard protocol asks"),
         ({"policy": "crafter-blind", "protocol": "standard", "turns": 5}, "--turns contradicts --protocol standard"),
         ({"model": "m"}, "--model m needs --inference-url"),
-        ({"model": "m", "env": "doom", "inference_url": "http://x"}, "--env: input should be 'crafter', found 'doom'"),
+        ({"model": "m", "env": "doom", "inference_url": "http://x"}, "--env: must be 'crafter', found 'doom'"),
         ({"policy": "crafter-blind", "inference_url": "http://x"}, "--inference-url goes with --model"),
         ({"policy": "crafter-blind", "version": "v"}, "go with --run"),
         ({"policy": "crafter-blind", "temperature": 0.5}, "no effect on crafter-blind"),
