@@ -37,27 +37,31 @@ def supervised(steps: int, changes: dict[str, Any] | None = None) -> dict[str, A
     return document
 
 
-def test_a_third_job_waits_for_a_gpu_and_goes_on_when_one_is_free(
+def test_a_third_job_waits_for_a_gpu_and_starts_when_one_is_free(
     kube: kube_cluster.Running, operator: Release, job: Callable[[str], ClusterJob]
 ) -> None:
+    """The first two hold the GPUs while their image is pulled; the third finds that its GPU is a pretended one."""
     nodes = kube.kubectl.get("nodes")["items"]
     if sum(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes) != 2:
         pytest.skip("needs a cluster with two GPUs, or two that are pretended")
     first, second, third = (job(name) for name in ("first", "second", "third"))
     for run in (first, second):
-        run.apply(supervised(FOREVER, {"trainer.gpu": {}}))
-        run.wait_for_phase("WarmStart")
+        run.apply(supervised(FOREVER, {"trainer.gpu": {}, "trainer.image": "localhost/visionrl-trainer:none"}))
+    first.wait("its image", lambda: "Image" in first.reason)
+    second.wait("its image", lambda: "Image" in second.reason)
     third.apply(supervised(BRIEF, {"trainer.gpu": {}}))
     third.wait("the reason", lambda: GPU in third.reason)
     assert third.phase == "Pending"
     assert f"Insufficient {GPU}" in third.row()
-    assert (first.phase, second.phase) == ("WarmStart", "WarmStart")
+    assert (first.phase, second.phase) == ("Starting", "Starting")
 
     first.patch({"lifecycle": {"activeDeadlineSeconds": 1}})
     first.wait_for_phase("Failed")
     assert first.condition("Failed")["reason"] == "ActiveDeadlineExceeded"
-    third.wait_for_phase("Complete")
-    assert second.phase == "WarmStart"
+    third.wait_for_phase("Failed")
+    assert third.condition("Failed")["reason"] == "ConfigurationError"
+    assert "computes on CPUs only" in third.condition("Failed")["message"]
+    assert second.phase == "Starting"
     for run in (first, second, third):
         run.delete()
     for run in (first, second, third):

@@ -25,6 +25,7 @@ from visionrl_trainer.algo.early_stopping import check, check_rejected
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import update
 from visionrl_trainer.model.compute import compute
+from visionrl_trainer.model.device import training_device
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.preparation import Preparation
 from visionrl_trainer.report import curves
@@ -68,7 +69,7 @@ MAX_RUN_IDS = 1024
 async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -> None:
     """Train to the end. Raises :class:`visionrl.component.ConfigurationError` where a retry would fail again, anything
     else where it may succeed."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device(wants_gpu=job.spec.trainer.gpu is not None)
     folder = RunFolder(context.run_dir)
     await folder.own()
     folder.accept(job)
