@@ -23,7 +23,7 @@ environment:
   VISIONRL_JOB          file with the resolved job (JSON); required
   VISIONRL_KEY_FILE     file with the job's key, wanted on every path but /health and /metrics; required
   VISIONRL_TRAINER_URL  trainer that adapters, and a warm-started base, come from; required
-  VISIONRL_CACHE_DIR    folder for models and fetched adapters; required
+  VISIONRL_CACHE_DIR    folder for models, fetched adapters and compiled kernels; required
   VISIONRL_HOST         address to listen on (default 127.0.0.1)
   VISIONRL_PORT         port to listen on (default 8000)
 
@@ -63,13 +63,13 @@ def _serve(print_only: bool) -> int:
         )
     vllm_command(job, Path("model"), port, host)  # refuse bad arguments before the model is downloaded
     if print_only:
-        _print(vllm_command(job, Path(job.spec.model.base), port, host), vllm_environment(job))
+        _print(vllm_command(job, Path(job.spec.model.base), port, host), vllm_environment(job, cache))
         return 0
     command = vllm_command(job, resolve_base_model(job, cache, trainer), port, host)
     logging.info("starting %s", shlex.join(command))
     sys.stdout.flush()
     # vLLM takes this process's place: it is the container's first process and gets its signals.
-    return os.execvpe(command[0], command, os.environ | vllm_environment(job))
+    return os.execvpe(command[0], command, os.environ | vllm_environment(job, cache))
 
 
 def _print(command: list[str], environment: dict[str, str]) -> None:

@@ -109,9 +109,14 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
     return [sys.executable, "-m", SERVER_MODULE, *flat, *switches, *checked_extra_args(vllm.extra_args)]
 
 
-def vllm_environment(job: Job) -> dict[str, str]:
-    """What vLLM's process gets beside its own environment. The key and the trainer's address are already there."""
+def vllm_environment(job: Job, cache: Path) -> dict[str, str]:
+    """What vLLM's process gets beside its own environment. The key and the trainer's address are already there. What
+    it compiles is kept in ``cache``, which outlives the container, and with ``storage.modelCacheClaim`` the pod."""
     environment = {
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "FLASHINFER_WORKSPACE_BASE": str(cache / "flashinfer"),
         "VLLM_PLUGINS": f"{PLUGIN},{CPU_LORA}",
         # The load and unload routes stay away; the plugin turns on the resolver alone.
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",

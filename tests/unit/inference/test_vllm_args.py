@@ -18,6 +18,7 @@ from visionrl_inference.vllm_args import (
     vllm_environment,
 )
 
+CACHE = Path("/var/cache/visionrl")
 GPU = {"gpu": {"count": 2}, "vllm": {"tensorParallelSize": 2, "gpuMemoryUtilization": 0.8}}
 
 
@@ -108,20 +109,27 @@ def test_a_text_policy_gets_no_images() -> None:
 
 
 def test_the_environment_never_opens_the_load_routes_and_suits_the_device() -> None:
-    cpu, gpu = vllm_environment(tiny_job({"cpuKvCacheGib": 3})), vllm_environment(tiny_job(inference=GPU))
+    cpu, gpu = vllm_environment(tiny_job({"cpuKvCacheGib": 3}), CACHE), vllm_environment(tiny_job(inference=GPU), CACHE)
     assert cpu["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == gpu["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
     assert cpu["VLLM_PLUGINS"] == gpu["VLLM_PLUGINS"] == "visionrl_adapters,visionrl_cpu_lora"
     assert cpu["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert not [name for name in gpu if "CPU" in name]
 
 
+def test_what_is_compiled_is_kept_on_the_cache_volume() -> None:
+    """The root file system is read-only and a pod's home is lost with it: compiling takes minutes at each start."""
+    found = vllm_environment(tiny_job(inference=GPU), CACHE)
+    folders = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE")
+    assert all(CACHE in Path(found[variable]).parents for variable in folders)
+
+
 def test_the_tiny_model_runs_in_the_engines_process_and_others_in_workers_with_threads() -> None:
     tiny, other = tiny_job(), tiny_job(model={"base": "org/model"})
     assert "--distributed-executor-backend" in command()
-    assert vllm_environment(tiny)["OMP_NUM_THREADS"] == "1"
+    assert vllm_environment(tiny, CACHE)["OMP_NUM_THREADS"] == "1"
     assert "--distributed-executor-backend" not in command(model={"base": "org/model"})
-    assert "OMP_NUM_THREADS" not in vllm_environment(other)
-    assert vllm_environment(other)["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
+    assert "OMP_NUM_THREADS" not in vllm_environment(other, CACHE)
+    assert vllm_environment(other, CACHE)["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
 
 
 def test_further_arguments_follow_in_their_order() -> None:
