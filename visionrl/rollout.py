@@ -6,21 +6,25 @@ addition (exact token ids, logprobs, image hashes, the serving adapter) is on ev
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from visionrl.job import EnvSettings, NonNegativeInt, PolicySettings, PositiveFloat, PositiveInt, Rewards
+from visionrl.job import (
+    DEFAULT_ENVIRONMENT,
+    ENV_NAME,
+    POLICIES,
+    EnvSettings,
+    NonNegativeInt,
+    PolicySettings,
+    PositiveFloat,
+    PositiveInt,
+    Rewards,
+)
 
-PolicyName = Literal["crafter-react", "crafter-scripted", "crafter-random", "crafter-blind"]
-MODEL_POLICY: Literal["crafter-react"] = "crafter-react"
-"""A model behind an inference server."""
-SCRIPTED_POLICY: Literal["crafter-scripted"] = "crafter-scripted"
-"""The teacher: reads the simulator's visible window, which no model gets."""
-RANDOM_POLICY: Literal["crafter-random"] = "crafter-random"
-"""Uniformly random actions."""
-BLIND_POLICY: Literal["crafter-blind"] = "crafter-blind"
-"""The best distribution over actions that does not depend on the observation."""
+PolicyKind = Literal["react", "scripted", "random", "blind"]
+PolicyName = Annotated[str, Field(pattern=f"^{ENV_NAME}-({'|'.join(POLICIES)})$")]
+"""`<environment>-<kind>`."""
 
 Seed = Annotated[int, Field(ge=0, le=2**53)]
 RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:/-]+$")]
@@ -57,14 +61,18 @@ class PolicyConfig(PolicySettings):
 
 
 class EnvSpec(Wire):
-    env_name: Literal["crafter"] = "crafter"
+    env_name: Annotated[str, Field(pattern=f"^{ENV_NAME}$")] = DEFAULT_ENVIRONMENT
     config: EnvSettings = EnvSettings()
     seed: Seed = 42
 
 
 class PolicySpec(Wire):
-    policy_name: PolicyName = MODEL_POLICY
+    policy_name: PolicyName = f"{DEFAULT_ENVIRONMENT}-react"
     config: PolicyConfig = PolicyConfig()
+
+    @property
+    def kind(self) -> PolicyKind:
+        return cast(PolicyKind, self.policy_name.rpartition("-")[2])
 
 
 class Record(Wire):
@@ -106,20 +114,20 @@ class RolloutRequest(Wire):
 
 # --- response
 
-AbortReason = Literal["turn_timeout", "inference_error", "max_time", "max_ops", "cancelled"]
+AbortReason = Literal["turn_timeout", "inference_error", "max_time", "max_ops", "cancelled", "environment_error"]
 
 
 class RewardSplit(Wire):
     """A decision's reward by source."""
 
     event: float
-    """Number of achievements unlocked for the first time."""
+    """What the decision added to the episode's return; in Crafter the number of achievements that it unlocked."""
     step: float = 0.0
     """Step reward by the job's strategy."""
     penalty: float = 0.0
     """Subtracted for an invalid answer."""
     env: float = 0.0
-    """Crafter's own reward (health changes and unlocks), summed over the actions; for information."""
+    """The environment's own reward, summed over the actions; for information."""
 
     @property
     def total(self) -> float:
@@ -150,13 +158,13 @@ class Decision(Wire):
     """The answer as text, tool call included."""
     tool_calls: list[ToolCall]
     valid: bool
-    """Whether the answer was a usable tool call; an invalid one executes a noop."""
+    """Whether the answer was a usable tool call; an invalid one executes the environment's idle action, if any."""
     error: str | None = None
     """Why the answer was not valid."""
     actions: list[str]
     """Executed actions (fewer than requested when the episode ended)."""
     unlocked: list[str]
-    """Achievements unlocked for the first time."""
+    """Events of the environment that happened for the first time; Crafter's are its achievements."""
     reward: RewardSplit
     done: bool
     model: str
@@ -170,7 +178,7 @@ class Decision(Wire):
     logprobs: list[float] | None = None
     """Of the sampled ids, under temperature and banned tokens, natural log; as long as `token_ids`."""
     state_hash: str
-    """Hash of the simulator's state before the decision."""
+    """Hash of the environment's state before the decision."""
     messages: list[dict[str, Any]] | None = None
     label: str | None = None
     """Scripted policy: the answer to imitate (differs from `actions` where the execution was perturbed)."""
@@ -213,13 +221,16 @@ class Trajectory(Wire):
 
 class Metrics(Wire):
     episode_returns: list[float]
-    """Unique achievements of the episode."""
+    """Return of the episode; Crafter's is its number of unique achievements."""
     mean_return: float
     num_steps: int
     """Environment steps."""
     num_episodes: int
     outcome_score: float
+    """Share of the best return, where the environment has one; else the return."""
     events_score: float
+    scores: dict[str, float] = Field(default_factory=dict)
+    """The environment's other scores of the episode, by name."""
     details: dict[str, Any]
 
 

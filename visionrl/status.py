@@ -54,7 +54,7 @@ class Score(Model):
 
 
 class EvaluationProgress(Model):
-    """Unique achievements per episode on the held-out seeds."""
+    """Return of an episode on the held-out seeds; in Crafter its unique achievements."""
 
     before: Score | None = None
     latest: Score | None = None

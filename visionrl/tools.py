@@ -12,27 +12,6 @@ from typing import Any
 
 TOOL_NAME = "interact_many"
 
-ACTIONS: tuple[str, ...] = (
-    "noop",
-    "move_left",
-    "move_right",
-    "move_up",
-    "move_down",
-    "do",
-    "sleep",
-    "place_stone",
-    "place_table",
-    "place_furnace",
-    "place_plant",
-    "make_wood_pickaxe",
-    "make_stone_pickaxe",
-    "make_iron_pickaxe",
-    "make_wood_sword",
-    "make_stone_sword",
-    "make_iron_sword",
-)
-"""Crafter's actions in the order of its action space (indices 0–16)."""
-
 # Pieces of a call; the tiny model's tokenizer has one token for each of them.
 TOOL_CALL_OPEN, TOOL_CALL_CLOSE = "<tool_call>", "</tool_call>"
 CALL_HEAD = f'\n{{"name": "{TOOL_NAME}", "arguments": {{"actions": ['
@@ -50,20 +29,20 @@ def tool_call_text(actions: Sequence[str]) -> str:
     return f"{TOOL_CALL_OPEN}{CALL_HEAD}{listed}{CALL_TAIL}{TOOL_CALL_CLOSE}"
 
 
-def tool_schema(max_actions: int) -> dict[str, Any]:
-    """The tool in OpenAI's form; a call carries 1 to ``max_actions`` actions."""
+def tool_schema(actions: Sequence[str], max_actions: int, description: str) -> dict[str, Any]:
+    """The tool of an environment with these actions, in OpenAI's form; a call carries 1 to ``max_actions`` of them."""
     return {
         "type": "function",
         "function": {
             "name": TOOL_NAME,
-            "description": "Play actions in the Crafter world, one after another.",
+            "description": description,
             "parameters": {
                 "type": "object",
                 "properties": {
                     "actions": {
                         "type": "array",
                         "description": f"1 to {max_actions} actions, played in order.",
-                        "items": {"type": "string", "enum": list(ACTIONS)},
+                        "items": {"type": "string", "enum": list(actions)},
                         "minItems": 1,
                         "maxItems": max_actions,
                     }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from visionrl.documents import DocumentError, parse_json
-from visionrl.rollout import MODEL_POLICY, PolicyName
+from visionrl.job import DEFAULT_ENVIRONMENT, POLICIES
 from visionrl.seeds import parse_seeds
 from visionrl_cli.extras import needed_packages
 
-DESCRIPTION = """Play one episode per seed and report unique achievements with a 95 % bootstrap interval.
+DESCRIPTION = """Play one episode per seed and report the return (in Crafter, unique achievements) with a 95 % interval.
 
 The policy is one of:
   --policy NAME                     one without a model: crafter-random, crafter-blind (the best distribution over
@@ -25,7 +25,8 @@ The task app is started here, too, unless --task-app names one. Ctrl-C ends ever
 
 Environment and policy settings come from --config, else from the run or training, else they are a job file's defaults;
 flags take precedence. An [eval] file of the reference system (TOML) names the model and the seeds, too. Compare on the
-same seeds, 300 or more: on 96 seeds an interval is ± 0.4 achievements wide.
+same seeds, 300 or more: on 96 seeds an interval is ± 0.4 achievements wide. Policies without a model play the
+environment of --config, else Crafter; random, blind and scripted are short for crafter-random and so on.
 """
 EXAMPLES = """examples:
   visionrl eval --policy crafter-blind --config configs/crafter-tiny.yaml --seeds 0-299
@@ -43,7 +44,8 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     player = parser.add_argument_group("policy").add_mutually_exclusive_group()
-    names = [name for name in get_args(PolicyName) if name != MODEL_POLICY]
+    kinds = [kind for kind in POLICIES if kind != "react"]
+    names = [*kinds, *(f"{DEFAULT_ENVIRONMENT}-{kind}" for kind in kinds)]
     player.add_argument("--policy", choices=names, help="a policy without a model")
     player.add_argument("--model", metavar="NAME|DIR", help="a model at --inference-url, or one to serve here")
     player.add_argument("--run", metavar="DIR", type=Path, help="a local run, such as runs/crafter-tiny")

@@ -145,6 +145,8 @@ def _object(model: type[BaseModel], node: Schema, definitions: Mapping[str, Sche
     found: Schema = {"description": _text(inspect.getdoc(model) or ""), "type": "object"}
     if required := node.get("required"):
         found["required"] = required
+    if node.get("additionalProperties") is True:  # keys that only an environment knows, and checks
+        found["x-kubernetes-preserve-unknown-fields"] = True
     return {**found, "properties": properties}
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from visionrl.base_model import locate_base
+from visionrl.crafter import ACTIONS
 from visionrl.jobfile import load_job
-from visionrl.tools import ACTIONS, tool_call_text
+from visionrl.tools import tool_call_text
 from visionrl_cli import main
 
 pytestmark = pytest.mark.vision

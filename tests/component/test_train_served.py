@@ -14,9 +14,10 @@ from PIL import Image
 
 from tests.support.inference import KEY, InferenceServer, chat_body, random_frame, sampled, tiny_job
 from tests.support.trainer import StandInTrainer
+from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import Lora
-from visionrl.tools import ACTIONS, tool_call_text
+from visionrl.tools import tool_call_text
 from visionrl_cli import main
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Sample

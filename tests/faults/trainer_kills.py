@@ -32,12 +32,13 @@ from tests.support.jobs import job
 from tests.unit.trainer.test_intake import decision, png, response
 from visionrl.adapters import Version, verified_manifest
 from visionrl.component import ComponentContext
+from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import Job, TinyModel
 from visionrl.rollout import RewardSplit, RolloutRequest, RolloutResponse
 from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
-from visionrl.tools import ACTIONS, tool_call_text
+from visionrl.tools import tool_call_text
 from visionrl_trainer import train
 from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.update import update
@@ -263,7 +264,7 @@ def iteration_of(run_id: str) -> int:
 def score(seed: int, version: str) -> EpisodeScore:
     """A function of the policy, so that a result of another one is told from it."""
     value = int(version[-6:], 16) % 20 + seed
-    return EpisodeScore(seed=seed, achievements=value, unlocked=(), turns=1, steps=1, invalid=0, env_return=0.0)
+    return EpisodeScore(seed=seed, score=value, unlocked=(), turns=1, steps=1, invalid=0, env_return=0.0)
 
 
 def demonstration() -> str:

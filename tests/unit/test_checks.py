@@ -17,9 +17,8 @@ from tests.support.jobs import document, job
 from visionrl.checks import contradictions, warnings
 from visionrl.checks.bases import base_fault, is_known_trainable
 from visionrl.checks.context import BUILT_IN_PROMPT, longest_context, resized, shortest_context, visual_tokens
+from visionrl.crafter import ACHIEVEMENTS
 from visionrl.job import Job, JobSpec
-from visionrl.rollout import PolicyConfig
-from visionrl.scores import ACHIEVEMENTS
 
 QWEN = {"model.base": "Qwen/Qwen3-VL-4B-Instruct"}
 
@@ -81,9 +80,10 @@ def test_the_shipped_4b_context_is_that_of_qwens_tokenizer() -> None:
 
 
 def test_the_built_in_prompt_is_still_the_one_that_was_counted() -> None:
-    from visionrl_taskapp.policies.prompt import system_prompt
+    from visionrl_taskapp.envs.crafter.prompt import system_prompt
+    from visionrl_taskapp.envs.protocol import PromptStyle
 
-    characters = len(system_prompt(PolicyConfig(use_vision=True)))
+    characters = len(system_prompt(PromptStyle(frames=True, max_actions=5, segment_turns=1)))
     assert abs(characters / BUILT_IN_PROMPT / 3.69 - 1) < 0.05, "count its tokens anew (visionrl/checks/context.py)"
 
 

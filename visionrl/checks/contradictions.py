@@ -14,9 +14,16 @@ from visionrl.checks.bases import base_fault
 from visionrl.checks.context import shortest_context
 from visionrl.checks.derived import evaluation_seeds, exports_base, runs_inference, uses_vision
 from visionrl.checks.reads import Reads
-from visionrl.job import API_GROUP, FIRST_TRAINING_SEED, LINEAR_LAYERS, JobSpec
-from visionrl.problems import Problem, nearest, shown
-from visionrl.scores import ACHIEVEMENTS
+from visionrl.crafter import ACHIEVEMENTS
+from visionrl.job import (
+    API_GROUP,
+    DEFAULT_ENVIRONMENT,
+    FIRST_TRAINING_SEED,
+    LINEAR_LAYERS,
+    EnvSettings,
+    JobSpec,
+)
+from visionrl.problems import Problem, nearest, shown, unknown_key
 
 # Labels, annotations and variables by which components are found and configured: a pod patch may not set them.
 RESERVED_ENV = "VISIONRL_"
@@ -137,6 +144,18 @@ def _vision(spec: JobSpec) -> Iterator[Problem]:
             )
 
 
+def _environment(spec: JobSpec) -> Iterator[Problem]:
+    """What the contracts know of Crafter; any other environment checks its settings itself, where it is installed."""
+    rollout = spec.rollout
+    policy = f"{rollout.env_name}-react"
+    if rollout.policy_name not in (None, policy):
+        yield Problem("spec.rollout.policyName", f"is of another environment: write {policy}, or leave it out")
+    if rollout.env_name == DEFAULT_ENVIRONMENT:
+        known = [field.alias or name for name, field in EnvSettings.model_fields.items()]
+        for name in rollout.env_config.own:
+            yield Problem(f"spec.rollout.envConfig.{name}", unknown_key(name, known))
+
+
 def _gpus(spec: JobSpec) -> Iterator[Problem]:
     gpu, tensor_parallel = spec.inference.gpu, spec.inference.vllm.tensor_parallel_size
     if gpu is not None and gpu.count != tensor_parallel:
@@ -188,7 +207,7 @@ def _training(spec: JobSpec) -> Iterator[Problem]:
     rewards, training = spec.training.rewards, spec.training
     if rewards.weights and rewards.step_rewards != "per_achievement":
         yield Problem("spec.training.rewards.weights", "only with stepRewards per_achievement")
-    for name in rewards.weights:
+    for name in rewards.weights if spec.rollout.env_name == DEFAULT_ENVIRONMENT else ():
         if name not in ACHIEVEMENTS:
             near = nearest(name, ACHIEVEMENTS)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(ACHIEVEMENTS)}"
@@ -247,6 +266,7 @@ CHECKS: tuple[Check, ...] = (
     _model,
     _base,
     _target_modules,
+    _environment,
     _vision,
     _gpus,
     _lengths,

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from visionrl.crafter import ACTIONS
 from visionrl.data.read import Session, TraceDatabase, TracedDecision
 from visionrl.documents import parse_json
-from visionrl.tools import ACTIONS, TOOL_NAME, tool_call_text
+from visionrl.tools import TOOL_NAME, tool_call_text
 
 _CALLS = (
     "SELECT e.id, t.turn_number, e.call_records FROM events e LEFT JOIN session_timesteps t ON e.timestep_id = t.id "

@@ -31,18 +31,21 @@ from visionrl.job.operations import (
     Retention,
     Storage,
 )
-from visionrl.job.rollout import EnvSettings, PolicySettings, Rollout
+from visionrl.job.rollout import DEFAULT_ENVIRONMENT, ENV_NAME, POLICIES, EnvSettings, PolicySettings, Rollout
 from visionrl.job.spec import Job, JobSpec, Metadata
 from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, SupervisedData, Training, WarmStart
 
 __all__ = [
     "API_GROUP",
     "API_VERSION",
+    "DEFAULT_ENVIRONMENT",
+    "ENV_NAME",
     "FIRST_TRAINING_SEED",
     "INT64_MAX",
     "KIND",
     "LINEAR_LAYERS",
     "MAX_SECONDS",
+    "POLICIES",
     "Algorithm",
     "Component",
     "EnvSettings",

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from visionrl.job.base import MAX_SECONDS, Model, PositiveInt
 
+POLICIES = ("react", "scripted", "random", "blind")
+"""A model behind an inference server, a player that reads the environment's state, uniformly random actions, and the
+best distribution over actions that does not depend on the observation."""
+
+DEFAULT_ENVIRONMENT = "crafter"
+ENV_NAME = "[a-z][a-z0-9-]{0,62}"
+
 
 class EnvSettings(Model):
-    """The environment of an episode."""
+    """The environment of an episode: settings that environments share, Crafter's, and those of any other environment,
+    which that environment checks."""
+
+    model_config = ConfigDict(extra="allow")
 
     image_size: Annotated[int, Field(ge=63, le=1024)] = 288
     """Side of the square frame in pixels. 288 px make a Crafter cell 32 px: one visual token of Qwen3-VL."""
     difficulty: Literal["easy", "normal", "hard"] = "normal"
-    """`normal` is stock Crafter."""
+    """Of Crafter. `normal` is the stock game."""
     length: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     """Environment steps after which the episode ends."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that only the environment knows, by the names that the file uses."""
+        return dict(self.model_extra or {})
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """`actionNames` of the environment's own settings, by which environments without names (Gymnasium) have them:
+        the tiny model has a token for each."""
+        names = self.own.get("actionNames")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 class PolicySettings(Model):
@@ -52,10 +74,10 @@ class PolicySettings(Model):
 class Rollout(Model):
     """Episodes: environment, policy, concurrency."""
 
-    env_name: Literal["crafter"] = "crafter"
-    """Environment."""
-    policy_name: Literal["crafter-react"] = "crafter-react"
-    """Policy that talks to the model."""
+    env_name: Annotated[str, Field(pattern=f"^{ENV_NAME}$")] = DEFAULT_ENVIRONMENT
+    """Environment: crafter, gymnasium, openenv, or one that the task app's image brings."""
+    policy_name: Annotated[str, Field(pattern=f"^{ENV_NAME}-react$")] | None = None
+    """Policy that talks to the model; empty is `<envName>-react`, the only one."""
     max_concurrent: Annotated[int, Field(ge=1, le=4096)] = 8
     """Episodes in flight."""
     max_ops: PositiveInt = 1000

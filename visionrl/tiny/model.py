@@ -10,16 +10,17 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from visionrl.adapters import write_manifest
+from visionrl.crafter import ACTIONS
 from visionrl.folders import is_whole, place
 from visionrl.job import EnvSettings, TinyModel
 from visionrl.tiny import tokenizer as tiny_tokenizer
-from visionrl.tools import ACTIONS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,6 +44,11 @@ def visual_tokens(shape: TinyModel, env: EnvSettings) -> int:
     return (env.image_size // (PATCH * shape.spatial_merge_size)) ** 2
 
 
+def actions_of(env: EnvSettings) -> Sequence[str]:
+    """The actions that are tokens: those that the environment's settings name, else Crafter's."""
+    return env.action_names or ACTIONS
+
+
 def recipe(shape: TinyModel, env: EnvSettings) -> dict[str, object]:
     """Everything that the built directory depends on."""
     return {
@@ -51,8 +57,8 @@ def recipe(shape: TinyModel, env: EnvSettings) -> dict[str, object]:
         "imageSize": env.image_size,
         "patch": PATCH,
         "headDim": HEAD_DIM,
-        "actions": list(ACTIONS),
-        "addedTokens": list(tiny_tokenizer.added_tokens()),
+        "actions": list(actions_of(env)),
+        "addedTokens": list(tiny_tokenizer.added_tokens(actions_of(env))),
         "chatTemplate": tiny_tokenizer.CHAT_TEMPLATE,
     }
 
@@ -100,7 +106,7 @@ def _write(shape: TinyModel, env: EnvSettings, directory: Path) -> None:
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
-    tokenizer = tiny_tokenizer.build_tokenizer()
+    tokenizer = tiny_tokenizer.build_tokenizer(actions_of(env))
     tiny_tokenizer.save_tokenizer(tokenizer, directory)
     _processor(shape, env, PreTrainedTokenizerFast.from_pretrained(directory)).save_pretrained(directory)
     with torch.random.fork_rng():  # the constructor draws weights of its own

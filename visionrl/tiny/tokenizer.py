@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionrl.tools import ACTIONS, CALL_HEAD, CALL_SEPARATOR, CALL_TAIL, TOOL_CALL_CLOSE, TOOL_CALL_OPEN
+from visionrl.tools import CALL_HEAD, CALL_SEPARATOR, CALL_TAIL, TOOL_CALL_CLOSE, TOOL_CALL_OPEN
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,13 +59,13 @@ CHAT_TEMPLATE = """\
 hundreds of tokens of every prompt, and the model learns the one call it can make from examples."""
 
 
-def added_tokens(actions: Sequence[str] = ACTIONS) -> tuple[str, ...]:
+def added_tokens(actions: Sequence[str]) -> tuple[str, ...]:
     """The pieces of calls and tool answers that are tokens of their own, kept when decoding."""
     tags = (TOOL_CALL_OPEN, TOOL_CALL_CLOSE, "<tool_response>", "</tool_response>")
     return (*tags, CALL_HEAD, CALL_SEPARATOR, CALL_TAIL, *(json.dumps(action) for action in actions))
 
 
-def build_tokenizer(actions: Sequence[str] = ACTIONS) -> Tokenizer:
+def build_tokenizer(actions: Sequence[str]) -> Tokenizer:
     """The tokenizer, the same in every process: nothing in it is trained."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 

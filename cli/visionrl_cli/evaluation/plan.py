@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from visionrl.checks import evaluation_seeds, uses_vision
 from visionrl.documents import DocumentError, parse_toml, read_text
-from visionrl.job import Job, JobSpec, Rollout
+from visionrl.job import DEFAULT_ENVIRONMENT, Job, JobSpec, Rollout
 from visionrl.jobfile import load_job
 from visionrl.problems import located, problems
 from visionrl.reference.evaluation import EvalFile, convert_eval
-from visionrl.rollout import MODEL_POLICY, PolicyConfig, PolicyName, PolicySpec
+from visionrl.rollout import PolicyConfig, PolicyName, PolicySpec
 from visionrl_cli.evaluation import protocol
 from visionrl_cli.evaluation.local_policy import LocalPolicy, default_job, open_model, open_run
 from visionrl_cli.evaluation.text import EvalError
@@ -25,6 +25,7 @@ class EvalOptions:
     """What the user asked for. One of `policy`, `model` and `run` is given, or an ``[eval]`` file with a model."""
 
     policy: PolicyName | None = None
+    """`<environment>-<kind>`, or the kind alone: of the environment of `config`."""
     model: str | None = None
     inference_url: str | None = None
     run: Path | None = None
@@ -66,6 +67,7 @@ class Plan:
         """All that the scores depend on: two evaluations with the same settings measure the same."""
         rollout = self.job.spec.rollout
         return {
+            **({} if rollout.env_name == DEFAULT_ENVIRONMENT else {"env_name": rollout.env_name}),
             "env": rollout.env_config.model_dump(),
             "policy_name": self.policy.policy_name,
             "policy": self.policy.config.model_dump(exclude={"inference_url", "banned_token_ids"}),
@@ -95,8 +97,9 @@ def make_plan(options: EvalOptions) -> Plan:
         protocol.check_seeds(seeds)
     if not seeds:
         raise EvalError("the job file has no evaluation seeds (evaluation.episodes is 0); name them with --seeds")
-    policy = PolicySpec(policy_name=options.policy or MODEL_POLICY, config=_policy_config(options, job.spec, local))
-    return Plan(job, policy, seeds, local)
+    kind = (options.policy or "react").rpartition("-")[2]
+    name = f"{job.spec.rollout.env_name}-{kind}"
+    return Plan(job, PolicySpec(policy_name=name, config=_policy_config(options, job.spec, local)), seeds, local)
 
 
 def with_eval_file(options: EvalOptions) -> EvalOptions:

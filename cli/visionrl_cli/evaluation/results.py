@@ -7,17 +7,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from visionrl.crafter import own_score, progress
 from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
+from visionrl.job import DEFAULT_ENVIRONMENT
 from visionrl.problems import problems
 from visionrl.rollout import Wire
-from visionrl.scores import progress
 from visionrl.seeds import seeds_text
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import EvalError
-from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult, crafter_score, paired_gain
+from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult, paired_gain
 
 MAX_BYTES = 256 << 20
 """Of a file of results, or of its journal: 100,000 episodes of 1 KB are 100 MB."""
@@ -41,21 +42,23 @@ class Results(Wire):
     policy: str
     settings: dict[str, Any]
     score: Score
-    """Unique achievements of an episode."""
-    crafter_score: float
-    """Percent."""
+    """Return of an episode; in Crafter its unique achievements."""
+    crafter_score: float | None = None
+    """Percent; of Crafter alone."""
     progress: Score | None = None
-    """Percent of the achievements, as BALROG counts it; files of before do not have it."""
+    """Percent of the achievements, as BALROG counts it; of Crafter alone, and not in files of before."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Means of the environment's other scores."""
     length: Score
     """Environment steps of an episode."""
     env_return: Score
-    """Crafter's own reward of an episode."""
+    """The environment's own reward of an episode."""
     invalid_rate: float
     """Share of decisions without a valid tool call."""
     aborted: dict[str, int]
-    """Episodes that were aborted, by reason; they count with the achievements they had."""
+    """Episodes that were aborted, by reason; they count with what they had reached."""
     rates: dict[str, float]
-    """Share of the episodes that unlocked each achievement."""
+    """Share of the episodes in which each event happened."""
     episodes_per_minute: float | None = None
     seeds: list[int]
     returns: list[float]
@@ -72,14 +75,15 @@ class Results(Wire):
 def make_results(
     player: str, settings: dict[str, Any], episodes: tuple[EpisodeScore, ...], per_minute: float | None
 ) -> Results:
-    found = EvaluationResult(player, episodes)
+    found = EvaluationResult(player, episodes, env_name=settings.get("env_name", DEFAULT_ENVIRONMENT))
     reasons = [episode.aborted for episode in episodes if episode.aborted]
     return Results(
         policy=player,
         settings=settings,
         score=found.score,
-        crafter_score=crafter_score(found.rates),
-        progress=progress(found.score),
+        crafter_score=own_score(found.env_name, found.rates).get("crafter_score"),
+        progress=progress(found.score) if found.env_name == DEFAULT_ENVIRONMENT else None,
+        scores=found.scores,
         length=found.length,
         env_return=found.env_return,
         invalid_rate=found.invalid_rate,

@@ -144,7 +144,7 @@ class Session:
             raise EvalError(f"seed {score.seed} could not be played: {score.aborted}: {why}")
         self._journal.add(score)
         done = self._journal.done
-        self._view.played(len(done), sum(each.achievements for each in done.values()) / len(done))
+        self._view.played(len(done), sum(each.score for each in done.values()) / len(done))
 
 
 def task_app_key(file: Path | None) -> str:

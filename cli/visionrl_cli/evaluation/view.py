@@ -44,7 +44,7 @@ class PlainView:
 
     def played(self, done: int, mean: float) -> None:
         if done == self._total or done * PLAIN_LINES // self._total > (done - 1) * PLAIN_LINES // self._total:
-            self.note(f"{done}/{self._total} episodes, {mean:.2f} achievements so far")
+            self.note(f"{done}/{self._total} episodes, a mean return of {mean:.2f} so far")
 
     def close(self) -> None:
         pass
@@ -69,7 +69,7 @@ class LiveView:
         self._progress.update(self._task, description=text.splitlines()[0])
 
     def played(self, done: int, mean: float) -> None:
-        self._progress.update(self._task, completed=done, description=f"{mean:.2f} achievements")
+        self._progress.update(self._task, completed=done, description=f"return {mean:.2f}")
 
     def close(self) -> None:
         self._progress.stop()
@@ -84,7 +84,7 @@ def show(results: Results) -> None:
     for name, value in rows(results):
         table.add_row(name, value)
     console.print(table)
-    rates = Table("achievement", "episodes")
+    rates = Table("event", "episodes")
     for name, rate in results.rates.items():
         rates.add_row(name, f"{100 * rate:.1f} %")
     if results.rates:
@@ -96,17 +96,23 @@ def show(results: Results) -> None:
 
 def rows(results: Results) -> list[tuple[str, str]]:
     """Names and values of the table."""
-    found = [
-        ("unique achievements, mean [95 % CI]", score_text(results.score)),
-        ("Crafter score", f"{results.crafter_score:.2f} %"),
-        *([("progress as in BALROG", f"{score_text(results.progress)} %")] if results.progress else []),
+    found = [("return, mean [95 % CI]", score_text(results.score))]
+    if results.crafter_score is not None:
+        found = [
+            ("unique achievements, mean [95 % CI]", score_text(results.score)),
+            ("Crafter score", f"{results.crafter_score:.2f} %"),
+        ]
+    if results.progress is not None:
+        found.append(("progress as in BALROG", f"{score_text(results.progress)} %"))
+    found += [
+        *((name, f"{value:.2f}") for name, value in results.scores.items()),
         ("environment return", score_text(results.env_return)),
         ("length, environment steps", score_text(results.length)),
         ("invalid answers", f"{100 * results.invalid_rate:.1f} %"),
     ]
     if results.aborted:
         reasons = ", ".join(f"{count} {reason}" for reason, count in results.aborted.items())
-        found.append(("aborted, counted with their achievements", reasons))
+        found.append(("aborted, counted with what they reached", reasons))
     if results.episodes_per_minute is not None:
         found.append(("episodes per minute", f"{results.episodes_per_minute:.0f}"))
     return found

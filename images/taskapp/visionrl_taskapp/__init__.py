@@ -1,1 +1,1 @@
-"""The task app: Crafter over HTTP, played by a policy, answered as trajectories."""
+"""The task app: an environment over HTTP, played by a policy, answered as trajectories."""

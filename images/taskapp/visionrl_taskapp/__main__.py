@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
+from visionrl.rollout import EnvSpec
+from visionrl_taskapp.envs.registry import EnvironmentRefused, Prepared, prepare
 from visionrl_taskapp.policies.completions import completion_url
 from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES
 from visionrl_taskapp.server.app import Settings, TaskApp, create_app
@@ -34,6 +36,7 @@ environment:
   VISIONRL_KEY_FILE              file with the job's key, required by every path but /health
   ENVIRONMENT_API_KEY            the key, where there is no such file
   ENVIRONMENT_API_KEY_ALIASES    more accepted keys, comma-separated
+  VISIONRL_JOB                   the job (JSON): its environment is checked and warmed up; empty is Crafter
   VISIONRL_INFERENCE_URL         the job's inference server, the only one that is sent the job's key
   VISIONRL_POLICY_API_KEY        key for any other inference server that a request names (an API provider's)
   VISIONRL_POLICY_API_URL        the only other server that is sent that key; set it where others may send requests
@@ -50,7 +53,7 @@ example: one episode of the scripted policy
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m visionrl_taskapp",
-        description="Serves Crafter episodes over HTTP: POST /rollout plays one and returns its trajectory.",
+        description="Serves episodes of an environment over HTTP: POST /rollout plays one and returns its trajectory.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -100,6 +103,7 @@ def read_settings(context: ComponentContext) -> Settings:
     key = context.key if variables.get("VISIONRL_KEY_FILE") else None
     folder = variables.get("VISIONRL_TRACE_DIR")
     return Settings(
+        game=_game(context),
         keys=accepted_keys(
             key or variables.get("ENVIRONMENT_API_KEY"), variables.get("ENVIRONMENT_API_KEY_ALIASES", "").split(",")
         ),
@@ -110,6 +114,23 @@ def read_settings(context: ComponentContext) -> Settings:
         trace_dir=Path(folder) if folder else None,
         trace_max_episodes=_positive(variables, "VISIONRL_TRACE_MAX_EPISODES", DEFAULT_MAX_EPISODES),
     )
+
+
+def _game(context: ComponentContext) -> Prepared:
+    """The job's environment. Raises :class:`ConfigurationError` with the field that it cannot be made with."""
+    if not context.variables.get("VISIONRL_JOB"):
+        return prepare(EnvSpec().env_name, EnvSpec().config)
+    spec = context.job().spec
+    try:
+        game = prepare(spec.rollout.env_name, spec.rollout.env_config)
+    except EnvironmentRefused as error:
+        raise ConfigurationError("; ".join(f"spec.rollout.{problem}" for problem in error.problems)) from None
+    if spec.algorithm.advantage == "state_anchored" and not game.description.deterministic:
+        raise ConfigurationError(
+            f"spec.algorithm.advantage: state_anchored compares equal states of a group, and {game.name} does not "
+            "promise that the same seed and actions lead to the same state; use outcome or turn"
+        )
+    return game
 
 
 def _url(variables: Mapping[str, str], name: str) -> str | None:

@@ -120,7 +120,7 @@ class Preparation:
         with self.meter.phase("teacher", "the scripted player plays"):
             data = await teacher.collect(self.taskapp, spec, self.job.name, on_episode)
         logger.info(
-            "%d demonstrations from %d episodes, %.2f achievements each",
+            "%d demonstrations from %d episodes with a return of %.2f each",
             len(data.training) + len(data.validation),
             len(data.returns),
             sum(data.returns) / len(data.returns),

@@ -205,7 +205,7 @@ class _Run:
             else "no update"
         )
         logger.info(
-            "iteration %d/%d: %.2f achievements, %.0f %% invalid, %s, %.1f s",
+            "iteration %d/%d: return %.2f, %.0f %% invalid, %s, %.1f s",
             self.state.iteration,
             total,
             record["reward"],
@@ -222,7 +222,7 @@ class _Run:
         played_by = None if batch.version == self.state.version else self.store.adapters.root / batch.version
         stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by)
         episodes = batch.episodes
-        returns = [episode.achievements for episode in episodes]
+        returns = [episode.score for episode in episodes]
         return {
             "episodes": len(episodes),
             "run_ids": [episode.run_id for episode in episodes[:MAX_RUN_IDS]],
@@ -271,7 +271,7 @@ class _Run:
         self.meter.evaluation(iteration, found.score)
         score = found.score
         logger.info(
-            "evaluation at iteration %d: %.2f achievements [%.2f, %.2f] on %d seeds, %.1f %% invalid",
+            "evaluation at iteration %d: return %.2f [%.2f, %.2f] on %d seeds, %.1f %% invalid",
             iteration,
             score.mean,
             score.low,

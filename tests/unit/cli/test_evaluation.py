@@ -27,7 +27,7 @@ MODEL: dict[str, Any] = {"model": "gpt-4o-mini", "inference_url": "http://provid
 def score(seed: int, achievements: int = 3, **more: Any) -> EpisodeScore:
     names = ("collect_wood", "place_table", "collect_stone")[:achievements]
     values = {"turns": 10, "steps": 40, "invalid": 1, "env_return": 2.5, **more}
-    return EpisodeScore(seed=seed, achievements=achievements, unlocked=names, **values)
+    return EpisodeScore(seed=seed, score=achievements, unlocked=names, **values)
 
 
 # --- the plan
@@ -254,7 +254,7 @@ def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     assert not (tmp_path / "out.json.partial").exists()
     assert (results.score.mean, results.invalid_rate, results.aborted) == (2.0, 0.1, {"max_ops": 1})
     assert results.rates == {"collect_wood": 1.0, "collect_stone": 0.5, "place_table": 0.5}
-    assert ("aborted, counted with their achievements", "1 max_ops") in rows(results)
+    assert ("aborted, counted with what they reached", "1 max_ops") in rows(results)
 
 
 def test_a_comparison_is_by_seed_whatever_the_order() -> None:

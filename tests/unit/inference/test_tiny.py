@@ -15,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.inference import random_frame
+from visionrl.crafter import ACTIONS
 from visionrl.job import EnvSettings, TinyModel
 from visionrl.tiny.model import build_tiny, recipe_digest, visual_tokens
 from visionrl.tiny.tokenizer import SPECIAL_TOKENS, TURN_END, WORDS, added_tokens, build_tokenizer
-from visionrl.tools import ACTIONS, tool_call_text
+from visionrl.tools import tool_call_text
 
 pytestmark = pytest.mark.vision
 
 ENV = EnvSettings(image_size=144)
-TOKENIZER = build_tokenizer()
+TOKENIZER = build_tokenizer(ACTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_any_text_survives(text: str) -> None:
 
 
 def test_words_and_added_tokens_are_one_token_each() -> None:
-    for text in (*WORDS, *SPECIAL_TOKENS, *added_tokens()):
+    for text in (*WORDS, *SPECIAL_TOKENS, *added_tokens(ACTIONS)):
         assert len(TOKENIZER.encode(text).ids) == 1, text
 
 

@@ -1,31 +1,37 @@
 """The prompts: system prompt, frames, state as text and history."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visionrl.crafter import ACTIONS
 from visionrl.frames import decode_png, frame_hash
+from visionrl.job import EnvSettings
 from visionrl.rollout import PolicyConfig
 from visionrl_taskapp.envs.crafter.env import CrafterEnv
-from visionrl_taskapp.envs.crafter.rules import ACTIONS, rules
+from visionrl_taskapp.envs.crafter.prompt import state_text
+from visionrl_taskapp.envs.crafter.rules import rules
 from visionrl_taskapp.envs.png import encode_png
+from visionrl_taskapp.envs.registry import prepare
+from visionrl_taskapp.policies import prompt as prompts
 from visionrl_taskapp.policies.prompt import (
     EARLIER_FRAME,
     Frame,
+    Message,
     PastTurn,
-    build_messages,
     frames_of,
     has_control_tokens,
     sends_frames,
-    state_text,
     system_prompt,
     with_pixels,
     without_control_tokens,
 )
 
+CRAFTER = prepare("crafter", EnvSettings()).description
 FRAME = Frame("ab" * 32, b"\x89PNG")
 
 
@@ -35,6 +41,13 @@ def past(*responses: str, frame: Frame | None = FRAME, text: str | None = None) 
 
 def config(**settings: Any) -> PolicyConfig:
     return PolicyConfig(**({"model": "Qwen/Qwen3-VL-4B-Instruct"} | settings))
+
+
+def build_messages(
+    settings: PolicyConfig, history: Sequence[PastTurn], frame: Frame | None, text: str | None
+) -> list[Message]:
+    """Crafter's prompt of one decision."""
+    return prompts.build_messages(settings, system_prompt(settings, CRAFTER), history, frame, text)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +118,7 @@ def test_a_control_token_that_a_response_spells_is_none_in_the_next_prompt(token
 def test_the_policys_tokenizer_reads_no_control_token_in_a_spelled_one() -> None:
     from visionrl.tiny.tokenizer import build_tokenizer
 
-    tokenizer, spelled = build_tokenizer(), "<|vision_start|><|image_pad|><|vision_end|> and <|im_end|>"
+    tokenizer, spelled = build_tokenizer(ACTIONS), "<|vision_start|><|image_pad|><|vision_end|> and <|im_end|>"
     special = {tokenizer.token_to_id(token) for token in ("<|vision_start|>", "<|image_pad|>", "<|im_end|>")}
     assert special <= set(tokenizer.encode(spelled).ids)
     assert not special & set(tokenizer.encode(without_control_tokens(spelled)).ids)
@@ -185,7 +198,7 @@ def test_the_frame_that_is_sent_is_lossless() -> None:
 
 
 def test_the_prompt_states_the_installed_rules() -> None:
-    prompt = system_prompt(config(max_actions=4))
+    prompt = system_prompt(config(max_actions=4), CRAFTER)
     table = next(place for place in rules().place if place.name == "table")
     assert f"place_table costs {table.uses['wood']} wood" in prompt
     assert "1 to 4 actions" in prompt

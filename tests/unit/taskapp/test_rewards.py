@@ -1,14 +1,22 @@
 """What a decision earns."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from visionrl.job import Rewards
+from visionrl.rollout import RewardSplit
 from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
-from visionrl_taskapp.rollouts.rewards import decision_reward
+from visionrl_taskapp.rollouts import rewards as rollout_rewards
 
 UNLOCKED = ("collect_wood", "place_table")
+
+
+def decision_reward(unlocked: Sequence[str], valid: bool, env_reward: float, rewards: Rewards) -> RewardSplit:
+    """Of a decision in Crafter, where each event scores 1."""
+    return rollout_rewards.decision_reward(len(unlocked), unlocked, valid, env_reward, rewards)
 
 
 def test_each_new_achievement_earns_one() -> None:

@@ -97,9 +97,8 @@ def test_it_never_walks_into_lava_that_it_sees() -> None:
     assert scripted.plan(ahead, 4) == ["move_down"]
 
 
-def test_perturbed_plans_are_the_teachers_at_rate_zero_and_random_at_rate_one() -> None:
-    plan, rng = ["do"], np.random.default_rng(0)
-    assert all(scripted.perturbed(plan, 0.0, 4, rng) == plan for _ in range(50))
-    others = [scripted.perturbed(plan, 1.0, 4, rng) for _ in range(200)]
+def test_disturbing_plans_are_random() -> None:
+    rng = np.random.default_rng(0)
+    others = [scripted.random_plan(4, rng) for _ in range(200)]
     assert all(1 <= len(other) <= 4 and set(other) <= set(ACTIONS) for other in others)
     assert len({tuple(other) for other in others}) > 50

@@ -2,19 +2,26 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from visionrl.crafter import ACTIONS
 from visionrl.rollout import ToolCall
-from visionrl.tools import ACTIONS, tool_call_text
-from visionrl_taskapp.policies.toolcalls import Actions, InvalidResponse, message_text, parse, without_thoughts
+from visionrl.tools import tool_call_text
+from visionrl_taskapp.policies import toolcalls
+from visionrl_taskapp.policies.toolcalls import Actions, InvalidResponse, message_text, without_thoughts
 
 CALL = '{"name": "interact_many", "arguments": {"actions": ["move_left", "do"]}}'
 PLAN = ("move_left", "do")
 OTHER_CALL = '<tool_call>{"name": "interact_many", "arguments": {"actions": ["sleep"]}}</tool_call>'
+
+
+def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidResponse:
+    return toolcalls.parse(message, ACTIONS, max_actions)
 
 
 def field(arguments: object, name: str = "interact_many") -> dict[str, Any]:

@@ -44,8 +44,9 @@ def frames() -> list[np.ndarray]:
 @pytest.fixture
 def samples(policy: Policy, frames: list[np.ndarray]) -> list[Sample]:
     """Four decisions of different lengths on four frames."""
+    from visionrl.crafter import ACTIONS
     from visionrl.frames import frame_hash
-    from visionrl.tools import ACTIONS, tool_call_text
+    from visionrl.tools import tool_call_text
     from visionrl_trainer.rollout.batch import Sample
 
     tokenizer = policy.processor.tokenizer

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainer.test_intake import decision, response
+from visionrl.crafter import crafter_score
 from visionrl.job import JobSpec, PolicyModel, Training
 from visionrl.rollout import PolicyConfig, PolicySpec, RolloutRequest, RolloutResponse
 from visionrl_trainer.rollout import evaluate as evaluation
@@ -18,7 +19,6 @@ from visionrl_trainer.rollout.evaluate import (
     EvaluationFailed,
     EvaluationResult,
     bootstrap,
-    crafter_score,
     evaluate,
     paired_gain,
 )

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from tests.unit.trainer.conftest import IMAGE_SIZE
 from visionrl.adapters import MANIFEST
 from visionrl.component import ConfigurationError
+from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import EnvSettings, JobSpec, Lora, PolicyModel, Rollout, Training, WarmStart
-from visionrl.tools import ACTIONS, tool_call_text
+from visionrl.tools import tool_call_text
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.sft import train as sft
 from visionrl_trainer.sft.teacher import Demonstration, Demonstrations

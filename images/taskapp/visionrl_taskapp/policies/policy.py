@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visionrl.rollout import BLIND_POLICY, RANDOM_POLICY, SCRIPTED_POLICY, RolloutRequest, ToolCall
+from visionrl.rollout import RolloutRequest, ToolCall
 from visionrl.tools import tool_call_text, tool_schema
-from visionrl_taskapp.envs.crafter import scripted
-from visionrl_taskapp.envs.crafter.blind import blind_plan, random_plan
+from visionrl_taskapp.envs.protocol import Description
+from visionrl_taskapp.envs.registry import Prepared
 from visionrl_taskapp.policies.completions import completion_body, completion_url
 from visionrl_taskapp.policies.inference_client import FIRST_CONTACT_S, InferenceClient
 from visionrl_taskapp.policies.prompt import Message
@@ -49,23 +49,26 @@ class Policy(Protocol):
         ...
 
 
-def make_policy(request: RolloutRequest, inference: InferenceClient) -> Policy:
+def make_policy(request: RolloutRequest, game: Prepared, inference: InferenceClient) -> Policy:
     """The request's policy, for one episode."""
-    name = request.policy.policy_name
-    if name == SCRIPTED_POLICY:
-        return ScriptedPolicy(request)
-    return BlindPolicy(request) if name in (RANDOM_POLICY, BLIND_POLICY) else ModelPolicy(request, inference)
+    match request.policy.kind:
+        case "scripted":
+            return ScriptedPolicy(request, game)
+        case "random" | "blind":
+            return BlindPolicy(request, game.description)
+        case "react":
+            return ModelPolicy(request, game.description, inference)
 
 
 class ModelPolicy:
-    """crafter-react."""
+    """react: a model behind an inference server."""
 
-    def __init__(self, request: RolloutRequest, inference: InferenceClient) -> None:
-        self._config = request.policy.config
+    def __init__(self, request: RolloutRequest, game: Description, inference: InferenceClient) -> None:
+        self._config, self._game = request.policy.config, game
         self._logprobs = request.record.logprobs
         self._inference = inference
         self._url = completion_url(self._config.inference_url)
-        self._tools = [tool_schema(self._config.max_actions)]
+        self._tools = [tool_schema(game.actions, self._config.max_actions, game.tool)]
         self._met = False
 
     async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
@@ -75,10 +78,10 @@ class ModelPolicy:
         completion = await self._inference.complete(self._url, body, self._logprobs, deadline, connect_by)
         inference_ms = 1000 * (time.perf_counter() - began)
         self._met = True
-        parsed = parse(completion.message, self._config.max_actions)
+        parsed = parse(completion.message, self._game.actions, self._config.max_actions)
         if isinstance(parsed, InvalidResponse):
             cut_off = "; the response was cut off at max_tokens" if completion.finish_reason == "length" else ""
-            actions: tuple[str, ...] = ("noop",)
+            actions: tuple[str, ...] = (self._game.idle,) if self._game.idle else ()
             error: str | None = parsed.message + cut_off
         else:
             actions, error = parsed.actions, None
@@ -99,39 +102,56 @@ class ModelPolicy:
 
 
 class ScriptedPolicy:
-    """crafter-scripted: its response is the scripted plan; with `perturbation`, some turns execute other actions."""
+    """scripted: its response is the plan of the environment's player; with `perturbation`, some turns execute other
+    actions, in places to which the player would not go. What it does there is what a learner that makes mistakes needs
+    to imitate (the idea of DAgger, Ross et al. 2011)."""
 
-    def __init__(self, request: RolloutRequest) -> None:
+    def __init__(self, request: RolloutRequest, game: Prepared) -> None:
         config = request.policy.config
+        assert game.description.player, "a request for the player of an environment without one is refused"
+        self._name, self._player = request.policy.policy_name, game.description.player
         self._max_actions = config.max_actions
         self._rng = np.random.default_rng((request.env.seed, _PERTURBATION_STREAM))
         # The rate differs between episodes: some follow the script throughout, some are mostly noise.
         self._rate = config.perturbation * self._rng.uniform(0, 2)
 
     async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
-        plan = scripted.plan(observation.view, self._max_actions)
+        plan = observation.plan
         text = tool_call_text(plan)
+        disturbed = self._rng.random() < self._rate
         return PolicyOutput(
             text=text,
             calls=(call(plan),),
-            actions=tuple(scripted.perturbed(plan, self._rate, self._max_actions, self._rng)),
-            model=SCRIPTED_POLICY,
+            actions=tuple(self._player.disturb(self._max_actions, self._rng)) if disturbed else plan,
+            model=self._name,
             label=text,
             finish_reason="stop",
         )
 
 
 class BlindPolicy:
-    """crafter-random and crafter-blind: draw actions without the observation, reproducibly from the episode's seed."""
+    """random and blind: draw actions without the observation, reproducibly from the episode's seed."""
 
-    def __init__(self, request: RolloutRequest) -> None:
-        self._name = request.policy.policy_name
-        self._plan = blind_plan if self._name == BLIND_POLICY else random_plan
+    def __init__(self, request: RolloutRequest, game: Description) -> None:
+        self._name, self._game = request.policy.policy_name, game
+        self._draw = blind_plan if request.policy.kind == "blind" else random_plan
         self._max_actions = request.policy.config.max_actions
         self._rng = np.random.default_rng((request.env.seed, _BLIND_STREAM))
 
     async def act(self, observation: Observation, messages: Sequence[Message], deadline: float) -> PolicyOutput:
-        plan = self._plan(self._max_actions, self._rng)
+        plan = self._draw(self._game, self._max_actions, self._rng)
         return PolicyOutput(
             text=tool_call_text(plan), calls=(call(plan),), actions=tuple(plan), model=self._name, finish_reason="stop"
         )  # fmt: skip
+
+
+def random_plan(game: Description, max_actions: int, rng: np.random.Generator) -> list[str]:
+    """1 to `max_actions` actions, uniformly."""
+    return [str(action) for action in rng.choice(game.actions, size=rng.integers(1, max_actions + 1))]
+
+
+def blind_plan(game: Description, max_actions: int, rng: np.random.Generator) -> list[str]:
+    """`max_actions` actions of the environment's best distribution that ignores the observation."""
+    assert game.blind, "a request for the blind policy of an environment without one is refused"
+    names, weights = list(game.blind), np.array(list(game.blind.values()))
+    return [str(action) for action in rng.choice(names, size=max_actions, p=weights / weights.sum())]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionrl.rollout import ToolCall
-from visionrl.tools import ACTIONS, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, TOOL_NAME
+from visionrl.tools import TOOL_CALL_CLOSE, TOOL_CALL_OPEN, TOOL_NAME
 
 ErrorKind = Literal["no_call", "many_calls", "bad_json", "unknown_tool", "bad_arguments"]
 
@@ -84,8 +84,8 @@ def without_thoughts(text: str) -> str:
     return _THOUGHT.sub("", text).rpartition(_THOUGHT_END)[2]
 
 
-def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidResponse:
-    """Read the assistant message of a chat completion; never raises."""
+def parse(message: Mapping[str, Any], known: Sequence[str], max_actions: int) -> Actions | InvalidResponse:
+    """Read the assistant message of a chat completion, whose call may name the `known` actions; never raises."""
     found: list[ToolCall] = []
     try:
         content = _content(message)
@@ -94,7 +94,7 @@ def parse(message: Mapping[str, Any], max_actions: int) -> Actions | InvalidResp
                 "no_call", f"the tool call is inside <think>; call {TOOL_NAME} after {_THOUGHT_END}"
             )
         found.extend(_read_field(calls) or _read_text(without_thoughts(content)))
-        return Actions(_check(found, max_actions), tuple(found))
+        return Actions(_check(found, known, max_actions), tuple(found))
     except _InvalidResponseError as wrong:
         return InvalidResponse(wrong.kind, str(wrong), tuple(found))
 
@@ -118,7 +118,7 @@ def _is_thinking(content: str) -> bool:
     return content.rfind("<think>") > content.rfind(_THOUGHT_END)
 
 
-def _check(calls: Sequence[ToolCall], max_actions: int) -> tuple[str, ...]:
+def _check(calls: Sequence[ToolCall], known: Sequence[str], max_actions: int) -> tuple[str, ...]:
     if not calls:
         raise _InvalidResponseError("no_call", f"no tool call in the response; call {TOOL_NAME} once")
     if len(calls) > 1:
@@ -134,7 +134,7 @@ def _check(calls: Sequence[ToolCall], max_actions: int) -> tuple[str, ...]:
     if not 1 <= len(actions) <= max_actions:
         raise _InvalidResponseError("bad_arguments", f"{len(actions)} actions; give 1 to {max_actions}")
     for index, action in enumerate(actions):
-        if not isinstance(action, str) or action not in ACTIONS:
+        if not isinstance(action, str) or action not in known:
             raise _InvalidResponseError("bad_arguments", f"actions[{index}] is {_shown(action)}, which is no action")
     return tuple(actions)
 

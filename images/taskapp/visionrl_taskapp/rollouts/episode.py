@@ -8,24 +8,35 @@ the inference server at all is an error of the request.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from visionrl.checks import Problem
 from visionrl.rollout import AbortReason, Decision, RolloutRequest, Timings
+from visionrl_taskapp.envs.registry import Prepared, prepare
 from visionrl_taskapp.policies.completions import InferenceError
 from visionrl_taskapp.policies.inference_client import InferenceClient, UnreachableError
 from visionrl_taskapp.policies.policy import PolicyOutput, make_policy
-from visionrl_taskapp.policies.prompt import Frame, Message, PastTurn, build_messages, frames_of, with_pixels
+from visionrl_taskapp.policies.prompt import (
+    Frame,
+    Message,
+    PastTurn,
+    build_messages,
+    frames_of,
+    system_prompt,
+    with_pixels,
+)
 from visionrl_taskapp.rollouts.rewards import decision_reward
 from visionrl_taskapp.rollouts.simulation import Observation, Simulation, TurnOutcome, Worlds
 from visionrl_taskapp.rollouts.trajectory import Abort, Episode, Turn
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class UnreachableInferenceError(Exception):
@@ -44,6 +55,8 @@ class Services:
     inference: InferenceClient
     workers: Executor
     """Threads for simulation and rendering."""
+    waiters: Executor | None = None
+    """Threads for environments on other machines; None: the workers."""
     keep_images: bool = False
     """Keep every frame's PNG for the traces, also where the response does not carry it."""
 
@@ -54,14 +67,21 @@ async def play(request: RolloutRequest, services: Services) -> Episode:
     Cancelling the task ends the episode as `cancelled`: the call still returns what was played. Raises
     :class:`UnreachableInferenceError`.
     """
-    loop = _EpisodeLoop(request, services)
+    game = await asyncio.get_running_loop().run_in_executor(
+        services.workers, prepare, request.env.env_name, request.env.config
+    )
+    loop = _EpisodeLoop(request, game, services)
     abort: Abort | None = None
     began = time.time()
     try:
         abort = await loop.run()
+    except _EnvironmentFailed as error:
+        abort = Abort("environment_error", str(error))
     except asyncio.CancelledError:
         abort = Abort("cancelled", "the task app is shutting down")
-    return Episode(request, tuple(loop.turns), abort, loop.ops, began, loop.max_ops_reached)
+    finally:
+        loop.close()
+    return Episode(request, game.description, tuple(loop.turns), abort, loop.ops, began, loop.max_ops_reached)
 
 
 def turn_limit(request: RolloutRequest) -> int:
@@ -76,15 +96,18 @@ def turn_limit(request: RolloutRequest) -> int:
 class _EpisodeLoop:
     """The loop's state: what has been played so far."""
 
-    def __init__(self, request: RolloutRequest, services: Services) -> None:
-        self._request, self._services = request, services
-        self._policy = make_policy(request, services.inference)
-        self._simulation = Simulation(request, services.worlds)
+    def __init__(self, request: RolloutRequest, game: Prepared, services: Services) -> None:
+        self._request = request
+        self._workers = services.waiters if game.definition.remote and services.waiters else services.workers
+        self._policy = make_policy(request, game, services.inference)
+        self._simulation = Simulation(request, game, services.worlds)
+        self._prompt = system_prompt(request.policy.config, game.description)
         record = request.record
         inline = record.return_trace and record.trace_format == "full"
         self._keep_images = services.keep_images or record.images or inline
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + request.safety.max_time_s
+        self._last: Future[Any] | None = None
         self._past: list[PastTurn] = []
         self.turns: list[Turn] = []
         self.ops = 0
@@ -102,7 +125,7 @@ class _EpisodeLoop:
                 return None
             turn_watch = _Stopwatch()
             config = self._request.policy.config
-            messages = build_messages(config, self._past, observation.frame, observation.text)
+            messages = build_messages(config, self._prompt, self._past, observation.frame, observation.text)
             frames = frames_of(config, self._past, observation.frame)
             decision_watch = _Stopwatch()
             output = await self._act(observation, with_pixels(messages, frames))
@@ -164,7 +187,7 @@ class _EpisodeLoop:
             error=output.error,
             actions=list(outcome.actions),
             unlocked=list(outcome.unlocked),
-            reward=decision_reward(outcome.unlocked, valid, outcome.env_reward, request.rewards),
+            reward=decision_reward(outcome.score, outcome.unlocked, valid, outcome.env_reward, request.rewards),
             done=outcome.done,
             model=output.model,
             server=output.server,
@@ -182,11 +205,12 @@ class _EpisodeLoop:
                 decision=decision,
                 messages=messages,
                 frame=frame if self._keep_images else frame and replace(frame, png=b""),
-                inventory=dict(observation.view.inventory),
+                state=observation.state,
                 text=observation.text,
                 unlocked_before=observation.unlocked,
-                inventory_after=outcome.inventory,
-                dead=outcome.dead,
+                state_after=outcome.state,
+                scores=outcome.scores,
+                terminated=outcome.terminated,
                 usage=output.usage,
                 ended=time.time(),
             )
@@ -201,7 +225,26 @@ class _EpisodeLoop:
         return Abort("turn_timeout", f"no response within policy.config.turn_timeout_s ({limit:g} s)")
 
     async def _work(self, call: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._services.workers, call)
+        self._last = future = self._workers.submit(call)
+        try:
+            return await asyncio.wrap_future(future)
+        except Exception as error:  # of an environment that is not ours: whatever it raises
+            log.exception("%s: the environment failed", self._request.run_id)
+            raise _EnvironmentFailed(f"{type(error).__name__}: {error}"[:500]) from error
+
+    def close(self) -> None:
+        """Give back the environment, once the call that may still use it has ended."""
+        last, simulation = self._last, self._simulation
+
+        def give_back() -> None:
+            wait([last] if last else [])
+            simulation.close()
+
+        self._workers.submit(give_back)
+
+
+class _EnvironmentFailed(Exception):
+    """A call of the environment raised; the message says what."""
 
 
 class _Stopwatch:

@@ -8,14 +8,17 @@ from visionrl.job import Rewards
 from visionrl.rollout import RewardSplit
 
 
-def decision_reward(unlocked: Sequence[str], valid: bool, env_reward: float, rewards: Rewards) -> RewardSplit:
+def decision_reward(
+    score: float, unlocked: Sequence[str], valid: bool, env_reward: float, rewards: Rewards
+) -> RewardSplit:
     """Split a decision's reward.
 
-    `unlocked` are the achievements that the decision reached for the first time in its episode, `valid` says whether
-    the response was a usable tool call, `env_reward` is Crafter's own reward summed over the actions.
+    `score` is what it added to the return, `unlocked` are the events that it reached for the first time in its episode,
+    `valid` says whether the response was a usable tool call, `env_reward` is the environment's own reward summed over
+    the actions.
     """
     return RewardSplit(
-        event=float(len(unlocked)),
+        event=float(score),
         step=step_reward(unlocked, rewards),
         penalty=0.0 if valid else rewards.invalid_penalty,
         env=env_reward,

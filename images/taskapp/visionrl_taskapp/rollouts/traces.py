@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from visionrl.tools import tool_schema
 from visionrl_taskapp.rollouts.trajectory import Episode, Turn
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ def _metadata(episode: Episode) -> dict[str, Any]:
         "policy_config": request.policy.config.model_dump(),
         "mode": request.mode,
         "training_session_id": request.training_session_id,
-        "tools": [tool_schema(request.policy.config.max_actions)],
+        "tools": episode.tools,
         "aborted": abort is not None,
         "abort_reason": abort.reason if abort else None,
         "abort_message": abort.message if abort else None,
@@ -158,8 +157,8 @@ def _timestep(turn: Turn) -> dict[str, Any]:
         "unlocked": decision.unlocked,
         "reward": decision.reward.model_dump(),
         "terminated": decision.done,
-        "state_before": {"state_hash": decision.state_hash, "inventory": dict(turn.inventory)},
-        "state_after": {"inventory": dict(turn.inventory_after)},
+        "state_before": {"state_hash": decision.state_hash, **turn.state},
+        "state_after": dict(turn.state_after),
     }
     return {
         "step_id": f"turn-{decision.index}",
@@ -310,7 +309,7 @@ def _insert_timestep(database: sqlite3.Connection, session: str, turn: Turn, ste
 
 
 def _rewards(turn: Turn) -> Iterator[tuple[str, float, str | None]]:
-    """Rows of (type, value, key): one per achievement, and one for each other part that is not zero."""
+    """Rows of (type, value, key): one per event, and one for each other part that is not zero."""
     reward = turn.decision.reward
     for name in turn.decision.unlocked:
         yield "event", 1.0, name

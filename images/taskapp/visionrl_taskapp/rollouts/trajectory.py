@@ -18,7 +18,7 @@ from visionrl.rollout import (
     Trajectory,
 )
 from visionrl.tools import tool_schema
-from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
+from visionrl_taskapp.envs.protocol import Description
 from visionrl_taskapp.policies.completions import correlation_id
 from visionrl_taskapp.policies.prompt import Frame, Message
 
@@ -31,13 +31,15 @@ class Turn:
     messages: list[Message]
     """The prompt, images by hash."""
     frame: Frame | None
-    inventory: Mapping[str, int]
-    """Before the decision."""
+    state: Mapping[str, Any]
+    """What the environment tells of its state, before the decision."""
     text: str | None
     """The state as text, where the prompt had it."""
     unlocked_before: tuple[str, ...]
-    inventory_after: Mapping[str, int]
-    dead: bool
+    state_after: Mapping[str, Any]
+    scores: Mapping[str, float]
+    """Of the episode, after the decision."""
+    terminated: bool
     usage: Mapping[str, Any]
     ended: float
     """Unix time."""
@@ -54,6 +56,7 @@ class Episode:
     """What was played."""
 
     request: RolloutRequest
+    game: Description
     turns: tuple[Turn, ...]
     abort: Abort | None
     ops: int
@@ -64,9 +67,14 @@ class Episode:
 
     @property
     def unlocked(self) -> tuple[str, ...]:
-        """All achievements of the episode, in Crafter's order."""
+        """All events of the episode, in the description's order."""
         reached = {name for turn in self.turns for name in turn.decision.unlocked}
-        return tuple(name for name in ACHIEVEMENTS if name in reached)
+        return tuple(name for name in self.game.events if name in reached)
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that a model is offered."""
+        return [tool_schema(self.game.actions, self.request.policy.config.max_actions, self.game.tool)]
 
     @property
     def env_steps(self) -> int:
@@ -87,7 +95,7 @@ def response(episode: Episode, trace: dict[str, Any] | None = None) -> RolloutRe
         trajectories=[_trajectory(episode)],
         metrics=_metrics(episode),
         images={h: base64.b64encode(png).decode() for h, png in episode.frames.items()} if record.images else {},
-        tools=[tool_schema(config.max_actions)] if record.messages else None,
+        tools=episode.tools if record.messages else None,
         trace=trace,
         trace_correlation_id=correlation_id(config.inference_url) if config.inference_url else None,
         pipeline_metadata={
@@ -123,7 +131,7 @@ def _step(turn: Turn, last: bool) -> Step:
     decision = turn.decision
     observation: dict[str, Any] = {
         "images": decision.images,
-        "inventory": dict(turn.inventory),
+        **turn.state,
         "achievements": list(turn.unlocked_before),
     }
     if turn.text is not None:
@@ -133,7 +141,7 @@ def _step(turn: Turn, last: bool) -> Step:
         tool_calls=decision.tool_calls,
         reward=decision.reward.event,
         done=decision.done,
-        truncated=last and not turn.dead,
+        truncated=last and not turn.terminated,
         info={
             "actions": decision.actions,
             "unlocked": decision.unlocked,
@@ -148,11 +156,12 @@ def _step(turn: Turn, last: bool) -> Step:
 def _final(episode: Episode) -> dict[str, Any]:
     turns = episode.turns
     return {
-        "inventory": dict(turns[-1].inventory_after) if turns else {},
+        **(turns[-1].state_after if turns else {}),
         "achievements": list(episode.unlocked),
         "env_steps": episode.env_steps,
         "done": bool(turns) and turns[-1].decision.done,
-        "dead": bool(turns) and turns[-1].dead,
+        episode.game.terminated: bool(turns) and turns[-1].terminated,
+        **(turns[-1].scores if turns else {}),
         "reward": sum(turn.decision.reward.total for turn in turns),
     }
 
@@ -169,14 +178,15 @@ def _sample(decision: Decision) -> DecisionSample:
 
 def _metrics(episode: Episode) -> Metrics:
     turns = episode.turns
-    achieved = float(len(episode.unlocked))
+    achieved, best = _total(turns, "event"), episode.game.scores[0].best
     return Metrics(
         episode_returns=[achieved],
         mean_return=achieved,
         num_steps=episode.env_steps,
         num_episodes=1,
-        outcome_score=achieved / len(ACHIEVEMENTS),
-        events_score=_total(turns, "event"),
+        outcome_score=achieved / best if best else achieved,
+        events_score=achieved,
+        scores=dict(turns[-1].scores) if turns else {},
         details={
             "achievements": list(episode.unlocked),
             "decisions": len(turns),
@@ -184,7 +194,7 @@ def _metrics(episode: Episode) -> Metrics:
             "step_reward": _total(turns, "step"),
             "penalty": _total(turns, "penalty"),
             "env_reward": _total(turns, "env"),
-            "dead": bool(turns) and turns[-1].dead,
+            episode.game.terminated: bool(turns) and turns[-1].terminated,
             "max_ops_reached": episode.max_ops_reached,
         },
     )

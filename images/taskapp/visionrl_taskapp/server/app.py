@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from visionrl.rollout import RolloutRequest
-from visionrl_taskapp.envs.crafter.env import warm_up
+from visionrl.rollout import EnvSpec, RolloutRequest
+from visionrl_taskapp.envs.registry import Prepared, prepare
 from visionrl_taskapp.policies.inference_client import InferenceClient
 from visionrl_taskapp.rollouts.episode import Services, UnreachableInferenceError, play
 from visionrl_taskapp.rollouts.runs import Played, RunConflictError, Runs
@@ -34,6 +34,8 @@ from visionrl_taskapp.server.validation import RequestError, parse_request, unus
 
 log = logging.getLogger(__name__)
 
+REMOTE_CALLS = 256
+"""Calls to environments on other machines that wait at once."""
 UNUSED = "unused"
 """Key of an answer's ``pipeline_metadata`` with the request's fields that have no effect here."""
 
@@ -42,6 +44,8 @@ UNUSED = "unused"
 class Settings:
     """What the server is started with."""
 
+    game: Prepared = field(default_factory=lambda: prepare(EnvSpec().env_name, EnvSpec().config))
+    """The environment that it describes and warms up; a request may name another one that is installed."""
     keys: tuple[str, ...] = ()
     """Accepted keys; without any, every path but `/health` answers 503."""
     job_server: str | None = None
@@ -77,7 +81,8 @@ class TaskApp:
             settings.job_server, settings.job_key, settings.policy_key, settings.policy_server
         )  # fmt: skip
         workers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="simulation")
-        self._services = Services(Worlds(), inference, workers, keep_images=self._traces is not None)
+        waiters = ThreadPoolExecutor(REMOTE_CALLS, thread_name_prefix="remote")
+        self._services = Services(Worlds(), inference, workers, waiters, keep_images=self._traces is not None)
         self._loop = asyncio.get_running_loop()
         warming = asyncio.create_task(self._warm_up(workers))
         try:
@@ -86,13 +91,14 @@ class TaskApp:
             warming.cancel()
             await self.runs.stop()
             await inference.close()
-            workers.shutdown(wait=False, cancel_futures=True)
+            for pool in (workers, waiters):
+                pool.shutdown(wait=False, cancel_futures=True)
             if self._traces:
                 await asyncio.to_thread(self._traces.close)
 
     async def _warm_up(self, workers: ThreadPoolExecutor) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(workers, warm_up)
+            await asyncio.get_running_loop().run_in_executor(workers, self.settings.game.definition.warm_up)
         except Exception:
             log.exception("warm-up failed; the server will not become ready")
             raise
@@ -123,7 +129,7 @@ class TaskApp:
     async def info(self, _request: Request) -> Response:
         traces = self._traces
         return json_response(
-            task_info()
+            task_info(self.settings.game)
             | {
                 "service": {"name": SERVICE, "version": VERSION},
                 "runtime": {
@@ -145,7 +151,8 @@ class TaskApp:
 
     async def task_info(self, request: Request) -> Response:
         seeds = seeds_of(request.query_params.multi_items())
-        infos = [task_info(seed) for seed in seeds] or [task_info()]
+        game = self.settings.game
+        infos = [task_info(game, seed) for seed in seeds] or [task_info(game)]
         return json_response(infos[0] if len(infos) == 1 else infos)
 
     async def rollout(self, request: Request) -> Response:
@@ -191,7 +198,7 @@ def _summary(episode: Episode) -> str:
     end = f"aborted: {abort.reason}: {abort.message}" if abort else "ok"
     return (
         f"episode {request.run_id} seed={request.env.seed} model={policy!r} "
-        f"turns={len(episode.turns)} achievements={len(episode.unlocked)} {end}"
+        f"turns={len(episode.turns)} events={len(episode.unlocked)} {end}"
     )
 
 

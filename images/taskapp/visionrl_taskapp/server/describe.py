@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import Any
 
 from visionrl.checks import Problem
-from visionrl.job import FIRST_TRAINING_SEED, EnvSettings
-from visionrl.rollout import EnvSpec, PolicyName, Safety
+from visionrl.job import FIRST_TRAINING_SEED, POLICIES
+from visionrl.rollout import EnvSpec, Safety
+from visionrl.seeds import MAX_SEED
 from visionrl.tools import TOOL_NAME
-from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS, ACTIONS
+from visionrl_taskapp.envs.protocol import Description
+from visionrl_taskapp.envs.registry import Prepared
 from visionrl_taskapp.server.validation import RequestError
 
 SERVICE = "visionrl-taskapp"
 VERSION = version("visionrl")
 
-MAX_SEED = 2**53
 _MAX_SEEDS = 1000
 
 
-def task_info(seed: int | None = None) -> dict[str, Any]:
+def task_info(game: Prepared, seed: int | None = None) -> dict[str, Any]:
     """The reference system's TaskInfo, of one seed's task where it is given."""
     default_seed: int = EnvSpec().seed
+    described, actions = game.description, game.description.actions
     return {
-        "task": {"id": "crafter", "name": "Crafter from images", "version": VERSION},
-        "environment": "crafter",
+        "task": {"id": game.name, "name": described.title, "version": VERSION},
+        "environment": game.name,
         "seed": default_seed if seed is None else seed,
         "dataset": {
-            "id": "crafter",
-            "seed_range": [0, MAX_SEED],
+            "id": game.name,
+            "seed_range": list(described.seeds),
             "default_seed": default_seed,
             "evaluation_seeds": [0, FIRST_TRAINING_SEED - 1],
         },
-        "rubric": {
-            "outcome": "unique achievements of the episode, out of 22",
-            "events": "+1 for each achievement unlocked for the first time",
-        },
+        "rubric": described.rubric or _rubric(described),
         "inference": {
             "api": "OpenAI chat completions",
             "tool": TOOL_NAME,
-            "policies": list(get_args(PolicyName)),
+            "policies": [f"{game.name}-{kind}" for kind in POLICIES if _plays(game, kind)],
         },
         "limits": Safety().model_dump(),
-        "action_space": {"type": "discrete", "size": len(ACTIONS), "actions": list(ACTIONS)},
-        "observation": {
-            "type": "image",
-            "format": "PNG, RGB",
-            "size": EnvSettings().image_size,
-            "view": "9 × 7 cells of map above 9 × 2 cells of inventory",
-        },
-        "achievements": list(ACHIEVEMENTS),
+        "action_space": {"type": "discrete", "size": len(actions), "actions": list(actions)},
+        "observation": dict(described.observation),
+        "achievements": list(described.events),
+        "scores": [
+            {"name": score.name, "text": score.text, "direction": score.direction, "best": score.best}
+            for score in described.scores
+        ],
+        "deterministic": described.deterministic,
     }
+
+
+def _rubric(game: Description) -> Mapping[str, str]:
+    events = ", ".join(game.events)
+    return {"outcome": game.scores[0].text} | ({"events": f"each once: {events}"} if events else {})
+
+
+def _plays(game: Prepared, kind: str) -> bool:
+    match kind:
+        case "scripted":
+            return game.description.player is not None
+        case "blind":
+            return game.description.blind is not None
+    return True
 
 
 def seeds_of(query: Iterable[tuple[str, str]]) -> list[int]:

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from visionrl.checks import Problem
 from visionrl.problems import problems
-from visionrl.rollout import MODEL_POLICY, SCRIPTED_POLICY, RolloutRequest
-from visionrl_taskapp.envs.crafter.rules import ACHIEVEMENTS
+from visionrl.rollout import RolloutRequest
+from visionrl_taskapp.envs.registry import EnvironmentRefused, Prepared, prepare
 from visionrl_taskapp.policies.completions import completion_url
 from visionrl_taskapp.policies.prompt import has_control_tokens, sends_frames
 
@@ -50,9 +50,19 @@ def parse_request(data: Any) -> RolloutRequest:
         request = RolloutRequest.model_validate(_without_unused(data))
     except ValidationError as error:
         raise RequestError(list(problems(error, RolloutRequest, by_alias=False))) from None
-    if wrong := [problem for check in _CHECKS for problem in check(request)]:
+    try:
+        game = prepare(request.env.env_name, request.env.config)
+    except EnvironmentRefused as error:
+        raise RequestError([Problem(_in_request(each.path), each.message) for each in error.problems]) from None
+    if wrong := [problem for check in _CHECKS for problem in check(request, game)]:
         raise RequestError(wrong)
     return request
+
+
+def _in_request(path: str) -> str:
+    """The path below `rollout` of a job file, as a request has it."""
+    name, _, rest = path.partition(".")
+    return {"envName": "env.env_name", "envConfig": "env.config"}[name] + (f".{rest}" if rest else "")
 
 
 def unused_fields(data: Any) -> list[str]:
@@ -74,8 +84,8 @@ def _without_unused(data: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict
     }
 
 
-def _model(request: RolloutRequest) -> Iterator[Problem]:
-    config, needed = request.policy.config, request.policy.policy_name == MODEL_POLICY
+def _model(request: RolloutRequest, _game: Prepared) -> Iterator[Problem]:
+    config, needed = request.policy.config, request.policy.kind == "react"
     if not config.model and needed:
         yield Problem("policy.config.model", "required: the model's or adapter's name at the inference server")
     if config.inference_url:
@@ -87,7 +97,7 @@ def _model(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("policy.config.inference_url", "required: base URL of an OpenAI-compatible server")
 
 
-def _vision(request: RolloutRequest) -> Iterator[Problem]:
+def _vision(request: RolloutRequest, _game: Prepared) -> Iterator[Problem]:
     config = request.policy.config
     if sends_frames(config):
         return
@@ -101,13 +111,13 @@ def _vision(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("policy.config.image_control", "needs frames: set use_vision to true")
 
 
-def _prompt(request: RolloutRequest) -> Iterator[Problem]:
+def _prompt(request: RolloutRequest, _game: Prepared) -> Iterator[Problem]:
     prompt = request.policy.config.system_prompt
     if prompt and has_control_tokens(prompt):
         yield Problem("policy.config.system_prompt", "spells a control token, such as <|im_end|>: describe it instead")
 
 
-def _sampling(request: RolloutRequest) -> Iterator[Problem]:
+def _sampling(request: RolloutRequest, _game: Prepared) -> Iterator[Problem]:
     config = request.policy.config
     if not request.record.logprobs:
         return
@@ -122,15 +132,31 @@ def _sampling(request: RolloutRequest) -> Iterator[Problem]:
         )
 
 
-def _without_model(request: RolloutRequest) -> Iterator[Problem]:
-    name = request.policy.policy_name
-    if name != MODEL_POLICY and request.record.logprobs:
+def _policy(request: RolloutRequest, game: Prepared) -> Iterator[Problem]:
+    name, kind = request.policy.policy_name, request.policy.kind
+    if name != f"{game.name}-{kind}":
+        yield Problem("policy.policy_name", f"is {name!r}, of another environment: write {game.name}-{kind}")
+    if kind == "scripted" and game.description.player is None:
+        yield Problem("policy.policy_name", f"{game.name} has no player of its own; play {game.name}-random")
+    if kind == "blind" and game.description.blind is None:
+        yield Problem("policy.policy_name", f"the best blind play of {game.name} is not known; play {game.name}-random")
+
+
+def _seed(request: RolloutRequest, game: Prepared) -> Iterator[Problem]:
+    first, last = game.description.seeds
+    if not first <= request.env.seed <= last:
+        yield Problem("env.seed", f"{game.name} has seeds from {first} to {last}")
+
+
+def _without_model(request: RolloutRequest, _game: Prepared) -> Iterator[Problem]:
+    name, kind = request.policy.policy_name, request.policy.kind
+    if kind != "react" and request.record.logprobs:
         yield Problem("record.logprobs", f"{name} samples no tokens")
-    if name != SCRIPTED_POLICY and request.policy.config.perturbation:
-        yield Problem("policy.config.perturbation", f"only with policy_name {SCRIPTED_POLICY}")
+    if kind != "scripted" and request.policy.config.perturbation:
+        yield Problem("policy.config.perturbation", f"only with policy_name {request.env.env_name}-scripted")
 
 
-def _shape(request: RolloutRequest) -> Iterator[Problem]:
+def _shape(request: RolloutRequest, game: Prepared) -> Iterator[Problem]:
     for index, op in enumerate(request.ops or ()):
         expected = ("agent", "env")[index % 2]
         if op != expected:
@@ -139,8 +165,9 @@ def _shape(request: RolloutRequest) -> Iterator[Problem]:
     if request.safety.max_ops < 2:
         yield Problem("safety.max_ops", "must be at least 2: a model call and an environment step")
     for name in request.rewards.weights:
-        if name not in ACHIEVEMENTS:
-            yield Problem(f"rewards.weights.{name}", f"no achievement; known: {', '.join(ACHIEVEMENTS)}")
+        if name not in game.description.events:
+            known = ", ".join(game.description.events) or "none"
+            yield Problem(f"rewards.weights.{name}", f"no event of {game.name}; known: {known}")
     sizes = {"step_lambda": request.rewards.step_lambda, "invalid_penalty": request.rewards.invalid_penalty}
     for name, size in (sizes | {f"weights.{name}": size for name, size in request.rewards.weights.items()}).items():
         if not abs(size) <= _MAX_REWARD:
@@ -149,4 +176,4 @@ def _shape(request: RolloutRequest) -> Iterator[Problem]:
         yield Problem("rewards.weights", "only with step_rewards per_achievement")
 
 
-_CHECKS = (_model, _vision, _prompt, _sampling, _without_model, _shape)
+_CHECKS = (_policy, _seed, _model, _vision, _prompt, _sampling, _without_model, _shape)

@@ -51,7 +51,7 @@ def reward_curve(metrics: Sequence[Record], evaluations: Sequence[Record], job: 
             capsize=4,
             label=f"{result['episodes']} held-out seeds (mean, 95 % bootstrap)" if index == 0 else None,
         )
-    _style(axes, job, "unique achievements per episode")
+    _style(axes, job, "return of an episode")
     if metrics or evaluations:
         axes.legend(loc="best", frameon=False)
     return figure

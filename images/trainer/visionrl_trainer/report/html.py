@@ -32,7 +32,7 @@ svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 $supervised
 <h2>Reward</h2>$reward
 <h2>Training</h2>$health
-<h2>Achievements on the held-out seeds</h2><table>$rates</table>
+<h2>Events on the held-out seeds</h2><table>$rates</table>
 <h2>Held-out seed, before and after</h2>$replays
 </html>
 """)
@@ -87,12 +87,12 @@ def _supervised(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _rates(evaluations: Sequence[dict[str, Any]]) -> str:
-    """Success rate of each achievement in the first and the last evaluation."""
+    """Share of the episodes in which each event happened, in the first and the last evaluation."""
     if not evaluations:
         return ""
     first, last = evaluations[0]["rates"], evaluations[-1]["rates"]
     names = sorted(first.keys() | last.keys(), key=lambda name: -last.get(name, 0))
-    head = "<tr><th>achievement<th>before<th>after</tr>"
+    head = "<tr><th>event<th>before<th>after</tr>"
     rows = [f"<tr><td>{escape(name)}<td>{first.get(name, 0):.0%}<td>{last.get(name, 0):.0%}</tr>" for name in names]
     return head + "".join(rows)
 

@@ -40,8 +40,8 @@ class EpisodeSamples:
     rewards: tuple[float, ...]
     states: tuple[str, ...]
     """Hash of the simulator's state before each decision."""
-    achievements: float
-    """Unique achievements of the episode."""
+    score: float
+    """Return of the episode as the environment counts it, without step rewards and penalties."""
     invalid: int
     """Decisions without a usable tool call."""
     run_id: str = ""

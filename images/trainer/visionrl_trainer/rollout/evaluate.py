@@ -1,4 +1,4 @@
-"""Evaluation on held-out seeds: unique achievements with bootstrap intervals, success rates, Crafter score."""
+"""Evaluation on held-out seeds: returns with bootstrap intervals, and how often each event happened."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import AliasChoices, Field
 
-from visionrl.job import JobSpec, Model
-from visionrl.rollout import AbortReason, EnvSpec, PolicySpec, Record, RolloutRequest, RolloutResponse, Safety
+from visionrl.crafter import own_score
+from visionrl.job import DEFAULT_ENVIRONMENT, JobSpec, Model
+from visionrl.rollout import (
+    AbortReason,
+    EnvSpec,
+    PolicySpec,
+    Record,
+    RolloutRequest,
+    RolloutResponse,
+    Safety,
+)
 from visionrl.status import Score
 from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
 from visionrl_trainer.rollout.intake import failure
@@ -24,23 +34,25 @@ logger = logging.getLogger(__name__)
 RESAMPLES = 10_000
 BATCH = 1 << 22
 """Indices that the bootstrap draws at once: 32 MB, whatever the number of episodes."""
-ACHIEVEMENTS = 22
 
 
 class EpisodeScore(Model):
     """One episode of an evaluation."""
 
     seed: int
-    achievements: int
-    """Unique achievements: the episode's return."""
+    score: float = Field(validation_alias=AliasChoices("score", "achievements"))
+    """The episode's return; files of before call it achievements, which it is in Crafter."""
     unlocked: tuple[str, ...]
+    """Events that happened."""
     turns: int
     steps: int
     """Environment steps."""
     invalid: int
     """Decisions without a usable tool call."""
     env_return: float
-    """Crafter's own reward, summed."""
+    """The environment's own reward, summed."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """The environment's other scores."""
     aborted: AbortReason | Literal["rejected"] | None = None
     """Why the episode was cut short, or that no usable answer came."""
     failed: bool = False
@@ -51,7 +63,7 @@ class EpisodeScore(Model):
         """Of a seed for which no usable answer came."""
         return cls(
             seed=seed,
-            achievements=0,
+            score=0,
             unlocked=(),
             turns=0,
             steps=0,
@@ -75,6 +87,7 @@ class EvaluationResult:
     """In the order of the seeds."""
     failed: int = 0
     """Seeds that were left out, because no try to play them succeeded."""
+    env_name: str = DEFAULT_ENVIRONMENT
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -82,12 +95,12 @@ class EvaluationResult:
 
     @property
     def returns(self) -> tuple[float, ...]:
-        """Unique achievements of each seed's episode."""
-        return tuple(float(episode.achievements) for episode in self.episodes)
+        """Of each seed's episode."""
+        return tuple(float(episode.score) for episode in self.episodes)
 
     @property
     def rates(self) -> dict[str, float]:
-        """Share of the episodes that unlocked each achievement, the most frequent first."""
+        """Share of the episodes in which each event happened, the most frequent first."""
         unlocked = Counter(name for episode in self.episodes for name in episode.unlocked)
         ranked = sorted(unlocked.items(), key=lambda item: (-item[1], item[0]))
         return {name: count / len(self.episodes) for name, count in ranked}
@@ -116,15 +129,22 @@ class EvaluationResult:
 
     @property
     def env_return(self) -> Score:
-        """Crafter's own reward of an episode."""
+        """The environment's own reward of an episode."""
         return interval([episode.env_return for episode in self.episodes])
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Mean of each of the environment's other scores."""
+        names = dict.fromkeys(name for episode in self.episodes for name in episode.scores)
+        return {name: float(np.mean([episode.scores.get(name, 0.0) for episode in self.episodes])) for name in names}
 
     def summary(self) -> dict[str, object]:
         """The evaluation as an entry of ``summary.json``."""
         return {
             "policy": self.policy,
             **self.score.model_dump(),
-            "crafter_score": crafter_score(self.rates),
+            **own_score(self.env_name, self.rates),
+            **({"scores": self.scores} if self.scores else {}),
             "invalid_rate": self.invalid_rate,
             "aborted": self.aborted,
             "failed": self.failed,
@@ -161,7 +181,7 @@ async def evaluate(
     played = tuple(score for score in scores if not score.failed)
     if not 2 * len(played) >= len(seeds):
         raise EvaluationFailed(f"{len(reasons)} of {len(seeds)} held-out seeds could not be played; {reasons[-1]}")
-    return EvaluationResult(policy.config.model or policy.policy_name, played, len(reasons))
+    return EvaluationResult(policy.config.model or policy.policy_name, played, len(reasons), spec.rollout.env_name)
 
 
 async def play_seeds(
@@ -216,21 +236,22 @@ def _request(spec: JobSpec, policy: PolicySpec, seed: int, run_id: str) -> Rollo
 
 def episode_score(seed: int, response: RolloutResponse) -> EpisodeScore:
     """The score of a played episode. Raises :class:`visionrl_trainer.rollout.client.AnswerRejected`."""
-    if len(response.trajectories) != 1:
+    if len(response.trajectories) != 1 or len(response.metrics.episode_returns) != 1:
         raise AnswerRejected(f"{len(response.trajectories)} trajectories instead of one")
     decisions = response.trajectories[0].decisions
     returns = [decision.reward.env for decision in decisions]
-    if not math.isfinite(sum(returns)):
+    if not math.isfinite(sum(returns) + response.metrics.episode_returns[0] + sum(response.metrics.scores.values())):
         raise AnswerRejected("a reward is not finite")
     unlocked = tuple(name for decision in decisions for name in decision.unlocked)
     return EpisodeScore(
         seed=seed,
-        achievements=len(unlocked),
+        score=response.metrics.episode_returns[0],
         unlocked=unlocked,
         turns=len(decisions),
         steps=response.metrics.num_steps,
         invalid=sum(not decision.valid for decision in decisions),
         env_return=sum(returns),
+        scores=response.metrics.scores,
         aborted=response.abort_reason,
         failed=failure(response) is not None,
     )
@@ -258,9 +279,3 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95) -> tuple[float,
 def paired_gain(before: Sequence[float], after: Sequence[float]) -> Score:
     """Mean difference of two policies' returns on the same seeds in the same order, with its interval."""
     return interval(np.subtract(after, before).tolist())
-
-
-def crafter_score(rates: dict[str, float]) -> float:
-    """Crafter's score in percent: ``exp(mean ln(1 + sᵢ)) − 1`` over all 22 achievements (Hafner 2021, §3.2)."""
-    logs = [math.log1p(100 * rate) for rate in rates.values()]
-    return math.expm1(sum(logs) / ACHIEVEMENTS)

@@ -63,7 +63,7 @@ def read_episode(
         samples=tuple(samples),
         rewards=rewards,
         states=tuple(decision.state_hash for decision in decisions),
-        achievements=response.metrics.episode_returns[0],
+        score=response.metrics.episode_returns[0],
         invalid=sum(not decision.valid for decision in decisions),
         run_id=request.run_id,
     )

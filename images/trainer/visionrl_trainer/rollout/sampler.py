@@ -78,7 +78,7 @@ def policy_config(spec: JobSpec, **changes: object) -> PolicyConfig:
 def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[int]) -> PolicySpec:
     """The job's policy with one adapter."""
     config = policy_config(spec, model=model, inference_url=inference_url, banned_token_ids=sorted(banned))
-    return PolicySpec(policy_name=spec.rollout.policy_name, config=config)
+    return PolicySpec(policy_name=f"{spec.rollout.env_name}-react", config=config)
 
 
 class Sampler:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec, WarmStart
-from visionrl.rollout import SCRIPTED_POLICY, EnvSpec, PolicySpec, Record, RolloutRequest, Safety
+from visionrl.rollout import EnvSpec, PolicySpec, Record, RolloutRequest, Safety
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS, policy_config
 
@@ -37,7 +37,7 @@ class Demonstrations:
     images: dict[str, bytes]
     tools: list[dict[str, Any]] | None = None
     returns: tuple[float, ...] = ()
-    """Unique achievements of the (perturbed) episodes."""
+    """Of the (perturbed) episodes."""
     digest: str = ""
     """Of the content of files: a resumed training must find the same. Empty for the player's episodes, which are a
     function of the job."""
@@ -88,7 +88,7 @@ def _request(spec: JobSpec, warm_start: WarmStart, job_name: str, index: int) ->
         mode="rl",
         env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=FIRST_TRAINING_SEED + index),
         policy=PolicySpec(
-            policy_name=SCRIPTED_POLICY,
+            policy_name=f"{spec.rollout.env_name}-scripted",
             config=policy_config(spec, max_llm_calls=warm_start.turns, perturbation=warm_start.perturbation),
         ),
         record=Record(trajectories=False, images=True, messages=True),

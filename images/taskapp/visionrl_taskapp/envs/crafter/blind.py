@@ -1,8 +1,7 @@
-"""Policies that ignore the observation: the baselines that a policy which uses its frames must beat.
+"""Play that ignores the observation: the baseline that a policy which uses its frames must beat.
 
-*crafter-random* draws 1 to `max_actions` actions uniformly. *crafter-blind* draws `max_actions` actions from one fixed
-distribution, the best that the cross-entropy method (Rubinstein 1999) finds: what is reached by knowing the game and
-never looking at it. The distribution was found with:
+*crafter-blind* draws `max_actions` actions from one fixed distribution, the best that the cross-entropy method
+(Rubinstein 1999) finds: what is reached by knowing the game and never looking at it. The distribution was found with:
 
     python -m visionrl_taskapp.envs.crafter.blind --search
 
@@ -45,17 +44,6 @@ BLIND_PROBABILITIES: Mapping[str, float] = {
 _TURNS, _ACTIONS_PER_TURN = 30, 4
 _GENERATIONS, _POPULATION, _ELITE, _EPISODES = 24, 32, 8, 16
 _SMOOTHING, _FLOOR = 0.7, 0.05
-
-
-def random_plan(max_actions: int, rng: np.random.Generator) -> list[str]:
-    """1 to `max_actions` actions, uniformly."""
-    return [str(action) for action in rng.choice(ACTIONS, size=rng.integers(1, max_actions + 1))]
-
-
-def blind_plan(max_actions: int, rng: np.random.Generator) -> list[str]:
-    """`max_actions` actions of the stored distribution."""
-    names, weights = list(BLIND_PROBABILITIES), np.array(list(BLIND_PROBABILITIES.values()))
-    return [str(action) for action in rng.choice(names, size=max_actions, p=weights / weights.sum())]
 
 
 # --- finding the distribution

@@ -132,14 +132,8 @@ def plan(view: LocalView, max_actions: int) -> Plan:
     return next(found for goal in GOALS if (found := goal(sight)))[:max_actions]
 
 
-def perturbed(plan: Plan, rate: float, max_actions: int, rng: np.random.Generator) -> Plan:
-    """The plan that is executed: with probability `rate` a random one, else `plan`.
-
-    Random plans lead to states that the scripted policy does not reach; what it does there is what a learner that
-    makes mistakes needs to imitate (the idea of DAgger, Ross et al. 2011).
-    """
-    if rng.random() >= rate:
-        return plan
+def random_plan(max_actions: int, rng: np.random.Generator) -> Plan:
+    """A random plan that leads to states which the scripted policy does not reach."""
     if rng.random() < 0.6:
         return list(rng.choice(ACTIONS, size=rng.integers(1, max_actions + 1), p=_RANDOM_ACTIONS).tolist())
     return [list(_MOVES.values())[rng.integers(len(_MOVES))]] * int(rng.integers(1, max_actions + 1))
