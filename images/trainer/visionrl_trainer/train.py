@@ -285,7 +285,7 @@ class _Run:
         seconds = {name: self.state.seconds.get(name, 0.0) + s for name, s in self.meter.seconds.items()}
         self.state = self.state.model_copy(update={"seconds": {**self.state.seconds, **seconds}})
         self.meter.seconds.clear()
-        await compute(self.store.checkpoint, self.state, self.optimizer, self.shuffle)
+        await compute(self.store.checkpoint, self.state, self.policy, self.optimizer, self.shuffle)
 
     def _refresh(self) -> int:
         """Read the fields that may change during a run, iterations and evaluation; returns the total iterations."""

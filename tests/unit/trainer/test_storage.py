@@ -8,13 +8,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.training import TinyRun, step, weights
-from visionrl.adapters import verified_manifest
+from tests.unit.trainer.test_model import encoded
+from visionrl.adapters import Version, verified_manifest
 from visionrl.component import ConfigurationError
+from visionrl.job import Lora
 from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import Sample
 from visionrl_trainer.state.checkpoints import NoWholeCheckpoint
 from visionrl_trainer.sync.publish import AdapterStore
 
@@ -83,6 +88,28 @@ def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> N
     step(policy, resumed.optimizer)
     assert torch.equal(weights(policy), expected)
     assert torch.equal(torch.randperm(10, generator=resumed.shuffle), order)
+
+
+def test_what_is_served_is_rounded_and_what_is_trained_on_is_not(
+    tiny_directory: Path, tmp_path: Path, samples: list[Sample], frames: list[np.ndarray]
+) -> None:
+    """A step of a small learning rate is lost in bfloat16; a resumed run keeps it."""
+    policy = Policy.load(tiny_directory, "bfloat16", torch.device("cpu"))
+    policy.add_adapter(Lora(r=4, alpha=8), seed=0)
+    run = TinyRun(tmp_path, policy)
+    run.iterate()
+    features, before = encoded(policy, frames), weights(policy)
+    with torch.no_grad():
+        trained, _ = policy.logprobs(samples, features, 1.0)
+    folder = run.store.adapters.folder(Version.parse(run.state.version))
+    served = load_file(folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in served.values()} == {torch.bfloat16}
+    policy.load_adapter(folder)
+    assert not torch.equal(weights(policy), before)
+    with torch.no_grad():
+        assert torch.equal(policy.logprobs(samples, features, 1.0)[0], trained)
+    TinyRun(tmp_path, policy)
+    assert torch.equal(weights(policy), before)
 
 
 def test_a_version_stays_while_a_checkpoint_or_a_rollout_needs_it(policy: Policy, tmp_path: Path) -> None:

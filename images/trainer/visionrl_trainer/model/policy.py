@@ -187,13 +187,15 @@ class Policy:
             raise ValueError(f"the adapter has no weight {result.unexpected_keys[0]}")
 
     def save_adapter(self, directory: Path) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``. Raises ``ValueError`` if a weight is
-        not finite: a server with such an adapter would also fail other requests."""
-        for name, parameter in self.trainable():
-            if not torch.isfinite(parameter).all():
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the dtype that servers and this policy
+        compute it in: half of float32's bytes with bfloat16. Raises ``ValueError`` if a weight is not finite: a server
+        with such an adapter would also fail other requests."""
+        weights = {name: weight.detach().to(self.compute_dtype) for name, weight in self.trainable()}
+        for name, weight in weights.items():
+            if not torch.isfinite(weight).all():
                 raise ValueError(f"adapter weight {name} is not finite")
         self._adapted.peft_config["default"].base_model_name_or_path = "base"  # not a path of this machine
-        self._adapted.save_pretrained(str(directory), save_embedding_layers=False)
+        self._adapted.save_pretrained(str(directory), state_dict=weights, save_embedding_layers=False)
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Parameters that are trained, by name."""

@@ -1,7 +1,7 @@
 """A run's versions, checkpoints and evaluations: one owner publishes, saves, prunes and resumes them.
 
-A checkpoint has the name of a published version and everything but its adapter: optimizer, random state, progress. So
-an adapter is written, hashed and stored once, and a version is kept while a checkpoint needs it.
+A checkpoint has the name of a published version, the float32 weights of which the version is the rounded copy that is
+served, and optimizer, random state and progress. A version is kept while a checkpoint needs it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class RunStore:
 
         def read(folder: Path) -> RunState:
             state = _read_state(folder / STATE)
-            policy.load_adapter(self._whole_adapter(state.version))
+            self._whole_adapter(state.version)
             saved = torch.load(folder / OPTIMIZER, map_location=policy.device, weights_only=True)
+            policy.set_adapter_weights(saved["adapter"])
             optimizer.load_state_dict(saved["optimizer"])
             shuffle.set_state(saved["shuffle"].cpu())
             return state
@@ -90,13 +91,17 @@ class RunStore:
         known = {version.number for version in self.adapters.versions()} | self._checkpointed().keys()
         return self.adapters.publish(policy, max(known, default=-1) + 1)
 
-    def checkpoint(self, state: RunState, optimizer: torch.optim.Optimizer, shuffle: torch.Generator) -> None:
+    def checkpoint(
+        self, state: RunState, policy: Policy, optimizer: torch.optim.Optimizer, shuffle: torch.Generator
+    ) -> None:
         """Make a checkpoint of a state whose version is published, unless there is one already."""
         if state.version in self.checkpoints.names():
             return
 
         def fill(folder: Path) -> None:
-            torch.save({"optimizer": optimizer.state_dict(), "shuffle": shuffle.get_state()}, folder / OPTIMIZER)
+            weights, random = policy.adapter_weights(), shuffle.get_state()
+            saved = {"adapter": weights, "optimizer": optimizer.state_dict(), "shuffle": random}
+            torch.save(saved, folder / OPTIMIZER)
             (folder / STATE).write_text(state.model_dump_json(by_alias=True), encoding="utf-8")
 
         self.checkpoints.save(state.version, fill)
