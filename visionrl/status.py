@@ -19,6 +19,7 @@ ConditionType = Literal[
     "Suspended",
     "Complete",
     "Failed",
+    "Exported",
 ]
 Phase = Literal["Pending", "Starting", "WarmStart", "Running", "Restarting", "Suspended", "Complete", "Failed"]
 
@@ -182,6 +183,34 @@ class ComponentStatus(Model):
     """Why it is not ready."""
 
 
+class Copy(Model):
+    """A copy of the trained policy."""
+
+    to: str
+    """Where it lies, as `storage.export` says."""
+    digest: str
+    """SHA-256 of its manifest, hex: of names, sizes and digests of its files."""
+    bytes: NonNegativeInt
+    """Size of its files."""
+
+
+class Result(Model):
+    """Where the trained policy lies."""
+
+    claim: str | None = None
+    """Claim of the run folder, while it is there."""
+    version: str | None = None
+    """Name of the adapter, in the run folder's `adapters` folder."""
+    export: Literal["Exporting", "Exported", "Failed"] | None = None
+    """What became of the copies of `storage.export`; empty where none are asked for."""
+    export_job: str | None = None
+    """Kubernetes Job that makes them; deleted by hand after a failure, it is made again."""
+    message: str = ""
+    """What the copies wait for or fail with."""
+    copies: list[Copy] = Field(default_factory=list)
+    """Copies that are whole."""
+
+
 class JobStatus(Model):
     """The status subresource."""
 
@@ -218,6 +247,8 @@ class JobStatus(Model):
     """The three components."""
     progress: Progress = Progress()
     policy: PolicyVersions = PolicyVersions()
+    result: Result | None = None
+    """Of a job that has ended."""
 
     def condition(self, type_: ConditionType) -> Condition | None:
         return next((condition for condition in self.conditions if condition.type == type_), None)

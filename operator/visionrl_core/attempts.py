@@ -97,6 +97,7 @@ def reopened(status: JobStatus) -> JobStatus:
             "active_seconds": 0,
             "active_since": None,
             "completion_time": None,
+            "result": None,
         }
     )
 

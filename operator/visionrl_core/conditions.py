@@ -106,6 +106,7 @@ def findings(
     views: Sequence[ComponentView],
     outcome: AttemptEnd | None,
     kept: Finding,
+    exported: Finding | None,
 ) -> list[Finding]:
     """Every condition that applies, in the order in which a job passes them."""
     task_app, inference, trainer = views
@@ -131,7 +132,7 @@ def findings(
         found.append(Finding("Suspended", False, "Resumed"))
     if outcome is not None:
         found.append(Finding(outcome.type, True, outcome.reason, outcome.message))
-    return found
+    return [*found, exported] if exported is not None else found
 
 
 def outcome_of(status: JobStatus) -> AttemptEnd | None:
@@ -168,7 +169,7 @@ def why(conditions: Sequence[Condition], views: Sequence[ComponentView], observe
     by_type = {condition.type: condition for condition in conditions}
     for end in ("Failed", "Complete"):
         if end in by_type:
-            return by_type[end].message
+            return "; ".join(filter(None, (by_type[end].message, _copying(by_type.get("Exported")))))
     if "Suspended" in by_type and by_type["Suspended"].status == "True":
         return by_type["Suspended"].message or "suspended"
     if by_type["Accepted"].status == "False":
@@ -181,6 +182,12 @@ def why(conditions: Sequence[Condition], views: Sequence[ComponentView], observe
                 return f"{view.component} is starting"
             return f"{view.component}: {view.reason}{f' ({view.message})' if view.message else ''}"
     return observed.report.message if observed.report else ""
+
+
+def _copying(exported: Condition | None) -> str:
+    if exported is None or exported.status == "True":
+        return ""
+    return ": ".join(filter(None, (exported.reason, exported.message)))
 
 
 def component_statuses(status: JobStatus, views: Sequence[ComponentView]) -> list[ComponentStatus]:

@@ -167,6 +167,22 @@ CONTRADICTIONS = (
         "contradicts runClaim and runSize, which keep the run folder",
     ),
     (
+        "!has(self.storage.export) || !self.storage.ephemeral",
+        "storage.export",
+        "needs the run folder's claim, which storage.ephemeral does without",
+    ),
+    (
+        "!has(self.storage.export) || has(self.storage.export.adapter) || has(self.storage.export.mergedModel)",
+        "storage.export.adapter",
+        "required, unless mergedModel is given",
+    ),
+    (
+        "!has(self.storage.export) || !has(self.storage.export.adapter) || !has(self.storage.export.mergedModel) "
+        "|| self.storage.export.adapter != self.storage.export.mergedModel",
+        "storage.export.mergedModel",
+        "must be another place than adapter's: files of one name would collide",
+    ),
+    (
         "!(has(self.storage.runClaim) || self.storage.ephemeral) "
         "|| (self.storage.retention.whenDeleted == 'Retain' && self.storage.retention.whenFinished == 'Retain')",
         "storage.retention",

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from visionrl.job import Job
-from visionrl.status import JobStatus
+from visionrl.status import JobStatus, Result
 from visionrl_core import accepted, attempts, conditions, drift, revisions
 from visionrl_core.attempts import AttemptEnd
 from visionrl_core.clock import stamp
@@ -30,6 +30,8 @@ from visionrl_core.manifests.common import (
     sealed_hash,
     trainer_job_name,
 )
+from visionrl_core.manifests.config import config_map, secret
+from visionrl_core.manifests.export import export_job, export_policy
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.storage import made_claim
 from visionrl_core.manifests.taskapp import task_app_deployment
@@ -96,10 +98,14 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
             status = _finish(status, outcome, now)
 
     if outcome is not None:
-        expires = lifecycle.expiry(job.spec.lifecycle, status)
+        result = results.result_of(job, job_object.owner, status, observed, outcome.type == "Complete")
+        status = status.model_copy(update={"result": result})
+        # Deleting the object would end its exporter, too.
+        expires = lifecycle.expiry(job.spec.lifecycle, status) if result.export != "Exporting" else None
         return DesiredState(
             status=_report(job_object, job, verdict, status, observed, outcome, Plan(), now),
-            deletions=_deletions_at_the_end(job, job_object.owner, observed),
+            manifests=_exporter(job_object, job, status, observed),
+            deletions=_deletions_at_the_end(job, job_object.owner, result, observed),
             requeue_at=expires,
             delete_job=expires is not None and expires <= now,
         )
@@ -180,30 +186,47 @@ def _needs_applying(manifest: Manifest, observed: Observed) -> bool:
     return annotations.get(HASH_ANNOTATION) != sealed_hash(manifest) or bool(drift.differences(manifest, live))
 
 
+def _exporter(job_object: JobObject, job: Job, status: JobStatus, observed: Observed) -> tuple[Manifest, ...]:
+    """The exporter, and what it mounts, until the copies are made."""
+    owner = job_object.owner
+    if status.result is None or status.result.export in (None, "Exported"):
+        return ()
+    policy = export_policy(job, owner)
+    needed = [
+        secret(owner, observed.spare_key),
+        config_map(job, owner),
+        *([policy] if policy else []),
+        export_job(job, status.attempt, owner, attempts.current_key(job, observed)),
+    ]
+    return tuple(sealed for sealed in map(seal, needed) if _needs_applying(sealed, observed))
+
+
 # --- what should not be
 
 
 def _deletions(job: Job, status: JobStatus, observed: Observed) -> tuple[Ref, ...]:
-    """Trainers of other attempts; of a suspended job all pods."""
+    """Trainers of other attempts, and exporters of a former end; of a suspended job all pods."""
     suspended = job.spec.suspend
+    exporters = tuple(Ref("Job", name) for name in observed.exports)
     trainers = [
         Ref("Job", trainer_job_name(job.name, run.attempt))
         for run in observed.trainers
         if not run.deleting and (suspended or run.attempt != status.attempt)
     ]
-    return (*trainers, *(_servers(job, observed) if suspended else ()))
+    return (*trainers, *exporters, *(_servers(job, observed) if suspended else ()))
 
 
-def _deletions_at_the_end(job: Job, owner: Owner, observed: Observed) -> tuple[Ref, ...]:
+def _deletions_at_the_end(job: Job, owner: Owner, result: Result, observed: Observed) -> tuple[Ref, ...]:
     """A trainer that has ended stays for its log, unless a sidecar of it still holds the node."""
-    claim = results.claim_to_delete(job, owner, observed)
+    claim = results.claim_to_delete(job, owner, result, observed)
+    exporters = [Ref("Job", name) for name in observed.exports if name != result.export_job]
     trainers = [
         Ref("Job", trainer_job_name(job.name, run.attempt))
         for run in observed.trainers
         if (run.outcome == "Active" or run.holds_node) and not run.deleting
     ]
     keep = job.spec.lifecycle.cleanup_policy == "KeepAll"
-    return (*trainers, *(() if keep else _servers(job, observed)), *((claim,) if claim else ()))
+    return (*trainers, *exporters, *(() if keep else _servers(job, observed)), *((claim,) if claim else ()))
 
 
 def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
@@ -272,7 +295,8 @@ def _report(
         ),
     )
     kept = results.kept(job, job_object.owner, status, observed, finished=outcome is not None)
-    found = conditions.findings(job.spec, status, verdict, observed, views, outcome, kept)
+    exported = results.exported(status.result) if status.result else None
+    found = conditions.findings(job.spec, status, verdict, observed, views, outcome, kept, exported)
     timed = conditions.with_times(status.conditions, found, job_object.generation, now)
     # A trainer that still loads does not know where the run is.
     last = run.report if run is not None and run.outcome == "Succeeded" else None

@@ -60,6 +60,10 @@ def events_between(previous: JobStatus, status: JobStatus) -> Iterator[JobEvent]
         yield JobEvent("Normal", "Completed", status.reason)
     if _turned(previous, status, "Failed"):
         yield JobEvent("Warning", "Failed", status.reason)
+    exported, before = status.condition("Exported"), previous.condition("Exported")
+    if exported and (before is None or before.reason != exported.reason) and exported.reason != "Exporting":
+        kind: Literal["Normal", "Warning"] = "Normal" if exported.status == "True" else "Warning"
+        yield JobEvent(kind, exported.reason, exported.message, exported.last_transition_time)
 
 
 def event_manifest(owner: Owner, event: JobEvent, now: datetime) -> Manifest:

@@ -14,6 +14,7 @@ MUTABLE_PATHS = (
     "evaluation",
     "lifecycle",
     "failurePolicy",
+    "storage.export",
     "suspend",
     "taskApp.resources",
 )

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from visionrl.job import Job
-from visionrl.status import TrainerReport
+from visionrl.status import Copy, TrainerReport
 from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.manifests.common import Owner, Ref
 
@@ -76,6 +76,18 @@ class TrainerRun:
 
 
 @dataclass(frozen=True)
+class ExportRun:
+    """The Kubernetes Job that copies the trained policy."""
+
+    outcome: Literal["Active", "Succeeded", "Failed"] = "Active"
+    message: str = ""
+    """Why it does not start, or what its last try failed with."""
+    version: str = ""
+    """Policy version that it has copied."""
+    copies: tuple[Copy, ...] = ()
+
+
+@dataclass(frozen=True)
 class StuckPod:
     """A pod that should have ended: its node does not confirm that it did."""
 
@@ -113,6 +125,8 @@ class Observed:
     inference: ObservedComponent = ObservedComponent()
     trainers: tuple[TrainerRun, ...] = ()
     """By attempt, oldest first."""
+    exports: Mapping[str, ExportRun] = field(default_factory=dict)
+    """By name of the Job."""
     orphaned_trainer_pods: int = 0
     """Trainer pods that still exist without their Job."""
     stuck: tuple[StuckPod, ...] = ()

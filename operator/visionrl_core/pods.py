@@ -10,8 +10,10 @@ from typing import Any, Literal
 from visionrl.status import TrainerReport
 from visionrl_core.clock import moment
 from visionrl_core.manifests.common import ATTEMPT_LABEL, COMPONENT_LABEL, KEY_ANNOTATION, OWNER_ANNOTATION
-from visionrl_core.observed import ObservedComponent, TrainerRun
-from visionrl_core.report import read_report
+from visionrl_core.manifests.export import EXPORT
+from visionrl_core.observed import ExportRun, ObservedComponent, TrainerRun
+from visionrl_core.policies.failure import last_line
+from visionrl_core.report import read_copies, read_report
 
 Body = Mapping[str, Any]
 
@@ -19,6 +21,8 @@ Body = Mapping[str, Any]
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 # Of a Job without a number: never the current one, so it is deleted.
 UNKNOWN_ATTEMPT = -1
+# Reason of a container that waits for its next start: what it failed with says more.
+CRASHED = "CrashLoopBackOff"
 ENDED = frozenset({"Succeeded", "Failed"})
 # Reason of a trainer whose pod is being deleted by someone else than us: policies.failure knows it as a disruption.
 TERMINATED = "Terminated"
@@ -47,6 +51,8 @@ class PodView:
     """When it should be gone, where it is being deleted."""
     report: TrainerReport | None = None
     """Of a trainer that completed: it left it as the container's termination message."""
+    last_words: str = ""
+    """Of an exporter that succeeded: the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +65,17 @@ class RunView:
     """Of the condition with the outcome."""
     key: str
     """Digest of the key in its pod template."""
+    part: str = "trainer"
+    """Whose Job it is: the trainer's or the exporter's."""
 
 
 def pod_view(body: Body) -> PodView:
     metadata, status = body["metadata"], body.get("status", {})
     owners = metadata.get("ownerReferences") or [{}]
+    component = metadata.get("labels", {}).get(COMPONENT_LABEL, "")
     deleting = "deletionTimestamp" in metadata
     return PodView(
-        component=metadata.get("labels", {}).get(COMPONENT_LABEL, ""),
+        component=component,
         created=metadata["creationTimestamp"],
         deleting=deleting,
         owner_uid=owners[0].get("uid", ""),
@@ -77,7 +86,8 @@ def pod_view(body: Body) -> PodView:
         job_uid=metadata.get("annotations", {}).get(OWNER_ANNOTATION, ""),
         key=metadata.get("annotations", {}).get(KEY_ANNOTATION, ""),
         grace_ends=metadata.get("deletionTimestamp"),
-        report=_last_report(body),
+        report=_last_report(body) if component != EXPORT else None,
+        last_words=_last_words(body) if component == EXPORT else "",
     )
 
 
@@ -86,20 +96,25 @@ def _ended_for_good(body: Body) -> bool:
 
 
 def _last_report(body: Body) -> TrainerReport | None:
+    return read_report(_last_words(body).encode())
+
+
+def _last_words(body: Body) -> str:
     end = _own_container(body).get("state", {}).get("terminated") or {}
-    return read_report(end.get("message", "").encode()) if end.get("exitCode") == 0 else None
+    return str(end.get("message", "")) if end.get("exitCode") == 0 else ""
 
 
 def run_view(body: Body) -> RunView:
-    label = body["metadata"].get("labels", {}).get(ATTEMPT_LABEL, "")
+    own_labels = body["metadata"].get("labels", {})
+    label, part = own_labels.get(ATTEMPT_LABEL, ""), own_labels.get(COMPONENT_LABEL, "trainer")
     attempt = int(label) if label.isdecimal() else UNKNOWN_ATTEMPT
     template = body.get("spec", {}).get("template", {})
     key = template.get("metadata", {}).get("annotations", {}).get(KEY_ANNOTATION, "")
     for condition in body.get("status", {}).get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             outcome: Literal["Succeeded", "Failed"] = "Succeeded" if condition["type"] == "Complete" else "Failed"
-            return RunView(attempt, outcome, condition.get("message", ""), key)
-    return RunView(attempt, "Active", "", key)
+            return RunView(attempt, outcome, condition.get("message", ""), key, part)
+    return RunView(attempt, "Active", "", key, part)
 
 
 def replica_failure(body: Body) -> str:
@@ -144,6 +159,18 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
     holds_node = any(pod.phase not in ENDED for pod in found)
     report = found[-1].report if found else None
     return TrainerRun(run.attempt, outcome, deleting, state, report, run.key, holds_node)
+
+
+def export_of(run: RunView, pods: Iterable[PodView]) -> ExportRun:
+    """The Job that copies the trained policy. Its container is started again until it succeeds."""
+    newest = max(pods, key=lambda pod: pod.created, default=None)
+    words = newest.last_words if newest else ""
+    version, copies = read_copies(words.encode()) if run.outcome == "Succeeded" else ("", ())
+    message = ""
+    if newest is not None:
+        reason = "" if newest.state.reason == CRASHED else newest.state.reason
+        message = ": ".join(filter(None, (reason, last_line(newest.state.log or newest.state.message))))
+    return ExportRun(run.outcome, message or run.message, version, copies)
 
 
 def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:

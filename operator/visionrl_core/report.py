@@ -13,13 +13,14 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from visionrl.status import TrainerPhase, TrainerReport
+from visionrl.status import Copy, TrainerPhase, TrainerReport
 
 MAX_REPORT_BYTES = 64 * 1024
 MAX_TEXT = 300
 """Characters of a text."""
 MAX_INTEGER = 2**53
 MAX_DEPTH = 5
+MAX_COPIES = 8
 
 _DROPPED = object()
 
@@ -37,6 +38,16 @@ def read_report(content: bytes) -> TrainerReport | None:
     if isinstance(document.get("phase"), str) and document["phase"] not in get_args(TrainerPhase):
         document["phase"] = "Training"  # a phase of a newer trainer; it runs
     return _validated(document)
+
+
+def read_copies(content: bytes) -> tuple[str, tuple[Copy, ...]]:
+    """Policy version and copies in what an exporter left; none of them where it is not that."""
+    try:
+        document = json.loads(content) if len(content) <= MAX_REPORT_BYTES else {}
+        copies = tuple(Copy.model_validate(copy) for copy in document["copies"][:MAX_COPIES])
+        return str(_bounded(document["version"], 1)), copies
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "", ()
 
 
 def _validated(document: dict[str, Any]) -> TrainerReport | None:

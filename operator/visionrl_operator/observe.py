@@ -15,8 +15,9 @@ from visionrl_core.container_images import Images
 from visionrl_core.kinds import POD
 from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
 from visionrl_core.manifests.config import JOB_FILE, config_name, key_name
-from visionrl_core.observed import Observed, StuckPod, TrainerRun
-from visionrl_core.pods import ENDED, PodView, RunView, component_of, run_of
+from visionrl_core.manifests.export import EXPORT
+from visionrl_core.observed import ExportRun, Observed, StuckPod, TrainerRun
+from visionrl_core.pods import ENDED, PodView, RunView, component_of, export_of, run_of
 from visionrl_operator.store import OwnedObject, StoredJob
 
 
@@ -69,7 +70,7 @@ def observe(
     config = own.get(Ref("ConfigMap", config_name(name)))
     pods = {uid: _with_problem(pod, asked.problems.get(uid)) for uid, pod in pods_of(objects).items()}
     servers = [_current(pod, asked.key) for pod in pods.values() if pod.job_uid in ("", job.uid)]
-    runs = {found.uid: _run(found, pods, asked) for found in own.values() if isinstance(found.detail, RunView)}
+    runs = {found.uid: _run(found, pods, asked) for found in _jobs(own, SUFFIXES["trainer"])}
     orphans = [
         pod
         for pod in pods.values()
@@ -87,6 +88,7 @@ def observe(
         task_app=component_of(_of(servers, "taskapp"), _failure(own, component_name(name, "taskApp"))),
         inference=component_of(_of(servers, "inference"), _failure(own, component_name(name, "inference"))),
         trainers=tuple(sorted(runs.values(), key=lambda run: run.attempt)),
+        exports={found.ref.name: _export(found, pods) for found in _jobs(own, EXPORT)},
         orphaned_trainer_pods=len(orphans),
         stuck=asked.stuck,
         report=report,
@@ -98,7 +100,7 @@ def trainer_pod(job: StoredJob, objects: Mapping[Ref, OwnedObject], attempt: int
     """The newest pod of an attempt."""
     runs = {
         found.uid
-        for found in own_objects(job, objects).values()
+        for found in _jobs(own_objects(job, objects), SUFFIXES["trainer"])
         if isinstance(found.detail, RunView) and found.detail.attempt == attempt
     }
     newest: tuple[str, TrainerPod] | None = None
@@ -115,7 +117,7 @@ def podless_attempts(job: StoredJob, objects: Mapping[Ref, OwnedObject]) -> dict
     owners = {pod.owner_uid for pod in pods_of(objects).values()}
     return {
         found.detail.attempt: found
-        for found in own_objects(job, objects).values()
+        for found in _jobs(own_objects(job, objects), SUFFIXES["trainer"])
         if isinstance(found.detail, RunView)
         and found.detail.outcome == "Active"
         and not found.deleting
@@ -160,6 +162,16 @@ def _run(found: OwnedObject, pods: Mapping[str, PodView], asked: Asked) -> Train
     assert isinstance(found.detail, RunView)
     own = [pod for pod in pods.values() if pod.owner_uid == found.uid]
     return run_of(found.detail, found.deleting, own, asked.creation_failures.get(found.detail.attempt, ""))
+
+
+def _jobs(objects: Mapping[Ref, OwnedObject], part: str) -> list[OwnedObject]:
+    """The Jobs of a part."""
+    return [found for found in objects.values() if isinstance(found.detail, RunView) and found.detail.part == part]
+
+
+def _export(found: OwnedObject, pods: Mapping[str, PodView]) -> ExportRun:
+    assert isinstance(found.detail, RunView)
+    return export_of(found.detail, [pod for pod in pods.values() if pod.owner_uid == found.uid])
 
 
 def _of(pods: Iterable[PodView], component: str) -> list[PodView]:

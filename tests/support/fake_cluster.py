@@ -13,7 +13,7 @@ from visionrl.status import JobStatus, TrainerReport
 from visionrl_core.decide import DesiredState, decide
 from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE
-from visionrl_core.observed import JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
+from visionrl_core.observed import ExportRun, JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,6 +36,7 @@ class FakeCluster:
     idle: timedelta = timedelta(0)
     stuck: tuple[StuckPod, ...] = ()
     deleting: frozenset[Ref] = frozenset()
+    exports: dict[str, ExportRun] = field(default_factory=dict)
     job_deleted: bool = False
     instances: int = 0
     """Server pods that were made so far."""
@@ -51,6 +52,7 @@ class FakeCluster:
             accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
             objects=dict(self.objects),
             deleting=self.deleting,
+            exports=dict(self.exports),
             key=self._key(),
             task_app=self.task_app,
             inference=self.inference,
@@ -85,7 +87,10 @@ class FakeCluster:
     def _apply(self, manifest: Manifest) -> None:
         name = ref(manifest)
         self.objects[name] = manifest
-        if name.kind == "Job":
+        if name.kind == "Job" and "-export-" in name.name:
+            assert name.name not in self.exports
+            self.exports[name.name] = ExportRun()
+        elif name.kind == "Job":
             number = int(manifest["metadata"]["labels"][ATTEMPT_LABEL])
             assert number not in self.trainers, "a Job's template is immutable: it must not be applied again"
             key = manifest["spec"]["template"]["metadata"]["annotations"][KEY_ANNOTATION]
@@ -104,6 +109,9 @@ class FakeCluster:
         return f"pod-{self.instances}"
 
     def _delete(self, name: Ref) -> None:
+        if name.kind == "Job" and name.name in self.exports:
+            del self.exports[name.name], self.objects[name]
+            return
         if name.kind == "Job":
             number = int(name.name.rpartition("-")[2])
             self.trainers[number] = replace(self.trainers[number], deleting=True)

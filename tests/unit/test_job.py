@@ -73,6 +73,7 @@ def test_values_out_of_range_or_of_another_type_are_refused(change: dict[str, An
         ({"evaluation.firstSeed": 999_999}, "spec.evaluation.episodes"),
         ({"storage": {"runClaim": "a", "runSize": "1Gi"}}, "spec.storage.runSize"),
         ({"storage": {"storageClassName": "fast", "ephemeral": True}}, "spec.storage.storageClassName"),
+        ({"storage": {"export": {"adapter": "hf://only-a-name"}}}, "spec.storage.export.adapter"),
         ({"storage": {"ephemeral": True, "runClaim": "mine"}}, "spec.storage.ephemeral"),
         ({"storage": {"runClaim": "mine", "retention": {"whenDeleted": "Delete"}}}, "spec.storage.retention"),
         ({"failurePolicy.rules": [{"action": "Fail"}]}, "spec.failurePolicy.rules[0]"),

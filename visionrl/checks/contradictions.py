@@ -21,6 +21,7 @@ from visionrl.job import (
     FIRST_TRAINING_SEED,
     LINEAR_LAYERS,
     EnvSettings,
+    Export,
     JobSpec,
 )
 from visionrl.problems import Problem, nearest, shown, unknown_key
@@ -229,9 +230,24 @@ def _storage(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.storage.storageClassName", "has no effect: it is of the claim that the operator makes")
     if storage.ephemeral and (storage.run_claim or storage.run_size):
         yield Problem("spec.storage.ephemeral", "contradicts runClaim and runSize, which keep the run folder")
+    if storage.export is not None:
+        yield from _export(storage.export, storage.ephemeral)
     retention = storage.retention.when_deleted, storage.retention.when_finished
     if "Delete" in retention and (storage.run_claim or storage.ephemeral):
         yield Problem("spec.storage.retention", "has no effect: it is of the claim that the operator makes")
+
+
+def _export(export: Export, ephemeral: bool) -> Iterator[Problem]:
+    path = "spec.storage.export"
+    if ephemeral:
+        yield Problem(path, "needs the run folder's claim, which spec.storage.ephemeral does without")
+    if export.adapter is None and export.merged_model is None:
+        yield Problem(f"{path}.adapter", "required, unless mergedModel is given")
+    if export.adapter is not None and export.adapter == export.merged_model:
+        yield Problem(f"{path}.mergedModel", "must be another place than adapter's: files of one name would collide")
+    for name, url in (("adapter", export.adapter), ("mergedModel", export.merged_model)):
+        if url is not None and url.startswith("hf://") and "/" not in url.removeprefix("hf://"):
+            yield Problem(f"{path}.{name}", "a repository of the hub has an owner: hf://OWNER/NAME")
 
 
 def _operations(spec: JobSpec) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ from visionrl.job.model import LINEAR_LAYERS, Lora, PolicyModel, TinyModel
 from visionrl.job.operations import (
     Component,
     EnvVar,
+    Export,
     FailurePolicy,
     FailureRule,
     Lifecycle,
@@ -51,6 +52,7 @@ __all__ = [
     "EnvSettings",
     "EnvVar",
     "Evaluation",
+    "Export",
     "FailurePolicy",
     "FailureRule",
     "Gpu",

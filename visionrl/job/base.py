@@ -72,6 +72,11 @@ _QUEUE = Form(_SUBDOMAIN, 63, "a queue's name: 1 to 63 of a-z, 0-9, - and .")  #
 _KEY = Form(rf"({_SUBDOMAIN}/)?{_NAME}", 317, "a label key, such as team or example.com/team")
 _VALUE = Form(rf"({_NAME})?", 63, "a label value: up to 63 of A-Z, a-z, 0-9, -, _ and .")
 _IMAGE = Form("[A-Za-z0-9][A-Za-z0-9._:/@-]*", 1024, "a container image, such as registry.example/trainer:1.0")
+_EXPORT = Form(
+    r"(pvc|s3|gs|abfs|hf)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*/?",
+    1024,
+    "pvc://CLAIM/path, s3://BUCKET/path, gs://…, abfs://… or hf://OWNER/NAME",
+)
 _QUANTITY = Form(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", 32, "a quantity, such as 500m or 16Gi")
 
 JobName = Annotated[str, AfterValidator(_JOB), WithJsonSchema(_JOB.schema)]
@@ -81,6 +86,7 @@ QueueName = Annotated[str, AfterValidator(_QUEUE), WithJsonSchema(_QUEUE.schema)
 LabelKey = Annotated[str, AfterValidator(_KEY), WithJsonSchema(_KEY.schema)]
 LabelValue = Annotated[str, AfterValidator(_VALUE), WithJsonSchema(_VALUE.schema)]
 ContainerImage = Annotated[str, AfterValidator(_IMAGE), WithJsonSchema(_IMAGE.schema)]
+ExportUrl = Annotated[str, AfterValidator(_EXPORT), WithJsonSchema(_EXPORT.schema)]
 Quantity = Annotated[str, AfterValidator(_QUANTITY), WithJsonSchema(_QUANTITY.schema)]
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from visionrl.job.base import (
     MAX_SECONDS,
+    ExportUrl,
     LabelKey,
     LabelValue,
     Model,
@@ -28,6 +29,19 @@ class Retention(Model):
     """When the job has ended, whether complete or failed; after the export, where there is one."""
 
 
+class Export(Model):
+    """Copies of the trained policy, made when the job is complete."""
+
+    adapter: ExportUrl | None = None
+    """Where the adapter is copied to: `pvc://CLAIM/path` (an existing claim), `s3://BUCKET/path`, `hf://OWNER/NAME` (a
+    private repository), or `gs://`, `abfs://` with a trainer image that has gcsfs or adlfs."""
+    merged_model: ExportUrl | None = None
+    """Where the base model with the adapter merged into it is copied to."""
+    secret_name: ObjectName | None = None
+    """Secret whose keys become environment variables of the copying pod: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_ENDPOINT_URL; HF_TOKEN."""
+
+
 class Storage(Model):
     """Volumes. The run folder holds checkpoints and the trained policy; by default, the operator makes a claim for it.
     Without a claim, the model cache is lost with its pod."""
@@ -41,6 +55,7 @@ class Storage(Model):
     ephemeral: bool = False
     """No claim: the run folder lives, and what was trained is lost, with the trainer's pod."""
     retention: Retention = Retention()
+    export: Export | None = None
     model_cache_claim: ObjectName | None = None
     """Existing claim with model weights, mounted by inference and trainer."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from visionrl.job import Job
 from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, key_digest, seal
 from visionrl_core.manifests.config import config_map, secret
+from visionrl_core.manifests.export import export_policy
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.network import network_policies
 from visionrl_core.manifests.storage import run_claim
@@ -15,12 +16,13 @@ from visionrl_core.manifests.workloads import service
 
 def base_manifests(job: Job, owner: Owner, key: str) -> list[Manifest]:
     """What a job needs for as long as it exists, in the order of creation: configuration, claim, addresses."""
-    claim = run_claim(job, owner)
+    claim, export = run_claim(job, owner), export_policy(job, owner)
     manifests = [
         secret(owner, key),
         config_map(job, owner),
         *([claim] if claim else []),
         *network_policies(job, owner),
+        *([export] if export else []),
         *(service(owner, component) for component in COMPONENTS),
     ]
     return [seal(manifest) for manifest in manifests]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from visionrl.job import API_GROUP, API_VERSION, KIND, Component, Job
 from visionrl_core.mutability import immutable_part
@@ -23,7 +23,9 @@ OWNER_ANNOTATION = f"{API_GROUP}/job-uid"
 """On pods and claims: the job object that they belong to; another one may have had its name."""
 
 COMPONENTS: tuple[Component, ...] = ("taskApp", "inference", "trainer")
-SUFFIXES: dict[Component, str] = {"taskApp": "taskapp", "inference": "inference", "trainer": "trainer"}
+Part = Component | Literal["export"]
+"""What has pods: the components, and the exporter after the end."""
+SUFFIXES: dict[Part, str] = {"taskApp": "taskapp", "inference": "inference", "trainer": "trainer", "export": "export"}
 PORT = 8000
 
 
@@ -64,13 +66,13 @@ def service_url(job_name: str, component: Component) -> str:
     return f"http://{component_name(job_name, component)}:{PORT}"
 
 
-def selector(job_name: str, component: Component | None = None) -> dict[str, str]:
+def selector(job_name: str, component: Part | None = None) -> dict[str, str]:
     """Labels that select a job's pods, or those of one component."""
     labels = {JOB_LABEL: job_name}
     return labels if component is None else labels | {COMPONENT_LABEL: SUFFIXES[component]}
 
 
-def labels(job_name: str, component: Component | None = None) -> dict[str, str]:
+def labels(job_name: str, component: Part | None = None) -> dict[str, str]:
     own = {} if component is None else {"app.kubernetes.io/component": SUFFIXES[component]}
     return {
         "app.kubernetes.io/name": "visionrl",

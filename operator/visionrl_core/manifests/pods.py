@@ -21,6 +21,7 @@ from visionrl_core.manifests.common import (
     SUFFIXES,
     Manifest,
     Owner,
+    Part,
     config_digest,
     labels,
     service_url,
@@ -66,6 +67,10 @@ class ComponentTemplate:
     env: tuple[tuple[str, str], ...] = ()
     urls: tuple[Component, ...] = ()
     """Components that it calls."""
+    part: Part | None = None
+    """What the pod is, where it is none of the components: it runs the image of ``component`` and is called so."""
+    env_from: str | None = None
+    """Secret whose keys become environment variables, too."""
     pod_affinity: Manifest = field(default_factory=dict)
     """``podAffinity`` and ``podAntiAffinity``."""
 
@@ -117,7 +122,7 @@ def pod_template(
 
 
 def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, attempt: int | None) -> Manifest:
-    own_labels = labels(job.name, template.component)
+    own_labels = labels(job.name, template.part or template.component)
     # A new key replaces the pods: every component reads the key when it starts, and all must have the same.
     annotations = {CONFIG_ANNOTATION: config_digest(job), OWNER_ANNOTATION: owner.uid, KEY_ANNOTATION: key}
     if attempt is not None:
@@ -125,7 +130,7 @@ def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, att
     if template.gpu is not None:
         # A drain may evict these pods (the job resumes from its checkpoint); an autoscaler must not, to save a node.
         annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
-    if job.spec.queue_name:
+    if job.spec.queue_name and template.part is None:
         own_labels |= {QUEUE_LABEL: job.spec.queue_name, GROUP_LABEL: job.name}
         annotations[GROUP_COUNT_ANNOTATION] = str(len(COMPONENTS))
     return {
@@ -137,11 +142,12 @@ def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, att
 def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> Manifest:
     pull_policy = {"imagePullPolicy": template.patch.image_pull_policy} if template.patch.image_pull_policy else {}
     return {
-        "name": SUFFIXES[template.component],
+        "name": SUFFIXES[template.part or template.component],
         "image": images_of(job)[template.component],
         **pull_policy,
         "command": ["python", "-m", template.module],
         "env": [{"name": name, "value": value} for name, value in _env(job, template)],
+        **({"envFrom": [{"secretRef": {"name": template.env_from}}]} if template.env_from else {}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(template.resources, template.gpu),
         "securityContext": {

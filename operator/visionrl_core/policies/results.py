@@ -1,13 +1,15 @@
-"""What is trained must not be lost without a word: whether the run folder is kept, and what becomes of its claim."""
+"""What is trained must not be lost without a word: whether the run folder is kept, what becomes of its claim, and where
+copies of the trained policy go."""
 
 from __future__ import annotations
 
 from visionrl.job import Job
-from visionrl.status import JobStatus
+from visionrl.status import JobStatus, Result
 from visionrl_core.conditions import Finding
 from visionrl_core.manifests.common import Owner, Ref
+from visionrl_core.manifests.export import export_job_name
 from visionrl_core.manifests.storage import made_claim
-from visionrl_core.observed import Observed
+from visionrl_core.observed import ExportRun, Observed
 
 MADE, LOST, MADE_ANEW = "ClaimMade", "ClaimLost", "ClaimMadeAnew"
 
@@ -35,11 +37,39 @@ def kept(job: Job, owner: Owner, status: JobStatus, observed: Observed, finished
     return _finding(False, LOST, f"{claim} is gone, and {_trained(status)}{follows}")
 
 
-def claim_to_delete(job: Job, owner: Owner, observed: Observed) -> Ref | None:
-    """The claim that goes at the end of the job (``retention.whenFinished``), while it is there."""
+def claim_to_delete(job: Job, owner: Owner, result: Result, observed: Observed) -> Ref | None:
+    """The claim that goes at the end of the job (``retention.whenFinished``), while it is there. Copies come first."""
     claim = made_claim(job, owner)
-    wanted = job.spec.storage.retention.when_finished == "Delete"
+    wanted = job.spec.storage.retention.when_finished == "Delete" and result.export in (None, "Exported")
     return claim if wanted and claim is not None and not _gone(claim, observed) else None
+
+
+def result_of(job: Job, owner: Owner, status: JobStatus, observed: Observed, complete: bool) -> Result:
+    """Where the trained policy lies. Copies are made of a complete job's; a Job that failed for good is left to people:
+    deleting it starts another one."""
+    claim, before = made_claim(job, owner), status.result or Result()
+    kept = job.spec.storage.run_claim or (claim.name if claim and not _gone(claim, observed) else None)
+    here = Result(claim=kept, version=before.version or status.policy.trained)
+    if job.spec.storage.export is None or not complete:
+        return here
+    name = export_job_name(job, status.attempt)
+    if before.export == "Exported" and before.export_job == name:
+        return before.model_copy(update={"claim": kept})
+    run = observed.exports.get(name, ExportRun())
+    here = here.model_copy(update={"export": "Exporting", "export_job": name, "message": run.message})
+    if run.outcome == "Succeeded":
+        copied = {"export": "Exported", "message": "", "copies": list(run.copies)}
+        return here.model_copy(update={**copied, "version": run.version or here.version})
+    return here.model_copy(update={"export": "Failed"}) if run.outcome == "Failed" else here
+
+
+def exported(result: Result) -> Finding | None:
+    """The condition *Exported*; None where no copies are asked for."""
+    if result.export is None:
+        return None
+    message = "; ".join(copy.to for copy in result.copies) or result.message
+    reason = "ExportFailed" if result.export == "Failed" else result.export
+    return Finding("Exported", result.export == "Exported", reason, message)
 
 
 def _gone(claim: Ref, observed: Observed) -> bool:

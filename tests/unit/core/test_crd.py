@@ -166,6 +166,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"storage.runClaim": "a", "storage.runSize": "1Gi"}, "storage.runSize"),
     ({"storage.storageClassName": "fast", "storage.runClaim": "mine"}, "storage.storageClassName"),
     ({"storage.ephemeral": True, "storage.runSize": "1Gi"}, "storage.ephemeral"),
+    ({"storage.ephemeral": True, "storage.export": {"adapter": "s3://bucket/crafter"}}, "storage.export"),
+    ({"storage.export": {"secretName": "keys"}}, "storage.export.adapter"),
+    ({"storage.export": {"adapter": "s3://b/c", "mergedModel": "s3://b/c"}}, "storage.export.mergedModel"),
     ({"storage.ephemeral": True, "storage.retention": {"whenFinished": "Delete"}}, "storage.retention"),
     (
         {"lifecycle.preRunningDeadlineSeconds": 20, "lifecycle.activeDeadlineSeconds": 10},

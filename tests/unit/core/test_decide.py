@@ -6,15 +6,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from tests.support.fake_cluster import OWNER, START, FakeCluster
 from tests.support.jobs import WARM_START
 from visionrl.job import JobSpec
-from visionrl.status import JobStatus, Progress, TrainerReport
+from visionrl.status import Copy, JobStatus, Progress, TrainerReport
 from visionrl_core.clock import stamp
 from visionrl_core.events import events_between
 from visionrl_core.manifests.common import HASH_ANNOTATION, Ref
 from visionrl_core.manifests.storage import claim_of
-from visionrl_core.observed import ObservedComponent, StuckPod
+from visionrl_core.observed import ExportRun, ObservedComponent, StuckPod
 
 CLAIM = claim_of(OWNER)
 TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
@@ -490,6 +492,119 @@ def test_the_claim_goes_at_the_end_where_that_is_wanted() -> None:
     cluster.change({"training.iterations": 9})
     cluster.reconcile()
     assert reason(cluster.status, "Accepted") == "RunFolderGone"
+
+
+EXPORT = {"storage.export": {"adapter": "s3://bucket/crafter", "secretName": "bucket-keys"}}
+COPY = Copy(to="s3://bucket/crafter", digest="0" * 64, bytes=42)
+
+
+def exporter(cluster: FakeCluster) -> Ref:
+    [name] = cluster.exports
+    return Ref("Job", name)
+
+
+def copied(cluster: FakeCluster) -> FakeCluster:
+    cluster.exports[exporter(cluster).name] = ExportRun(
+        "Succeeded", version="demo-v000003-0a1b2c3d4e5f", copies=(COPY,)
+    )
+    cluster.reconcile()
+    return cluster
+
+
+def test_a_complete_job_copies_its_policy_and_shows_where_it_lies() -> None:
+    cluster = running(EXPORT)
+    assert not cluster.exports
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    assert cluster.status.phase == "Complete"
+    pod = cluster.objects[exporter(cluster)]["spec"]["template"]["spec"]
+    assert "nvidia.com/gpu" not in str(pod["containers"][0]["resources"])
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket-keys"}}]
+    assert (reason(cluster.status, "Exported"), cluster.status.phase) == ("Exporting", "Complete")
+
+    cluster.exports[exporter(cluster).name] = ExportRun(message="PermissionError: Access Denied")
+    cluster.reconcile()
+    assert cluster.status.reason == "training is complete; Exporting: PermissionError: Access Denied"
+
+    before = cluster.status
+    copied(cluster)
+    result = cluster.status.result
+    assert result is not None
+    assert (result.export, result.copies, result.claim) == ("Exported", [COPY], CLAIM.name)
+    assert result.version == "demo-v000003-0a1b2c3d4e5f"
+    assert [event.reason for event in events_between(before, cluster.status)] == ["Exported"]
+    assert cluster.status.reason == "training is complete"
+    del cluster.objects[exporter(cluster)]
+    cluster.exports.clear()
+    assert not cluster.reconcile().manifests, "somebody tidied up: it is not copied again"
+
+
+def test_a_job_that_fails_copies_nothing() -> None:
+    cluster = running({**EXPORT, "failurePolicy.maxRestarts": 0})
+    cluster.trainer_ends(1)
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert not cluster.exports
+    assert cluster.status.result is not None
+    assert cluster.status.result.claim == CLAIM.name, "its checkpoints are there"
+
+
+def test_copies_come_before_the_end_of_claim_and_job_object() -> None:
+    spec = {**EXPORT, "storage.retention": {"whenFinished": "Delete"}, "lifecycle.ttlSecondsAfterFinished": 0}
+    cluster = running(spec)
+    cluster.trainer_ends(0)
+    for _ in range(3):
+        cluster.wait(3600)
+        cluster.reconcile()
+    assert CLAIM in cluster.objects
+    assert not cluster.job_deleted
+    copied(cluster)
+    assert CLAIM not in cluster.objects
+    assert cluster.job_deleted
+
+
+def test_a_copy_that_failed_for_good_is_tried_again_once_its_job_is_deleted() -> None:
+    cluster = running(EXPORT)
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    name = exporter(cluster).name
+    cluster.exports[name] = ExportRun("Failed", "PermissionError: Access Denied")
+    cluster.reconcile()
+    assert reason(cluster.status, "Exported") == "ExportFailed"
+    assert not cluster.reconcile().manifests
+    cluster.objects.pop(Ref("Job", name))
+    cluster.exports.clear()
+    cluster.reconcile()
+    assert reason(cluster.status, "Exported") == "Exporting"
+    assert exporter(cluster).name == name
+
+
+def test_another_destination_is_another_copy() -> None:
+    cluster = running(EXPORT)
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    first = exporter(copied(cluster))
+    cluster.change({"storage.export": {"adapter": "pvc://results/crafter"}})
+    assert cluster.reconcile().deletions == (first,)
+    assert exporter(cluster) != first
+    assert "results/crafter" in cluster.objects[Ref("ConfigMap", "demo-config")]["data"]["job.json"]
+    mounts = cluster.objects[exporter(cluster)]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert "/var/lib/visionrl/export/results" in [mount["mountPath"] for mount in mounts]
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_killed_after_any_write_of_an_export_it_ends_alike(writes: int) -> None:
+    cluster = running(EXPORT)
+    cluster.trainer_ends(0)
+    cluster.reconcile(writes)
+    cluster.reconcile()
+    cluster.exports[exporter(cluster).name] = ExportRun("Succeeded", copies=(COPY,))
+    cluster.reconcile(writes)
+    cluster.reconcile()
+    assert reason(cluster.status, "Exported") == "Exported"
+    assert len(cluster.exports) == 1
+    assert not cluster.reconcile().manifests
 
 
 # --- what hangs

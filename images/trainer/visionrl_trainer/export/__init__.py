@@ -1,0 +1,1 @@
+"""Copies of the trained policy outside of the run folder: on a claim, in an object store, on the hub."""
