@@ -17,6 +17,7 @@ COMMANDS = {
     "explain": "why a job waits or failed, and what to do",
     "eval": "play a policy on seeds and report scores",
     "compare": "compare two evaluations, paired by seed",
+    "fetch": "download what a job has trained",
     "filter": "make supervised data from traces",
     "render": "print the Kubernetes objects of a job",
     "convert": "print a file of the reference system as a job file",
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
   kubectl visionrl jobs list                     the jobs of a cluster; visionrl jobs list: those of this machine
   visionrl explain crafter-tiny                  why it waits or failed, with the fix
   visionrl eval --run runs/crafter-tiny --seeds 0-299   score what was trained
+  visionrl fetch crafter-tiny                    download the trained adapter
 
 exit codes: 0 done, 1 it failed or something cannot be used, 2 wrong words, 130 Ctrl-C
 """

@@ -27,6 +27,22 @@ Part = Component | Literal["export"]
 """What has pods: the components, and the exporter after the end."""
 SUFFIXES: dict[Part, str] = {"taskApp": "taskapp", "inference": "inference", "trainer": "trainer", "export": "export"}
 PORT = 8000
+USER = 10001
+
+# What the *restricted* Pod Security Standard asks for.
+POD_SECURITY: Manifest = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 @dataclass(frozen=True)

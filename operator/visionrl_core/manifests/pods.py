@@ -15,8 +15,10 @@ from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     COMPONENTS,
     CONFIG_ANNOTATION,
+    CONTAINER_SECURITY,
     KEY_ANNOTATION,
     OWNER_ANNOTATION,
+    POD_SECURITY,
     PORT,
     SUFFIXES,
     Manifest,
@@ -28,7 +30,6 @@ from visionrl_core.manifests.common import (
 )
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
 
-USER = 10001
 STOP_SECONDS = 30
 
 JOB_DIR = "/etc/visionrl/job"
@@ -105,14 +106,7 @@ def pod_template(
         # The pause container is the first process then: a first process that has no handler yet, because it still
         # imports torch, is spared by SIGTERM, and would hold its GPU for the whole grace period.
         "shareProcessNamespace": True,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "containers": [_container(job, template, volumes)],
         "volumes": [{"name": volume.name, **volume.source} for volume in volumes],
         **_scheduling(job, template),
@@ -150,11 +144,7 @@ def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> 
         **({"envFrom": [{"secretRef": {"name": template.env_from}}]} if template.env_from else {}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(template.resources, template.gpu),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": volume.name, "mountPath": volume.path, **({"readOnly": True} if volume.read_only else {})}
             for volume in volumes

@@ -7,7 +7,16 @@ claim that is to outlive its job has no owner reference; an annotation says whos
 from __future__ import annotations
 
 from visionrl.job import Job
-from visionrl_core.manifests.common import OWNER_ANNOTATION, Manifest, Owner, Ref, digest, owned_manifest
+from visionrl_core.manifests.common import (
+    CONTAINER_SECURITY,
+    OWNER_ANNOTATION,
+    POD_SECURITY,
+    Manifest,
+    Owner,
+    Ref,
+    digest,
+    owned_manifest,
+)
 
 CLAIM = "PersistentVolumeClaim"
 DEFAULT_SIZE = "20Gi"
@@ -53,3 +62,36 @@ def run_claim(job: Job, owner: Owner) -> Manifest | None:
     if storage.retention.when_deleted == "Retain":
         del manifest["metadata"]["ownerReferences"]
     return manifest
+
+
+READER_SECONDS = 3600
+
+
+def reader_pod(name: str, claim: str, path: str, image: str) -> Manifest:
+    """A pod that mounts a claim, read-only, at ``path`` and does nothing for an hour at most: files are read from it. It
+    belongs to whoever makes it, not to the operator."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "visionrl-fetch"}},
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": READER_SECONDS,
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": POD_SECURITY,
+            # The claim may lie on a node that takes GPU pods only.
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [
+                {
+                    "name": "reader",
+                    "image": image,
+                    "command": ["sleep", str(READER_SECONDS)],
+                    "securityContext": CONTAINER_SECURITY,
+                    "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+                    "volumeMounts": [{"name": "run", "mountPath": path, "readOnly": True}],
+                }
+            ],
+            "volumes": [{"name": "run", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}],
+        },
+    }
