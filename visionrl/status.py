@@ -21,7 +21,9 @@ ConditionType = Literal[
     "Failed",
     "Exported",
 ]
-Phase = Literal["Pending", "Starting", "WarmStart", "Running", "Restarting", "Suspended", "Complete", "Failed"]
+Phase = Literal[
+    "Pending", "Queued", "Starting", "WarmStart", "Running", "Restarting", "Suspended", "Complete", "Failed"
+]
 
 
 class Condition(Model):

@@ -18,7 +18,7 @@ from visionrl_core.manifests.common import Ref, key_digest
 from visionrl_core.manifests.config import key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_core.policies import failure, ledger
-from visionrl_core.policies.failure import CONFIGURATION_ERROR, SUSPENDED, Failure
+from visionrl_core.policies.failure import CONFIGURATION_ERROR, Failure
 
 KEPT_ATTEMPTS = 10
 KEY_REPLACED = "its key was replaced: all components start with the new one"
@@ -46,8 +46,11 @@ def restarting(status: JobStatus) -> Attempt | None:
     return None if planned else last
 
 
-def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tuple[JobStatus, AttemptEnd | None]:
-    """Record what became of the current attempt; the job's end where that decides it."""
+def settle(
+    status: JobStatus, job: Job, observed: Observed, stop: str | None, now: datetime
+) -> tuple[JobStatus, AttemptEnd | None]:
+    """Record what became of the current attempt; the job's end where that decides it. ``stop``: why its pods are to be
+    deleted, where they are."""
     run = observed.trainer(status.attempt)
     status = _begin(status, run, now)
     if run is not None and run.outcome == "Succeeded":
@@ -65,8 +68,8 @@ def settle(status: JobStatus, job: Job, observed: Observed, now: datetime) -> tu
         return next_attempt(status, failed.cause, entry.counted, now), None
     if live(status) and run is not None and run.outcome == "Active" and run.key not in ("", current_key(job, observed)):
         return next_attempt(status, KEY_REPLACED, False, now), None
-    if job.spec.suspend and live(status):
-        return next_attempt(status, SUSPENDED, False, now), None
+    if stop is not None and live(status):
+        return next_attempt(status, stop, False, now), None
     return status, None
 
 

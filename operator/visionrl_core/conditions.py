@@ -14,6 +14,7 @@ from visionrl_core.attempts import AttemptEnd, restarting
 from visionrl_core.clock import stamp
 from visionrl_core.observed import Observed, ObservedComponent
 from visionrl_core.policies.failure import last_line
+from visionrl_core.policies.queueing import Admission
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict
 
@@ -104,6 +105,7 @@ def findings(
     verdict: Verdict,
     observed: Observed,
     views: Sequence[ComponentView],
+    admission: Admission | None,
     outcome: AttemptEnd | None,
     kept: Finding,
     exported: Finding | None,
@@ -111,8 +113,8 @@ def findings(
     """Every condition that applies, in the order in which a job passes them."""
     task_app, inference, trainer = views
     found = [accepted(verdict)]
-    if spec.queue_name is not None:
-        found.append(_admitted(spec.queue_name, views))
+    if admission is not None:
+        found.append(_admitted(status, admission, ended=outcome is not None))
     found += [
         Finding("TaskAppReady", task_app.state.ready, task_app.reason, task_app.message),
         Finding("InferenceReady", inference.state.ready, inference.reason, inference.message),
@@ -155,6 +157,8 @@ def phase(conditions: Sequence[Condition]) -> Phase:
         return "Complete"
     if "Suspended" in true:
         return "Suspended"
+    if "Admitted" in reasons and "Admitted" not in true:
+        return "Queued"
     if "TrainerRunning" in true:
         return "WarmStart" if reasons["TrainerRunning"] == "WarmStart" else "Running"
     if reasons.get("TrainerRunning") == "Restarting":
@@ -174,6 +178,8 @@ def why(conditions: Sequence[Condition], views: Sequence[ComponentView], observe
         return by_type["Suspended"].message or "suspended"
     if by_type["Accepted"].status == "False":
         return by_type["Accepted"].message
+    if "Admitted" in by_type and by_type["Admitted"].reason != "Admitted":
+        return by_type["Admitted"].message
     if by_type["TrainerRunning"].reason == "Restarting":
         return by_type["TrainerRunning"].message
     for view in views:
@@ -203,11 +209,11 @@ def component_statuses(status: JobStatus, views: Sequence[ComponentView]) -> lis
     ]
 
 
-def _admitted(queue: str, views: Sequence[ComponentView]) -> Finding:
-    gated = any(view.state.reason == "SchedulingGated" for view in views)
-    if gated or not any(view.state.pods for view in views):
-        return Finding("Admitted", False, "QuotaPending", f"waits for queue {queue}")
-    return Finding("Admitted", True, "Admitted", f"by queue {queue}")
+def _admitted(status: JobStatus, admission: Admission, ended: bool) -> Finding:
+    last = status.condition("Admitted")
+    if ended and last is not None:
+        return Finding("Admitted", last.status == "True", last.reason, last.message)
+    return Finding("Admitted", admission.admitted, admission.reason, admission.message)
 
 
 def _trainer_running(status: JobStatus, trainer: ComponentView, observed: Observed, ended: bool) -> Finding:

@@ -199,6 +199,7 @@ CONTRADICTIONS = (
         "placement.topology",
         "SameNode needs gpu on both inference and trainer, or on neither",
     ),
+    ("!has(self.queuePriorityClass) || has(self.queueName)", "queuePriorityClass", "needs queueName"),
 )
 
 FAILURE_RULE = {

@@ -7,11 +7,12 @@ writes the status first, then deletes, then applies, each in the given order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from visionrl.job import Job
+from visionrl.job import Component, Job
 from visionrl.status import JobStatus, Result
 from visionrl_core import accepted, attempts, conditions, drift, revisions
 from visionrl_core.attempts import AttemptEnd
@@ -33,17 +34,19 @@ from visionrl_core.manifests.common import (
 from visionrl_core.manifests.config import config_map, secret
 from visionrl_core.manifests.export import export_job, export_policy
 from visionrl_core.manifests.inference import inference_deployment
+from visionrl_core.manifests.queue import Place, placed
 from visionrl_core.manifests.storage import made_claim
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.observed import JobObject, Observed, ObservedComponent, StuckPod
-from visionrl_core.policies import failure, lifecycle, readiness, results
+from visionrl_core.policies import failure, lifecycle, queueing, readiness, results
+from visionrl_core.policies.queueing import Admission
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
 
 # Created once and never applied again: running components hold the key, a Job's template is immutable, and a claim may
 # have been grown by a person.
-MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim")
+MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim", "Workload")
 
 RUN_FOLDER_GONE = (
     "spec.training.iterations cannot be raised: the job is complete and its run folder is gone "
@@ -62,6 +65,8 @@ class DesiredState:
     deletions: tuple[Ref, ...] = ()
     forced: tuple[Ref, ...] = ()
     """Pods to delete without waiting for their node."""
+    workload_status: Mapping[str, Any] | None = None
+    """What to merge into the status of Kueue's Workload, after everything else."""
     requeue_at: datetime | None = None
     """When time alone changes the decision."""
     delete_job: bool = False
@@ -90,37 +95,46 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
             job, verdict = before, Verdict(before, False, "RunFolderGone", RUN_FOLDER_GONE)
         else:
             status, outcome = attempts.reopened(previous), None
+    owner = job_object.owner
+    admission = queueing.admission(job, owner, observed)
+    stop = _why_no_pod_may_run(job, admission)
     if outcome is None:
-        status = lifecycle.keep_time(status, job.spec.suspend, now)
-        status, outcome = attempts.settle(status, job, observed, now)
-        outcome = outcome or _missed_deadline(job, status, now)
+        status = lifecycle.keep_time(status, stop is not None, now)
+        status, outcome = attempts.settle(status, job, observed, stop, now)
+        outcome = outcome or _missed_deadline(job, status, now) or _refused(admission)
         if outcome is not None:
             status = _finish(status, outcome, now)
 
+    succeeded = None if outcome is None else outcome.type == "Complete"
+    change = queueing.workload_change(job, owner, status, observed, admission, succeeded, now)
     if outcome is not None:
         result = results.result_of(job, job_object.owner, status, observed, outcome.type == "Complete")
         status = status.model_copy(update={"result": result})
         # Deleting the object would end its exporter, too.
         expires = lifecycle.expiry(job.spec.lifecycle, status) if result.export != "Exporting" else None
         return DesiredState(
-            status=_report(job_object, job, verdict, status, observed, outcome, Plan(), now),
+            status=_report(job_object, job, verdict, status, observed, admission, outcome, Plan(), now),
             manifests=_exporter(job_object, job, status, observed),
             deletions=_deletions_at_the_end(job, job_object.owner, result, observed),
+            workload_status=change.status,
             requeue_at=expires,
             delete_job=expires is not None and expires <= now,
         )
 
-    plan = Plan() if job.spec.suspend else _plan(job_object, job, status, observed, now)
-    desired = (*base_manifests(job, job_object.owner, observed.spare_key), *plan.workloads)
+    places = admission.places if admission is not None else {}
+    plan = Plan() if stop is not None or places is None else _plan(job_object, job, status, places, observed, now)
+    desired = [*base_manifests(job, owner, observed.spare_key), *plan.workloads]
+    desired += [seal(change.make)] if change.make is not None else []
     timers = [deadline.at for deadline in lifecycle.deadlines(job.spec, status)]
     timers += [plan.retry_at] if plan.retry_at else []
     if attempts.live(status) is not None:
         timers.append(now + timedelta(seconds=job.spec.lifecycle.progress_deadline_seconds) - observed.idle)
     return DesiredState(
-        status=_report(job_object, job, verdict, status, observed, None, plan, now),
+        status=_report(job_object, job, verdict, status, observed, admission, None, plan, now),
         manifests=tuple(manifest for manifest in desired if _needs_applying(manifest, observed)),
-        deletions=_deletions(job, status, observed),
+        deletions=(*_deletions(job, status, observed, stop is not None), *filter(None, [change.delete])),
         forced=_forced(job, observed, now),
+        workload_status=change.status,
         requeue_at=min(timers, default=None),
     )
 
@@ -130,6 +144,18 @@ def _run_folder_is_gone(job: Job, owner: Owner, observed: Observed) -> bool:
     return job.spec.storage.ephemeral or (claim is not None and (claim in observed.deleting or not observed.has(claim)))
 
 
+def _why_no_pod_may_run(job: Job, admission: Admission | None) -> str | None:
+    if job.spec.suspend:
+        return failure.SUSPENDED
+    return failure.QUEUED_AGAIN if admission is not None and not admission.admitted else None
+
+
+def _refused(admission: Admission | None) -> AttemptEnd | None:
+    if admission is None or not admission.refused:
+        return None
+    return AttemptEnd("Failed", "FailedToStart", f"it cannot run where its queue admitted it: {admission.refused}")
+
+
 def _asks_for_more(before: Job, job: Job) -> bool:
     return job.spec.training.iterations > before.spec.training.iterations
 
@@ -137,21 +163,33 @@ def _asks_for_more(before: Job, job: Job) -> bool:
 # --- what should be
 
 
-def _plan(job_object: JobObject, job: Job, status: JobStatus, observed: Observed, now: datetime) -> Plan:
+def _plan(
+    job_object: JobObject,
+    job: Job,
+    status: JobStatus,
+    places: Mapping[Component, Place],
+    observed: Observed,
+    now: datetime,
+) -> Plan:
     """Task app first; inference once its base model exists; the trainer when what it needs is ready."""
     owner, key = job_object.owner, attempts.current_key(job, observed)
     resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
     workloads = [
-        _kept(task_app_deployment(job, owner, key), {"resources": resources, "key": key}, observed),
+        _kept(
+            placed(task_app_deployment(job, owner, key), places.get("taskApp", Place())),
+            {"resources": resources, "key": key},
+            observed,
+        ),
     ]
     inference_exists = observed.has(Ref("Deployment", component_name(job.name, "inference")))
     inference_waits = readiness.inference_waits_for(job.spec, observed, inference_exists)
     if inference_waits is None:
-        workloads.append(_kept(inference_deployment(job, owner, key), {"key": key}, observed))
+        deployment = placed(inference_deployment(job, owner, key), places.get("inference", Place()))
+        workloads.append(_kept(deployment, {"key": key}, observed))
 
     trainer_waits, retry_at = _trainer_waits(job, status, observed, now)
     if trainer_waits is None:
-        workloads.append(trainer_job(job, status.attempt, owner, key))
+        workloads.append(placed(trainer_job(job, status.attempt, owner, key), places.get("trainer", Place())))
     return Plan(tuple(seal(manifest) for manifest in workloads), inference_waits, trainer_waits, retry_at)
 
 
@@ -204,16 +242,15 @@ def _exporter(job_object: JobObject, job: Job, status: JobStatus, observed: Obse
 # --- what should not be
 
 
-def _deletions(job: Job, status: JobStatus, observed: Observed) -> tuple[Ref, ...]:
-    """Trainers of other attempts, and exporters of a former end; of a suspended job all pods."""
-    suspended = job.spec.suspend
+def _deletions(job: Job, status: JobStatus, observed: Observed, all_pods: bool) -> tuple[Ref, ...]:
+    """Trainers of other attempts, exporters of a former end; all pods of a job that is suspended or has no quota."""
     exporters = tuple(Ref("Job", name) for name in observed.exports)
     trainers = [
         Ref("Job", trainer_job_name(job.name, run.attempt))
         for run in observed.trainers
-        if not run.deleting and (suspended or run.attempt != status.attempt)
+        if not run.deleting and (all_pods or run.attempt != status.attempt)
     ]
-    return (*trainers, *exporters, *(_servers(job, observed) if suspended else ()))
+    return (*trainers, *exporters, *(_servers(job, observed) if all_pods else ()))
 
 
 def _deletions_at_the_end(job: Job, owner: Owner, result: Result, observed: Observed) -> tuple[Ref, ...]:
@@ -230,12 +267,9 @@ def _deletions_at_the_end(job: Job, owner: Owner, result: Result, observed: Obse
 
 
 def _servers(job: Job, observed: Observed) -> tuple[Ref, ...]:
-    """Task app and inference, and Kueue's Workload of the three pods: it would hold the quota, because a group of
-    pods ends only when all have succeeded, which servers never do."""
     servers = (
         Ref("Deployment", component_name(job.name, "taskApp")),
         Ref("Deployment", component_name(job.name, "inference")),
-        Ref("Workload", job.name),
     )
     return tuple(server for server in servers if observed.has(server))
 
@@ -279,6 +313,7 @@ def _report(
     verdict: Verdict,
     status: JobStatus,
     observed: Observed,
+    admission: Admission | None,
     outcome: AttemptEnd | None,
     plan: Plan,
     now: datetime,
@@ -296,7 +331,7 @@ def _report(
     )
     kept = results.kept(job, job_object.owner, status, observed, finished=outcome is not None)
     exported = results.exported(status.result) if status.result else None
-    found = conditions.findings(job.spec, status, verdict, observed, views, outcome, kept, exported)
+    found = conditions.findings(job.spec, status, verdict, observed, views, admission, outcome, kept, exported)
     timed = conditions.with_times(status.conditions, found, job_object.generation, now)
     # A trainer that still loads does not know where the run is.
     last = run.report if run is not None and run.outcome == "Succeeded" else None

@@ -50,6 +50,12 @@ def events_between(previous: JobStatus, status: JobStatus) -> Iterator[JobEvent]
         nodes = sorted({component.node for component in status.components if component.node})
         where = f" on {', '.join(nodes)}" if nodes else ""
         yield JobEvent("Normal", "Ready", f"attempt {status.attempt} runs{where}", f"{status.attempt}")
+    if _turned(previous, status, "Admitted") and (admitted := status.condition("Admitted")):
+        occasion = f"{status.attempt} {_since(status, 'Admitted')}"
+        yield JobEvent("Normal", "Admitted", admitted.message, occasion)
+    lost = status.condition("Admitted") if previous.condition("Admitted") else None
+    if _turned(previous, status, "Admitted", "False") and lost is not None and lost.reason != "Suspended":
+        yield JobEvent("Warning", "QuotaLost", f"{lost.reason}: {lost.message}", _since(status, "Admitted"))
     if previous.finished and not status.finished:
         yield JobEvent("Normal", "Reopened", "more iterations are asked for", f"{status.attempt}")
     if _turned(previous, status, "Suspended"):
@@ -96,6 +102,6 @@ def _turned(previous: JobStatus, status: JobStatus, type_: ConditionType, to: st
     return new is not None and new.status == to and (old is None or old.status != to)
 
 
-def _since(status: JobStatus) -> str:
-    suspended = status.condition("Suspended")
-    return suspended.last_transition_time if suspended else ""
+def _since(status: JobStatus, type_: ConditionType = "Suspended") -> str:
+    found = status.condition(type_)
+    return found.last_transition_time if found else ""

@@ -43,7 +43,6 @@ SECRET = Kind("Secret", "v1", "secrets")
 EVENT = Kind("Event", "v1", "events")
 NODE = Kind("Node", "v1", "nodes")  # of the cluster: its path has no namespace
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
-KUEUE_GROUP = "kueue.x-k8s.io"
 
 # Kinds of owned objects that are watched. Secrets are not: the right to watch them is the right to read all of them.
 WATCHED_KINDS = (
@@ -55,7 +54,32 @@ WATCHED_KINDS = (
     POD,
     Kind("Service", "v1", "services"),
 )
+WORKLOAD = "Workload"
 OWNED_KINDS = {kind.name: kind for kind in (*WATCHED_KINDS, SECRET)}
+
+
+@dataclass(frozen=True)
+class Kueue:
+    """Kueue's kinds in the version that is used; the last two are the cluster's and have no namespace."""
+
+    api_version: str
+
+    GROUP = "kueue.x-k8s.io"
+    VERSIONS = ("v1beta2", "v1beta1")
+    """Those that the operator knows, the one that it prefers first."""
+
+    @property
+    def workload(self) -> Kind:
+        return Kind(WORKLOAD, self.api_version, "workloads")
+
+    @property
+    def flavor(self) -> Kind:
+        return Kind("ResourceFlavor", self.api_version, "resourceflavors")
+
+    @property
+    def priority_class(self) -> Kind:
+        return Kind("WorkloadPriorityClass", self.api_version, "workloadpriorityclasses")
+
 
 # Matches every object that the operator makes, and the pods of these objects.
 OWNED_SELECTOR = f"app.kubernetes.io/managed-by={FIELD_MANAGER},{API_GROUP}/job"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from visionrl.job import Job
 from visionrl.status import Copy, TrainerReport
 from visionrl_core.container_images import RELEASED, Images
+from visionrl_core.kueue import Queue
 from visionrl_core.manifests.common import Owner, Ref
 
 
@@ -114,7 +115,7 @@ class Observed:
     """The job in the ConfigMap: the specification that the components run with."""
     objects: Mapping[Ref, Mapping[str, Any]] = field(default_factory=dict)
     """Every owned object that exists, with what is compared of it: labels, annotations, owners, ``spec``, ``data``; of
-    a Secret, a Job, a claim and Kueue's Workload of the job's pods nothing is compared."""
+    a Secret, a Job, a claim and Kueue's Workload nothing is compared."""
     deleting: frozenset[Ref] = frozenset()
     """Those of them that are being deleted."""
     key: str | None = None
@@ -132,6 +133,8 @@ class Observed:
     stuck: tuple[StuckPod, ...] = ()
     report: TrainerReport | None = None
     """Of the trainer that runs now."""
+    queue: Queue | None = None
+    """Of a job that names a queue, where the executor has queues."""
     idle: timedelta = timedelta(0)
     """How long the running trainer has reported nothing new, or has not answered. The executor measures it, by a clock
     that does not jump, from when it began to look: one that was away for hours knows nothing of them."""
@@ -141,3 +144,7 @@ class Observed:
 
     def has(self, ref: Ref) -> bool:
         return ref in self.objects
+
+    @property
+    def has_deployments(self) -> bool:
+        return any(ref.kind == "Deployment" for ref in self.objects)

@@ -19,6 +19,8 @@ Body = Mapping[str, Any]
 
 # Reasons of a container that is merely starting.
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})
+# By which Kueue takes a Job for itself, also one that nobody gave it: a LocalQueue called "default" does so.
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Of a Job without a number: never the current one, so it is deleted.
 UNKNOWN_ATTEMPT = -1
 # Reason of a container that waits for its next start: what it failed with says more.
@@ -65,6 +67,8 @@ class RunView:
     """Of the condition with the outcome."""
     key: str
     """Digest of the key in its pod template."""
+    held_by: str = ""
+    """Who suspended it: a queue, or somebody unknown. We never do."""
     part: str = "trainer"
     """Whose Job it is: the trainer's or the exporter's."""
 
@@ -110,11 +114,13 @@ def run_view(body: Body) -> RunView:
     attempt = int(label) if label.isdecimal() else UNKNOWN_ATTEMPT
     template = body.get("spec", {}).get("template", {})
     key = template.get("metadata", {}).get("annotations", {}).get(KEY_ANNOTATION, "")
+    queue = own_labels.get(QUEUE_LABEL)
+    held_by = (f"queue {queue}" if queue else "somebody") if body.get("spec", {}).get("suspend") else ""
     for condition in body.get("status", {}).get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             outcome: Literal["Succeeded", "Failed"] = "Succeeded" if condition["type"] == "Complete" else "Failed"
-            return RunView(attempt, outcome, condition.get("message", ""), key, part)
-    return RunView(attempt, "Active", "", key, part)
+            return RunView(attempt, outcome, condition.get("message", ""), key, part=part)
+    return RunView(attempt, "Active", "", key, held_by, part)
 
 
 def replica_failure(body: Body) -> str:
@@ -144,6 +150,9 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
     outcome = run.outcome
     if not found and outcome == "Active" and creation_failure:
         state = ObservedComponent(reason="FailedCreate", message=creation_failure)
+    elif not found and outcome == "Active" and run.held_by:
+        message = f"its Job is suspended by {run.held_by}: exclude this namespace from that queue, or resume the Job"
+        state = ObservedComponent(reason="Suspended", message=message)
     ended = next((pod for pod in found if pod.ended), None)
     if outcome == "Failed" and found and ended is None and not any(pod.deleting for pod in found):
         outcome = "Active"  # the Job's failure came before the pod's: its exit code decides what follows

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionrl.job import API_GROUP
-from visionrl_core.manifests.common import Manifest, digest
+from visionrl_core.manifests.common import INPUTS_ANNOTATION, Manifest, digest
 
 TEMPLATE_ANNOTATION = f"{API_GROUP}/template"
-INPUTS_ANNOTATION = f"{API_GROUP}/template-inputs"
 
 
 def with_revision(deployment: Manifest, inputs: Any, live: Mapping[str, Any] | None) -> Manifest:

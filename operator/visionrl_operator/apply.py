@@ -4,12 +4,14 @@ the pods."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from visionrl_core.decide import MADE_ONCE
-from visionrl_core.kinds import JOB, OWNED_KINDS, POD, Kind
+from visionrl_core.kinds import JOB, OWNED_KINDS, POD, WORKLOAD, Kind, Kueue
 from visionrl_core.manifests.common import OWNER_ANNOTATION, Manifest, Owner, Ref, ref
 from visionrl_operator.api import Api, Body
-from visionrl_operator.store import Key, Store
+from visionrl_operator.status_writer import Outdated
+from visionrl_operator.store import Key, OwnedObject, Store
 
 
 class NameTaken(Exception):
@@ -23,12 +25,13 @@ class KeyConflict(Exception):
 class Applier:
     """Writes owned objects. The answers go to the store, so that the next decision knows them before the watch does."""
 
-    def __init__(self, api: Api, store: Store, workload: Kind | None) -> None:
-        self._api, self._store, self._workload = api, store, workload
+    def __init__(self, api: Api, store: Store, kueue: Kueue | None) -> None:
+        self._api, self._store = api, store
+        self._kinds = OWNED_KINDS | ({WORKLOAD: kueue.workload} if kueue is not None else {})
 
     async def apply(self, owner: Owner, manifest: Manifest) -> None:
         """Make the object match the manifest. Raises :class:`NameTaken`, :class:`KeyConflict`, ``ApiError``."""
-        target, kind = ref(manifest), OWNED_KINDS[manifest["kind"]]
+        target, kind = ref(manifest), self._kinds[manifest["kind"]]
         existing = self._store.owned(Key(owner.namespace, owner.name)).get(target)
         if existing is not None and existing.owner_uid != owner.uid:
             raise _taken(target)
@@ -48,17 +51,24 @@ class Applier:
 
     async def delete(self, owner: Owner, target: Ref) -> None:
         """Delete the object after its pods: it exists until they are gone. No error where it is gone already."""
-        if target.kind == "Workload":
-            if self._workload is not None:
-                await self._api.delete(self._workload, owner.namespace, target.name, None, "Background")
-            return
         existing = self._store.owned(Key(owner.namespace, owner.name)).get(target)
         if existing is None or existing.deleting:
             return
-        kind = OWNED_KINDS[target.kind]
-        going = await self._api.delete(kind, owner.namespace, target.name, existing.uid, "Foreground")
+        kind = self._kinds[target.kind]
+        propagation = "Background" if kind.name == WORKLOAD else "Foreground"  # a Workload has no pods
+        going = await self._api.delete(kind, owner.namespace, target.name, existing.uid, propagation)
         if going is not None and going.get("kind", kind.name) == kind.name and "metadata" in going:
             self._store.note(kind.name, going)
+
+    async def write_workload(self, owner: Owner, observed: OwnedObject, status: Mapping[str, Any]) -> None:
+        """Write into the status of Kueue's Workload what was decided about exactly this version of it. Raises
+        :class:`Outdated`."""
+        kind, name = self._kinds[WORKLOAD], observed.ref.name
+        metadata = {"resourceVersion": str(observed.version), "uid": observed.uid}
+        written = await self._api.patch_status(kind, owner.namespace, name, {"metadata": metadata, "status": status})
+        if written is None:
+            raise Outdated(f"{owner.namespace}/{name}")
+        self._store.note(kind.name, written)
 
     async def delete_pod_now(self, owner: Owner, target: Ref) -> None:
         """Delete a pod that its lost node would never confirm to have ended."""
@@ -90,7 +100,7 @@ class Applier:
     async def find_unlabelled(self, owner: Owner, target: Ref, labels: Mapping[str, str]) -> bool:
         """Look for an owned object that no watch shows, because somebody changed its labels, and give it those back.
         Whether it was there."""
-        kind = OWNED_KINDS[target.kind]
+        kind = self._kinds[target.kind]
         found = await self._api.get(kind, owner.namespace, target.name)
         if found is None or not _owned(found, owner):
             return False

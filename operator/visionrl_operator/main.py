@@ -23,7 +23,7 @@ import kopf
 
 from visionrl_core import container_images as part_images
 from visionrl_core.clock import stamp
-from visionrl_core.kinds import JOB, KUEUE_GROUP, OWNED_SELECTOR, WATCHED_KINDS, Kind
+from visionrl_core.kinds import JOB, OWNED_SELECTOR, Kueue
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
 from visionrl_operator.apply import KeyConflict, NameTaken
 from visionrl_operator.health import Health, serve
@@ -34,7 +34,7 @@ from visionrl_operator.probe import Probes
 from visionrl_operator.reconciler import CONFIRM_SECONDS, Reconciler, read_key
 from visionrl_operator.status_writer import Outdated
 from visionrl_operator.store import Entry, Key, Store, StoredJob
-from visionrl_operator.watchdog import KINDS, Watchdog
+from visionrl_operator.watchdog import Watchdog, watched
 from visionrl_operator.workqueue import ShutDown, WorkQueue
 
 # Changes of owned objects come in bursts; a change of the job itself is acted on at once.
@@ -44,8 +44,13 @@ WATCHDOG_GRACE_SECONDS = 30.0
 FIRST_CHECK_SECONDS = 30.0
 STOP_SECONDS = 20.0
 CRD_CHECK_SECONDS = 5.0
+KUEUE_CHECK_SECONDS = 300.0
 
 logger = logging.getLogger("visionrl_operator")
+
+
+class KueueAppeared(Exception):
+    """The cluster has Kueue now, and had not when this process began."""
 
 
 async def run(options: Options) -> int:
@@ -107,11 +112,9 @@ async def _controller(
         partial(read_key, api, store), queue.add, lambda result: metrics.probe_requests.labels(result).inc()
     )
     images = part_images.named(options.image_prefix, options.image_tag)
-    workload = await _kueue_workload(api)
-    reconciler = Reconciler(
-        api, store, probes, metrics, images, workload=workload, allowed_images=options.allowed_images
-    )
-    watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed)
+    kueue = await _kueue(api, options)
+    reconciler = Reconciler(api, store, probes, metrics, images, kueue, allowed_images=options.allowed_images)
+    watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed, kinds=watched(kueue))
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
     metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))
 
@@ -122,12 +125,17 @@ async def _controller(
         for number in range(options.workers)
     ]
     watch = asyncio.create_task(_watch(watchdog, health, options.watchdog_interval), name="watchdog")
-    informer = asyncio.create_task(_inform(options, watchdog, store, health, stop, stop_informer), name="informer")
+    informer = asyncio.create_task(
+        _inform(options, watchdog, store, kueue, health, stop, stop_informer), name="informer"
+    )
+    search = [] if kueue else [asyncio.create_task(_kueue_appears(api, options), name="search for Kueue")]
     try:
-        yield [informer, watch, *workers]
+        yield [informer, watch, *search, *workers]
     finally:
         queue.shut_down()
         watch.cancel()
+        for task in search:
+            task.cancel()
         if not (stop.is_set() and health.synced.is_set()):
             for worker in workers:
                 worker.cancel()  # another process may lead by now, or no pass has begun
@@ -206,13 +214,30 @@ async def _wait_for_crd(api: Api, options: Options) -> None:
         await asyncio.sleep(CRD_CHECK_SECONDS)
 
 
-async def _kueue_workload(api: Api) -> Kind | None:
-    """Kueue's Workload in the version that the server prefers, if it has it."""
-    for group in (await api.groups())["groups"]:
-        if group["name"] == KUEUE_GROUP:
-            return Kind("Workload", group["preferredVersion"]["groupVersion"], "workloads")
-    logger.info("the cluster has no Kueue: spec.queueName only labels pods")
-    return None
+async def _kueue(api: Api, options: Options, log_level: int = logging.INFO) -> Kueue | None:
+    """Kueue, where the cluster has it and the operator may use it."""
+    groups = (await api.groups())["groups"]
+    served = {version["version"] for group in groups if group["name"] == Kueue.GROUP for version in group["versions"]}
+    version = next((version for version in Kueue.VERSIONS if version in served), None)
+    if version is None:
+        logger.log(log_level, "the cluster has no Kueue: jobs with spec.queueName wait")
+        return None
+    found = Kueue(f"{Kueue.GROUP}/{version}")
+    try:
+        await api.list(found.workload, options.namespaces[0] if options.namespaces else None, limit=1)
+    except ApiError as error:
+        logger.log(log_level, "Kueue is not used, jobs with spec.queueName wait: %s (chart: kueue.enabled)", error)
+        return None
+    return found
+
+
+async def _kueue_appears(api: Api, options: Options) -> None:
+    """Raise :class:`KueueAppeared` once Kueue is there: the next process watches it from the start."""
+    while True:
+        await asyncio.sleep(KUEUE_CHECK_SECONDS)
+        with contextlib.suppress(ApiError):
+            if await _kueue(api, options, logging.DEBUG) is not None:
+                raise KueueAppeared("Kueue is there now: a restart is needed to watch it")
 
 
 # --- kopf
@@ -222,6 +247,7 @@ async def _inform(
     options: Options,
     watchdog: Watchdog,
     store: Store,
+    kueue: Kueue | None,
     health: Health,
     stop: asyncio.Event,
     stop_informer: asyncio.Event,
@@ -234,8 +260,8 @@ async def _inform(
     health.synced.set()
     existing = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=_registry(store),
-        settings=_settings(options),
+        registry=_registry(store, kueue),
+        settings=_settings(options, kueue),
         standalone=True,
         clusterwide=not options.namespaces,
         namespaces=options.namespaces,
@@ -245,7 +271,7 @@ async def _inform(
     await kopf.run_tasks(tasks, ignored=existing)
 
 
-def _registry(store: Store) -> kopf.OperatorRegistry:
+def _registry(store: Store, kueue: Kueue | None) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     async def on_event(event: Any, param: Any = None, **_: Any) -> None:
@@ -258,14 +284,14 @@ def _registry(store: Store) -> kopf.OperatorRegistry:
         return kopf.login_with_kubeconfig(settings=settings) or kopf.login_with_service_account(settings=settings)
 
     kopf.on.login(registry=registry)(log_in)
-    for kind in KINDS:
+    for kind in watched(kueue):
         kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural, param=kind.name)(
             on_event
         )
     return registry
 
 
-def _settings(options: Options) -> kopf.OperatorSettings:
+def _settings(options: Options, kueue: Kueue | None) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True  # no right to watch CRDs and namespaces
     settings.posting.enabled = False
@@ -274,7 +300,7 @@ def _settings(options: Options) -> kopf.OperatorSettings:
     settings.networking.request_timeout = 2 * options.request_timeout
     settings.queueing.idle_timeout = 1.0
     settings.persistence.diffbase_storage = _NoDiffs()
-    for kind in WATCHED_KINDS:
+    for kind in watched(kueue)[1:]:
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OWNED_SELECTOR
     return settings
 

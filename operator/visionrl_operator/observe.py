@@ -12,10 +12,12 @@ from visionrl.status import TrainerReport
 from visionrl_core import accepted
 from visionrl_core.clock import moment
 from visionrl_core.container_images import Images
-from visionrl_core.kinds import POD
+from visionrl_core.kinds import POD, WORKLOAD
+from visionrl_core.kueue import Queue, WorkloadView
 from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
 from visionrl_core.manifests.config import JOB_FILE, config_name, key_name
 from visionrl_core.manifests.export import EXPORT
+from visionrl_core.manifests.queue import workload_name
 from visionrl_core.observed import ExportRun, Observed, StuckPod, TrainerRun
 from visionrl_core.pods import ENDED, PodView, RunView, component_of, export_of, run_of
 from visionrl_operator.store import OwnedObject, StoredJob
@@ -36,8 +38,8 @@ class Asked:
 
     key: str | None
     """Digest of the key in the job's Secret; None where it has none."""
-    workload: bool = False
-    """Kueue's Workload of the job's pods exists."""
+    queue: Queue | None = None
+    """Of a job that names one; its Workload is watched."""
     creation_failures: Mapping[int, str] = field(default_factory=dict)
     """Why an attempt has no pod, by attempt."""
     stuck: tuple[StuckPod, ...] = ()
@@ -65,8 +67,6 @@ def observe(
     existing: dict[Ref, Mapping[str, Any]] = {ref: found.live() for ref, found in own.items()}
     if asked.key is not None:
         existing[Ref("Secret", key_name(name))] = {}
-    if asked.workload:
-        existing[Ref("Workload", name)] = {}
     config = own.get(Ref("ConfigMap", config_name(name)))
     pods = {uid: _with_problem(pod, asked.problems.get(uid)) for uid, pod in pods_of(objects).items()}
     servers = [_current(pod, asked.key) for pod in pods.values() if pod.job_uid in ("", job.uid)]
@@ -92,8 +92,17 @@ def observe(
         orphaned_trainer_pods=len(orphans),
         stuck=asked.stuck,
         report=report,
+        queue=asked.queue,
         idle=idle,
     )
+
+
+def workload_of(job: StoredJob, objects: Mapping[Ref, OwnedObject]) -> tuple[OwnedObject, WorkloadView] | None:
+    """Kueue's Workload of this very job, and what decisions depend on of it."""
+    found = objects.get(Ref(WORKLOAD, workload_name(job.owner.name)))
+    if found is None or found.owner_uid != job.uid or not isinstance(found.detail, WorkloadView):
+        return None
+    return found, found.detail
 
 
 def trainer_pod(job: StoredJob, objects: Mapping[Ref, OwnedObject], attempt: int) -> TrainerPod | None:

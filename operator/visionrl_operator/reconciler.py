@@ -18,7 +18,8 @@ from visionrl_core.clock import moment
 from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.decide import OUT_OF_SERVICE, DesiredState, decide
 from visionrl_core.events import JobEvent, event_manifest, events_between
-from visionrl_core.kinds import EVENT, NODE, SECRET, Kind
+from visionrl_core.kinds import EVENT, NODE, SECRET, WORKLOAD, Kind, Kueue
+from visionrl_core.kueue import Flavor, Queue, WorkloadView, flavor_of
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     Manifest,
@@ -31,6 +32,7 @@ from visionrl_core.manifests.common import (
     trainer_job_name,
 )
 from visionrl_core.manifests.config import KEY_FILE, key_name
+from visionrl_core.manifests.queue import workload_name
 from visionrl_core.manifests.storage import claim_of
 from visionrl_core.observed import StuckPod
 from visionrl_core.pods import PodView
@@ -38,7 +40,15 @@ from visionrl_core.policies.results import MADE, MADE_ANEW
 from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.apply import Applier, NameTaken
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.observe import Asked, observe, overdue_pods, podless_attempts, starting_pods, trainer_pod
+from visionrl_operator.observe import (
+    Asked,
+    observe,
+    overdue_pods,
+    podless_attempts,
+    starting_pods,
+    trainer_pod,
+    workload_of,
+)
 from visionrl_operator.probe import Probes
 from visionrl_operator.repairs import Repairs
 from visionrl_operator.status_writer import read_status, write_status
@@ -59,6 +69,10 @@ PROBLEM_CHECK_SECONDS = 60.0
 # A pod that has not ended this long after its grace period: its node is looked at, and looked at again.
 STUCK_AFTER = timedelta(seconds=60)
 STUCK_CHECK_SECONDS = 30.0
+# A ResourceFlavor of Kueue is read again after this time.
+FLAVOR_SECONDS = 60.0
+# A job that waits for something that no watch reports, such as a priority class: asked again.
+UNWATCHED_CHECK_SECONDS = 30.0
 # A Job without a pod for this long probably cannot make one.
 PODLESS_SECONDS = 3.0
 PODLESS_CHECK_SECONDS = 30.0
@@ -100,8 +114,8 @@ class _Memory:
 
 
 class Reconciler:
-    """``images`` are for jobs that name none; ``allowed_images`` are the prefixes that a job's may have; ``workload``
-    is Kueue's kind, where the cluster has it; ``clock`` returns seconds that never go back."""
+    """``images`` are for jobs that name none; ``allowed_images`` are the prefixes that a job's may have; ``kueue``
+    is given where the cluster has it; ``clock`` returns seconds that never go back."""
 
     def __init__(
         self,
@@ -110,14 +124,15 @@ class Reconciler:
         probes: Probes,
         metrics: Metrics,
         images: Images = RELEASED,
-        workload: Kind | None = None,
+        kueue: Kueue | None = None,
         clock: Callable[[], float] = time.monotonic,
         allowed_images: tuple[str, ...] = (),
     ) -> None:
         self._allowed_images = allowed_images
         self._api, self._store, self._probes, self._metrics, self._images = api, store, probes, metrics, images
-        self._workload, self._clock = workload, clock
-        self._applier = Applier(api, store, workload)
+        self._kueue, self._clock = kueue, clock
+        self._applier = Applier(api, store, kueue)
+        self._flavors: dict[str, tuple[float, Flavor]] = {}
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> ReconcileResult:
@@ -131,8 +146,10 @@ class Reconciler:
         previous = read_status(job.status)
         await self._find_trainer(job, previous)
         await self._find_claim(job, previous)
+        await self._find_workload(job, previous)
         objects, memory = self._store.owned(key), self._memory(job)
         asked, look_again = await self._ask(job, previous, objects, now)
+        workload = workload_of(job, objects)
         self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
         report = self._probes.report(key)
         spare_key, contested = secrets.token_urlsafe(32), memory.repairs.contested()
@@ -145,6 +162,8 @@ class Reconciler:
         wrote = await write_status(self._api, self._store, job, status)
         events = list(events_between(previous, status))
         events += await self._carry_out(job, decision)
+        if decision.workload_status is not None and workload is not None:
+            await self._applier.write_workload(job.owner, workload[0], decision.workload_status)
         first = Ref("Deployment", component_name(key.name, "taskApp"))
         if any(ref(manifest) == first for manifest in decision.manifests):
             events += self._created(job, existed=observed.has(first))
@@ -154,7 +173,7 @@ class Reconciler:
         timers += [look_again] if look_again is not None else []
         timers += braked
         timers += [] if status.finished else [RESYNC_SECONDS * random.uniform(1 - RESYNC_JITTER, 1 + RESYNC_JITTER)]
-        wrote = wrote or bool(decision.manifests or decision.deletions)
+        wrote = wrote or bool(decision.manifests or decision.deletions or decision.workload_status)
         return ReconcileResult(wrote, min(timers, default=None))
 
     def _memory(self, job: StoredJob) -> _Memory:
@@ -175,10 +194,10 @@ class Reconciler:
         if starting:
             asked = replace(asked, problems=await self._problems(job, starting_pods(objects), now))
         again = STARTING_CHECK_SECONDS if starting else None
-        if self._workload is not None and job.object.document["spec"].get("queueName"):
-            owner = job.owner
-            workload = await self._api.get(self._workload, owner.namespace, owner.name)
-            asked = replace(asked, workload=workload is not None)
+        if job.object.document["spec"].get("queueName"):
+            workload = workload_of(job, objects)
+            asked = replace(asked, queue=await self._queue(job, workload[1] if workload else None))
+            again = again or (None if workload else UNWATCHED_CHECK_SECONDS)
         if late := overdue_pods(objects, now, STUCK_AFTER):
             asked, again = replace(asked, stuck=await self._stuck(late)), STUCK_CHECK_SECONDS
         podless = {} if previous.finished else podless_attempts(job, objects)
@@ -199,6 +218,49 @@ class Reconciler:
         key = await read_key(self._api, self._store, Key(job.owner.namespace, job.owner.name))
         memory.key, memory.key_seen = key_digest(key) if key is not None else None, self._clock()
         return memory.key
+
+    async def _queue(self, job: StoredJob, workload: WorkloadView | None) -> Queue:
+        if self._kueue is None:
+            return Queue()
+        flavors = {name: await self._flavor(name) for name in workload.flavors} if workload is not None else {}
+        name = job.object.document["spec"].get("queuePriorityClass")
+        priority = await self._priority(name) if workload is None and isinstance(name, str) else None
+        known = {name: flavor for name, flavor in flavors.items() if flavor is not None}
+        return Queue(self._kueue.api_version, workload, known, priority)
+
+    async def _flavor(self, name: str) -> Flavor | None:
+        assert self._kueue is not None
+        asked_at, flavor = self._flavors.get(name, (-FLAVOR_SECONDS, None))
+        if flavor is not None and self._clock() - asked_at < FLAVOR_SECONDS:
+            return flavor
+        found = await self._of_the_cluster(self._kueue.flavor, name)
+        if found is None:
+            return None
+        self._flavors[name] = self._clock(), flavor_of(found)
+        return self._flavors[name][1]
+
+    async def _priority(self, name: str) -> int | None:
+        assert self._kueue is not None
+        found = await self._of_the_cluster(self._kueue.priority_class, name)
+        return found["value"] if found is not None else None
+
+    async def _of_the_cluster(self, kind: Kind, name: str) -> Body | None:
+        try:
+            return await self._api.get(kind, None, name)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            logger.warning("%s %s cannot be read: %s", kind.name, name, error)
+            return None
+
+    async def _find_workload(self, job: StoredJob, previous: JobStatus) -> None:
+        """A Workload that is not in view may only have lost its labels: the job's pods must not be stopped for that."""
+        admitted, owner = previous.condition("Admitted"), job.owner
+        if self._kueue is None or previous.finished or admitted is None or admitted.status != "True":
+            return
+        target = Ref(WORKLOAD, workload_name(owner.name))
+        if target not in self._store.owned(Key(owner.namespace, owner.name)):
+            await self._applier.find_unlabelled(owner, target, labels(owner.name))
 
     async def _find_trainer(self, job: StoredJob, previous: JobStatus) -> None:
         """A trainer's Job that is not in view has been deleted, or somebody took its labels away: it must not be

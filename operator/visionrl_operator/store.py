@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from visionrl.job import API_GROUP
-from visionrl_core.kinds import JOB, POD
+from visionrl_core.kinds import JOB, POD, WORKLOAD
+from visionrl_core.kueue import WorkloadView, workload_view
 from visionrl_core.manifests.common import HASH_ANNOTATION, JOB_LABEL, OWNER_ANNOTATION, Owner, Ref
 from visionrl_core.observed import JobObject
 from visionrl_core.pods import PodView, RunView, pod_view, replica_failure, run_view
@@ -37,8 +38,8 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnedObject:
-    """An object of a job. ``detail`` is the kind's: a PodView, a RunView, or why a Deployment's pods could not be
-    made."""
+    """An object of a job. ``detail`` is the kind's: a PodView, a RunView, a WorkloadView, or why a Deployment's pods
+    could not be made."""
 
     ref: Ref
     uid: str
@@ -48,7 +49,7 @@ class OwnedObject:
     deleting: bool
     created: str
     hash: str = ""
-    detail: PodView | RunView | str = ""
+    detail: PodView | RunView | WorkloadView | str = ""
     content: bytes = b""
     """What is compared with the manifest, compressed: as parsed objects, it would be most of the operator's memory.
     Empty for kinds that are made once."""
@@ -245,13 +246,15 @@ def _text(document: Body) -> str:
 
 def _owned_object(kind: str, body: Body, version: int) -> OwnedObject:
     metadata = body["metadata"]
-    detail: PodView | RunView | str = ""
+    detail: PodView | RunView | WorkloadView | str = ""
     if kind == POD.name:
         detail = pod_view(body)
     elif kind == "Job":
         detail = run_view(body)
     elif kind == "Deployment":
         detail = replica_failure(body)
+    elif kind == WORKLOAD:
+        detail = workload_view(body)
     own_annotations = metadata.get("annotations", {})
     return OwnedObject(
         ref=_ref(kind, body),

@@ -12,11 +12,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from visionrl_core.kinds import JOB, OWNED_SELECTOR, WATCHED_KINDS, Kind
+from visionrl_core.kinds import JOB, OWNED_SELECTOR, WATCHED_KINDS, Kind, Kueue
 from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.store import Key, OwnedObject, Store, StoredJob, version_of
 
-KINDS = (JOB, *WATCHED_KINDS)
 PAGE = 500
 STRIKES = 2
 
@@ -25,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 class Stalled(Exception):
     """A watch delivers no events."""
+
+
+def watched(kueue: Kueue | None) -> tuple[Kind, ...]:
+    """The kinds that are watched, the job's first."""
+    return (JOB, *WATCHED_KINDS, *([kueue.workload] if kueue is not None else []))
 
 
 @dataclass
@@ -48,14 +52,16 @@ class Watchdog:
         namespaces: Sequence[str],
         missed: Callable[[str, int], None] = lambda kind, count: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        kinds: Sequence[Kind] = watched(None),
     ) -> None:
         self._api, self._store, self._missed, self._sleep = api, store, missed, sleep
         self._namespaces: list[str | None] = list(namespaces) or [None]
+        self._kinds = kinds
         self._strikes: dict[Kind, int] = {}
 
     async def list_everything(self) -> None:
         """Fill the store, jobs first: of a known job, all objects are known. Raises ``ApiError``."""
-        for kind in KINDS:
+        for kind in self._kinds:
             async for items, _ in self._pages(kind, cached=False):
                 for body in items:
                     self._store.feed(kind.name, body)
@@ -63,7 +69,7 @@ class Watchdog:
     async def run(self, interval: float, grace: float) -> None:
         """Compare now, and again after every interval, for ever. Raises :class:`Stalled`."""
         while True:
-            for kind in KINDS:
+            for kind in self._kinds:
                 try:
                     await self.check(kind, grace)
                 except ApiError as error:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from visionrl_core.kinds import EVENT, JOB, LEASE, OWNED_KINDS, Kind
+from visionrl_core.kinds import EVENT, JOB, LEASE, OWNED_KINDS, SECRET, Kueue
 from visionrl_operator.api import APPLY_PATCH, MERGE_PATCH, Answer, Api
-from visionrl_operator.store import Store
+from visionrl_operator.store import OwnedObject, Store
 
 Body = dict[str, Any]
-KINDS = {
-    kind.plural: kind for kind in (JOB, EVENT, LEASE, *OWNED_KINDS.values(), Kind("Workload", "k/v1", "workloads"))
-}
+KUEUE = Kueue("kueue.x-k8s.io/v1beta2")
+KINDS = {kind.plural: kind for kind in (JOB, EVENT, LEASE, *OWNED_KINDS.values(), KUEUE.workload)}
+OF_THE_CLUSTER = ("nodes", KUEUE.flavor.plural, KUEUE.priority_class.plural)
 CREATED = "2026-01-01T00:00:00Z"
 
 
@@ -40,6 +40,8 @@ class FakeApi:
 
     objects: dict[tuple[str, str, str], Body] = field(default_factory=dict)
     fault: Callable[[str, str], Answer | BaseException | None] = lambda method, path: None
+    webhook: Callable[[str, Body | None, Body], str | None] = lambda plural, old, new: None
+    """Sees every write of an object: its refusal, or None."""
     writes: list[str] = field(default_factory=list)
     """Method and path of every write, oldest first."""
     lives: int | None = None
@@ -67,9 +69,9 @@ class FakeApi:
 
     def _answer(self, method: str, path: str, query: Mapping[str, list[str]], content_type: str, body: Any) -> Answer:
         segments = path.split("/namespaces/")[-1].split("/")
-        if segments[-2] == "nodes":
-            node = self.objects.get(("nodes", "", segments[-1]))
-            return answer(200, node) if node else failure(404, "NotFound")
+        if segments[-2] in OF_THE_CLUSTER:
+            found = self.objects.get((segments[-2], "", segments[-1]))
+            return answer(200, found) if found else failure(404, "NotFound")
         if "namespaces" not in path:
             return answer(200, self._list(segments[-1], None))
         namespace, plural, *rest = segments
@@ -94,15 +96,15 @@ class FakeApi:
             case "POST":
                 if existing:
                     return failure(409, "AlreadyExists", f"{plural} {rest[0]} already exists")
-                return answer(201, self.put(plural, body))
+                return self._put(plural, None, body, 201)
             case "PUT":
                 if existing is None or body["metadata"]["resourceVersion"] != existing["metadata"]["resourceVersion"]:
                     return failure(409, "Conflict")
-                return answer(200, self.put(plural, body))
+                return self._put(plural, existing, body)
             case "DELETE":
                 return self._delete(key, existing, body)
         if content_type == APPLY_PATCH:
-            return answer(200 if existing else 201, self.put(plural, merged(existing or {}, body)))
+            return self._put(plural, existing, merged(existing or {}, body), 200 if existing else 201)
         assert content_type == MERGE_PATCH
         if existing is None:
             return failure(404, "NotFound")
@@ -111,7 +113,14 @@ class FakeApi:
         assert rest[1:] == ["status"]
         if body["metadata"]["resourceVersion"] != existing["metadata"]["resourceVersion"]:
             return failure(409, "Conflict")
-        return answer(200, self.put(plural, {**existing, "status": merged(existing.get("status", {}), body["status"])}))
+        changed = {**existing, "status": merged(existing.get("status", {}), body["status"])}
+        changed["metadata"] = dict(existing["metadata"])
+        return self._put(plural, existing, changed)
+
+    def _put(self, plural: str, existing: Body | None, body: Body, status: int = 200) -> Answer:
+        if refusal := self.webhook(plural, existing, body):
+            return failure(403, "Forbidden", f"admission webhook denied the request: {refusal}")
+        return answer(status, self.put(plural, body))
 
     def _list(self, plural: str, namespace: str | None) -> Body:
         items = [body for (p, n, _), body in self.objects.items() if p == plural and namespace in (None, n)]
@@ -163,10 +172,17 @@ class FakeApi:
 
     def deliver(self, store: Store) -> None:
         """What working watches deliver."""
+        for kind in (*OWNED_KINDS.values(), KUEUE.workload):
+            for job, entry in store.entries(kind.name):
+                name = entry.ref.name if isinstance(entry, OwnedObject) else job.name
+                if (kind.plural, job.namespace, name) not in self.objects:
+                    store.forget(kind.name, entry, job)
         for (plural, _, _), body in list(self.objects.items()):
+            if plural in OF_THE_CLUSTER:
+                continue
             if plural != JOB.plural and "visionrl.dev/job" not in body["metadata"].get("labels", {}):
                 continue  # watches are label-selected
-            if KINDS[plural] not in (EVENT, LEASE) and KINDS[plural].name in {JOB.name, *OWNED_KINDS} - {"Secret"}:
+            if KINDS[plural] not in (EVENT, LEASE, SECRET):
                 store.feed(KINDS[plural].name, copy.deepcopy(body))
 
 

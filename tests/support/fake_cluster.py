@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from tests.support.fake_api import merged
+from tests.support.fake_kueue import FakeKueue, takes_quota, true, webhook
 from tests.support.jobs import document
 from visionrl.job import Job
 from visionrl.status import JobStatus, TrainerReport
 from visionrl_core.decide import DesiredState, decide
+from visionrl_core.kueue import Flavor, Queue, workload_view
 from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE
 from visionrl_core.observed import ExportRun, JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
@@ -38,6 +41,9 @@ class FakeCluster:
     deleting: frozenset[Ref] = frozenset()
     exports: dict[str, ExportRun] = field(default_factory=dict)
     job_deleted: bool = False
+    kueue: FakeKueue | None = None
+    """Where the job names a queue."""
+    workload: Manifest | None = None
     instances: int = 0
     """Server pods that were made so far."""
     written: list[JobStatus] = field(default_factory=list)
@@ -60,8 +66,15 @@ class FakeCluster:
             orphaned_trainer_pods=self.orphans,
             stuck=self.stuck,
             report=self.report,
+            queue=self._queue(),
             idle=self.idle,
         )
+
+    def _queue(self) -> Queue | None:
+        if self.kueue is None:
+            return None
+        found = workload_view(self.workload) if self.workload is not None else None
+        return Queue("kueue.x-k8s.io/v1beta2", found, {self.kueue.flavor: Flavor({"gpu": "h200"})})
 
     def decide(self, previous: JobStatus | None = None) -> DesiredState:
         job_object = JobObject(OWNER, self.generation, document(self.spec))
@@ -81,11 +94,30 @@ class FakeCluster:
             if writes > 0:
                 self._apply(manifest)
                 writes -= 1
+        if decision.workload_status is not None and self.workload is not None and writes > 0:
+            status = merged(self.workload.get("status", {}), decision.workload_status)
+            self._write_workload({**self.workload, "status": status})
         self.job_deleted = self.job_deleted or (decision.delete_job and writes > 0)
         return decision
 
+    def _write_workload(self, written: Manifest) -> None:
+        refusal = webhook(self.workload, written)
+        assert refusal is None, refusal
+        if (self.workload and takes_quota(self.workload)) and not takes_quota(written):
+            assert self.pods() == 0, "quota is given back before the pods have ended"
+        self.workload = written
+
     def _apply(self, manifest: Manifest) -> None:
         name = ref(manifest)
+        if name.kind == "Workload":
+            assert self.pods() == 0
+            self._write_workload(manifest)
+            return
+        if name.kind in ("Deployment", "Job") and "-export-" not in name.name and self.kueue is not None:
+            assert self.workload is not None
+            assert true(self.workload, "Admitted")
+            assert takes_quota(self.workload)
+            assert not true(self.workload, "Evicted")
         self.objects[name] = manifest
         if name.kind == "Job" and "-export-" in name.name:
             assert name.name not in self.exports
@@ -109,6 +141,10 @@ class FakeCluster:
         return f"pod-{self.instances}"
 
     def _delete(self, name: Ref) -> None:
+        if name.kind == "Workload":
+            assert self.pods() == 0
+            self.workload = None
+            return
         if name.kind == "Job" and name.name in self.exports:
             del self.exports[name.name], self.objects[name]
             return
@@ -179,6 +215,15 @@ class FakeCluster:
                 del self.trainers[number]
                 self.objects.pop(Ref("Job", f"demo-trainer-{number}"), None)
 
+    def pods(self) -> int:
+        """Pods that have not ended."""
+        return self.task_app.pods + self.inference.pods + self.live_trainers()
+
+    def kueue_acts(self) -> None:
+        if self.kueue is not None and self.workload is not None:
+            self.kueue.clock = self.now
+            [self.workload] = self.kueue.step([self.workload]) or [self.workload]
+
     def live_trainers(self) -> int:
         """Trainer processes that may be writing to the run folder."""
         running = [run for run in self.trainers.values() if run.outcome == "Active" and run.state.pods]
@@ -189,6 +234,8 @@ class FakeCluster:
         for _ in range(rounds):
             self.reconcile()
             self.deletions_complete()
+            self.reconcile()
+            self.kueue_acts()
             self.reconcile()
             self.trainer_starts()
             if (run := self.current()) and run.state.ready:

@@ -262,6 +262,8 @@ def _operations(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.lifecycle.preRunningDeadlineSeconds", f"exceeds activeDeadlineSeconds ({active})")
     if spec.placement.topology == "SameNode" and (spec.inference.gpu is None) != (spec.trainer.gpu is None):
         yield Problem("spec.placement.topology", "SameNode needs gpu on both inference and trainer, or on neither")
+    if spec.queue_priority_class is not None and spec.queue_name is None:
+        yield Problem("spec.queuePriorityClass", "needs queueName")
 
 
 def _overrides(spec: JobSpec) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from visionrl.job.base import JobName, LabelKey, LabelValue, Model, Namespace, QueueName
+from visionrl.job.base import JobName, LabelKey, LabelValue, Model, Namespace, ObjectName, QueueName
 from visionrl.job.components import Inference, TaskApp, Trainer
 from visionrl.job.model import PolicyModel
 from visionrl.job.operations import FailurePolicy, Lifecycle, Overrides, Placement, Storage
@@ -32,7 +32,9 @@ class JobSpec(Model):
     suspend: bool = False
     """No pods run while true; afterwards, training continues from the last checkpoint."""
     queue_name: QueueName | None = None
-    """Kueue LocalQueue that admits the job."""
+    """Kueue LocalQueue that admits the job: all of its pods together."""
+    queue_priority_class: ObjectName | None = None
+    """Kueue WorkloadPriorityClass of the job; needs `queueName`."""
     overrides: Overrides = Overrides()
 
 

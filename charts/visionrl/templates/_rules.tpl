@@ -1,3 +1,18 @@
+{{- /* Whether jobs may wait in queues of Kueue: text where they may. With "auto", where helm sees Kueue and a ClusterRole is
+made anyway. */ -}}
+{{- define "visionrl.kueue" -}}
+{{- $served := .Capabilities.APIVersions.Has "kueue.x-k8s.io/v1beta1" | or (.Capabilities.APIVersions.Has "kueue.x-k8s.io/v1beta2") }}
+{{- $auto := and (eq (toString .Values.kueue.enabled) "auto") (eq .Values.scope "cluster") $served }}
+{{- if or $auto (eq (toString .Values.kueue.enabled) "true") }}true{{ end }}
+{{- end -}}
+
+{{- /* Of the cluster: what Kueue's flavors and priority classes say. */ -}}
+{{- define "visionrl.kueueClusterRules" -}}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [resourceflavors, workloadpriorityclasses]
+  verbs: [get]
+{{- end -}}
+
 {{- /* What the operator may do in a namespace whose jobs it looks after: what it does, and no more. */ -}}
 {{- define "visionrl.rules" -}}
 - apiGroups: [visionrl.dev]
@@ -35,7 +50,12 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch]
+{{- if include "visionrl.kueue" . }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
-  verbs: [get, delete]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads/status]
+  verbs: [patch]
+{{- end }}
 {{- end -}}

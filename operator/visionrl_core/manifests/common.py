@@ -22,6 +22,9 @@ KEY_ANNOTATION = f"{API_GROUP}/key"
 OWNER_ANNOTATION = f"{API_GROUP}/job-uid"
 """On pods and claims: the job object that they belong to; another one may have had its name."""
 
+INPUTS_ANNOTATION = f"{API_GROUP}/template-inputs"
+"""On Deployments and Workloads: digest of what their pod templates were made for."""
+
 COMPONENTS: tuple[Component, ...] = ("taskApp", "inference", "trainer")
 Part = Component | Literal["export"]
 """What has pods: the components, and the exporter after the end."""

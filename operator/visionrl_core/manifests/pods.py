@@ -13,7 +13,6 @@ from visionrl.job import Component, Gpu, Job, PodPatch, Resources, Toleration
 from visionrl_core.container_images import images_of
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
-    COMPONENTS,
     CONFIG_ANNOTATION,
     CONTAINER_SECURITY,
     KEY_ANNOTATION,
@@ -38,10 +37,6 @@ CACHE_DIR = "/var/cache/visionrl"
 RUN_DIR = "/var/lib/visionrl/run"
 TRACE_DIR = "/var/lib/visionrl/traces"
 TEMPORARY_DIR = "/tmp"
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-GROUP_LABEL = "kueue.x-k8s.io/pod-group-name"
-GROUP_COUNT_ANNOTATION = "kueue.x-k8s.io/pod-group-total-count"
 
 
 @dataclass(frozen=True)
@@ -124,9 +119,6 @@ def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, att
     if template.gpu is not None:
         # A drain may evict these pods (the job resumes from its checkpoint); an autoscaler must not, to save a node.
         annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
-    if job.spec.queue_name and template.part is None:
-        own_labels |= {QUEUE_LABEL: job.spec.queue_name, GROUP_LABEL: job.name}
-        annotations[GROUP_COUNT_ANNOTATION] = str(len(COMPONENTS))
     return {
         "labels": {**template.patch.labels, **own_labels},
         "annotations": {**template.patch.annotations, **annotations},

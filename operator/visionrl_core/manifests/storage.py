@@ -68,8 +68,8 @@ READER_SECONDS = 3600
 
 
 def reader_pod(name: str, claim: str, path: str, image: str) -> Manifest:
-    """A pod that mounts a claim, read-only, at ``path`` and does nothing for an hour at most: files are read from it. It
-    belongs to whoever makes it, not to the operator."""
+    """A pod that mounts a claim, read-only, at ``path`` and does nothing for an hour at most: files are read from it.
+    It belongs to whoever makes it, not to the operator."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -56,8 +56,9 @@ HANGS = frozenset({NO_PROGRESS, "Unhealthy"})
 
 SUSPENDED = "suspended"
 INTERRUPTED = "interrupted"
-# Attempts that a person ended: nothing failed, and the next one starts without a delay.
-PLANNED_CAUSES = (SUSPENDED, INTERRUPTED)
+QUEUED_AGAIN = "its queue took the quota back"
+# Attempts that a person or the queue ended: nothing failed, and the next one starts without a delay.
+PLANNED_CAUSES = (SUSPENDED, INTERRUPTED, QUEUED_AGAIN)
 
 FailureType = Literal["Rejected", "Disrupted", "Crashed", "Hung"]
 Action = Literal["Fail", "Restart", "RestartIgnoreLimit"]

@@ -21,7 +21,7 @@ def inference_waits_for(spec: JobSpec, observed: Observed, exists: bool) -> Wait
     """``exists``: inference was started before; it stays then, whatever the trainer does."""
     if not runs_inference(spec):
         return Waiting("NotNeeded", "no rollouts and no evaluation")
-    if exists or spec.queue_name is not None:  # a queue admits all pods together: the components wait inside them
+    if exists:
         return None
     if exports_base(spec) and not (observed.report and observed.report.base_ready):
         return Waiting("WaitingForBase", "waits for the trainer's warm start")
@@ -29,8 +29,6 @@ def inference_waits_for(spec: JobSpec, observed: Observed, exists: bool) -> Wait
 
 
 def trainer_waits_for(spec: JobSpec, observed: Observed) -> Waiting | None:
-    if spec.queue_name is not None:
-        return None
     if not observed.task_app.ready:
         return Waiting("WaitingForTaskApp", "waits for the task app")
     if not exports_base(spec) and runs_inference(spec) and not observed.inference.ready:

@@ -175,6 +175,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "lifecycle.preRunningDeadlineSeconds",
     ),
     ({"placement.topology": "SameNode", "trainer.gpu": {}}, "placement.topology"),
+    ({"queuePriorityClass": "high"}, "queuePriorityClass"),
 ]
 
 

@@ -14,7 +14,7 @@ from visionrl.job import JobSpec
 from visionrl.status import Copy, JobStatus, Progress, TrainerReport
 from visionrl_core.clock import stamp
 from visionrl_core.events import events_between
-from visionrl_core.manifests.common import HASH_ANNOTATION, Ref
+from visionrl_core.manifests.common import Ref
 from visionrl_core.manifests.storage import claim_of
 from visionrl_core.observed import ExportRun, ObservedComponent, StuckPod
 
@@ -99,25 +99,6 @@ def test_supervised_training_without_evaluation_needs_no_server() -> None:
     cluster.servers_ready()
     cluster.reconcile()
     assert trainer(0) in cluster.objects
-
-
-def test_queued_parts_are_made_together_and_wait_for_admission() -> None:
-    cluster = FakeCluster({"queueName": "gpus"})
-    cluster.reconcile()
-    assert {TASK_APP, INFERENCE, trainer(0)} <= set(cluster.objects)
-    cluster.inference = ObservedComponent(pods=1, reason="SchedulingGated")
-    cluster.reconcile()
-    assert reason(cluster.status, "Admitted") == "QuotaPending"
-    assert cluster.status.phase == "Pending"
-
-
-def test_a_queued_job_gives_its_quota_back_at_the_end() -> None:
-    cluster = running({"queueName": "gpus"})
-    workload = Ref("Workload", "demo")
-    cluster.objects[workload] = {"metadata": {"annotations": {HASH_ANNOTATION: ""}}}
-    assert workload not in cluster.decide().deletions
-    cluster.trainer_ends(0)
-    assert workload in cluster.reconcile().deletions
 
 
 def test_a_pending_job_says_why_in_one_line() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.fake_cluster import FakeCluster
+from tests.support.fake_kueue import FakeKueue, takes_quota, true
 from tests.support.jobs import WARM_START
 from visionrl.job import FailurePolicy
 from visionrl.status import Condition, TrainerReport
@@ -28,16 +29,21 @@ class Life(RuleBasedStateMachine):
         keep=st.sampled_from(["DeletePods", "KeepAll"]),
         deadline=st.sampled_from([None, 6000]),
         restarts=st.integers(0, 3),
+        queued=st.booleans(),
         rounds=st.integers(0, 4),
     )
-    def begin(self, warm_start: bool, keep: str, deadline: int | None, restarts: int, rounds: int) -> None:
+    def begin(
+        self, warm_start: bool, keep: str, deadline: int | None, restarts: int, queued: bool, rounds: int
+    ) -> None:
         self.cluster = FakeCluster(
             {
                 **(WARM_START if warm_start else {}),
                 "lifecycle.cleanupPolicy": keep,
                 "lifecycle.activeDeadlineSeconds": deadline,
                 "failurePolicy.maxRestarts": restarts,
-            }
+                **({"queueName": "gpus"} if queued else {}),
+            },
+            kueue=FakeKueue(pods_ready_timeout=300) if queued else None,
         )
         for _ in range(rounds):
             self.all_goes_well()
@@ -59,6 +65,7 @@ class Life(RuleBasedStateMachine):
         cluster = self.cluster
         cluster.reconcile()
         cluster.deletions_complete()
+        cluster.kueue_acts()
         cluster.servers_ready()
         cluster.trainer_starts()
         cluster.wait(40)
@@ -102,6 +109,23 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 10, 300]))
     def time_passes(self, seconds: int) -> None:
         self.cluster.wait(seconds)
+
+    @rule()
+    def kueue_acts(self) -> None:
+        self.cluster.kueue_acts()
+
+    @precondition(lambda self: self.cluster.workload is not None)
+    @rule(what=st.sampled_from(["Preempted", "ClusterQueueStopped", "NodeFailures", "inactive", "active", "deleted"]))
+    def someone_touches_the_workload(self, what: str) -> None:
+        cluster = self.cluster
+        assert cluster.kueue is not None
+        assert cluster.workload is not None
+        if what == "deleted":
+            cluster.workload = None
+        elif what in ("inactive", "active"):
+            cluster.workload["spec"]["active"] = what == "active"
+        elif takes_quota(cluster.workload) and true(cluster.workload, "Admitted"):
+            cluster.workload = cluster.kueue.preempt(cluster.workload, what)
 
     @rule()
     def someone_suspends_or_resumes(self) -> None:
@@ -168,6 +192,16 @@ class Life(RuleBasedStateMachine):
         if hasattr(self, "cluster") and self.cluster.status.finished:
             assert self.cluster.decide().manifests == ()
 
+    @invariant()
+    def pods_of_a_queued_job_have_quota_or_are_told_to_end(self) -> None:
+        if not hasattr(self, "cluster") or self.cluster.kueue is None or self.cluster.status.finished:
+            return
+        workload = self.cluster.workload
+        if workload is None or not takes_quota(workload) or true(workload, "Evicted"):
+            left = set(self.cluster.objects) - set(self.cluster.decide().deletions)
+            running = {f"demo-trainer-{number}" for number, run in self.cluster.trainers.items() if not run.deleting}
+            assert not [ref for ref in left if ref.kind == "Deployment" or ref.name in running]
+
     # --- where it ends
 
     def teardown(self) -> None:
@@ -176,6 +210,12 @@ class Life(RuleBasedStateMachine):
             return
         cluster = self.cluster
         cluster.change({"training.groupSize": 8, "model.lora": {}})
+        if cluster.kueue is not None and cluster.workload is not None:  # people look after what Kueue left to them
+            cluster.workload["spec"]["active"] = True
+            cluster.kueue.pods_ready_timeout = None
+            for condition in cluster.workload.get("status", {}).get("conditions", []):
+                if condition["type"] == "Requeued":
+                    condition["status"] = "True"
         cluster.settle()
         self.status_moves_forward()
         decision = cluster.decide()
@@ -188,6 +228,7 @@ class Life(RuleBasedStateMachine):
         else:
             assert cluster.status.phase == "Suspended"
             assert servers == len(cluster.trainers) == 0
+            assert cluster.workload is None
 
 
 def assert_times(old: Condition, new: Condition) -> None:

@@ -260,8 +260,7 @@ def test_only_what_the_job_owns_exists() -> None:
     store.feed("Service", {"metadata": metadata("demo-trainer", 2)})
     store.feed("Service", {"metadata": metadata("demo-taskapp", 3, ownerReferences=[])})
     assert set(look(store).objects) == {Ref("Service", "demo-trainer")}
-    assert look(store, Asked("digest", workload=True)).has(Ref("Secret", "demo-key"))
-    assert look(store, Asked("digest", workload=True)).has(Ref("Workload", "demo"))
+    assert look(store, Asked("digest")).has(Ref("Secret", "demo-key"))
 
 
 def test_what_a_newer_operator_accepted_is_still_accepted_after_going_back() -> None:

@@ -14,7 +14,7 @@ from tests.support.fake_api import Died, FakeApi, answer, client, failure
 from tests.support.jobs import document
 from visionrl.status import EvaluationProgress, PolicyVersions, Progress, Score, TrainerReport
 from visionrl_core.container_images import RELEASED
-from visionrl_core.kinds import Kind
+from visionrl_core.kinds import Kueue
 from visionrl_core.manifests.common import Owner
 from visionrl_core.manifests.storage import claim_of
 from visionrl_operator.api import ApiError
@@ -61,8 +61,8 @@ class NoProbes:
 class World:
     """An API server, and the operator that runs against it; ``restart`` is what a killed pod's successor knows."""
 
-    def __init__(self, changes: dict[str, Any] | None = None, workload: Kind | None = None) -> None:
-        self.server, self.workload, self.images = FakeApi(), workload, RELEASED
+    def __init__(self, changes: dict[str, Any] | None = None, kueue: Kueue | None = None) -> None:
+        self.server, self.kueue, self.images = FakeApi(), kueue, RELEASED
         self.probes = NoProbes()
         self.seconds = 1000.0
         """What the operator's clock shows; it stands still."""
@@ -76,9 +76,7 @@ class World:
         self.server.lives = None
         api = client(self.server)
         probes: Any = self.probes
-        self.reconciler = Reconciler(
-            api, self.store, probes, Metrics(), self.images, self.workload, lambda: self.seconds
-        )
+        self.reconciler = Reconciler(api, self.store, probes, Metrics(), self.images, self.kueue, lambda: self.seconds)
         self.server.deliver(self.store)
 
     async def reconcile(self) -> int:
@@ -452,19 +450,6 @@ async def test_events_that_cannot_be_posted_stop_nothing() -> None:
     )
     await world.settle()
     assert len(world.server.of("deployments")) == 2
-
-
-async def test_a_finished_queued_job_gives_its_quota_back() -> None:
-    kueue = Kind("Workload", "kueue.x-k8s.io/v1beta1", "workloads")
-    world = World({"queueName": "gpus"}, workload=kueue)
-    await world.settle()
-    world.server.put("workloads", {"kind": "Workload", "metadata": {"name": "demo", "namespace": "default"}})
-    world.trainer_runs()
-    await world.settle()
-    assert world.server.of("workloads")
-    world.trainer_ends(0, "Completed")
-    await world.settle()
-    assert world.server.of("workloads") == []
 
 
 async def test_an_expired_job_is_deleted() -> None:
