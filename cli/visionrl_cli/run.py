@@ -14,7 +14,8 @@ from visionrl_cli.extras import needed_packages
 DESCRIPTION = """Run a job on this machine: task app, inference and trainer as processes.
 
 The containers of the operator's pods run here as processes, with the same commands, environments and probes. All
-files of a run are in RUNS/<job>/: logs/, metrics.jsonl, checkpoints/, adapters/, summary.json, reward.png, status.json.
+files of a run are in RUNS/<job>/: report.html, logs/, metrics.jsonl, checkpoints/, adapters/, summary.json,
+status.json.
 
 Ctrl-C stops all components in order; the same command resumes from the last checkpoint. While a job runs,
 training.iterations, evaluation, lifecycle, failurePolicy and suspend may be changed in the file. Exit code 0 when the

@@ -13,7 +13,7 @@ from visionrl_local.folder import LocalError, LocalFolder
 MADE_BY_RUNS = (
     *("checkpoints", "adapters", "base", "probe", "warm-start", "films", "logs", "secret"),
     *("traces.db", "traces.db-shm", "traces.db-wal", "traces.db-journal", "metrics.jsonl", "evaluations.jsonl"),
-    *("summary.json", "reward.png", "report.html", "submitted.json"),
+    *("summary.json", "facts.json", "report.html", "submitted.json"),
     *("status.json.damaged", "status.json", "config.json", "job"),
 )
 # They stay: a process that still holds a deleted lock would not keep the next one out.

@@ -23,7 +23,7 @@ def read_summary(folder: LocalFolder) -> dict[str, Any] | None:
 
 
 def show_summary(summary: dict[str, Any], folder: LocalFolder) -> None:
-    """Print the table and the paths of the reward curve and the run folder."""
+    """Print the table and the paths of the report and the run folder."""
     console = Console(highlight=False)
     table = Table(title=f"{summary.get('job', folder.root.name)}", show_header=False, title_justify="left")
     for name, value in summary_rows(summary):
@@ -31,10 +31,10 @@ def show_summary(summary: dict[str, Any], folder: LocalFolder) -> None:
     console.print(table)
     if gain := (summary.get("evaluation") or {}).get("gain"):
         console.print(verdict(_score(gain)), soft_wrap=True)
-    picture = folder.root / "reward.png"
-    if picture.exists():
-        console.print(f"reward curve: {picture}", soft_wrap=True)
-    console.print(f"run folder:   {folder.root}", soft_wrap=True)
+    report = folder.root / "report.html"
+    if report.exists():
+        console.print(f"report:     {report}", soft_wrap=True)
+    console.print(f"run folder: {folder.root}", soft_wrap=True)
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,7 +15,8 @@ from matplotlib.figure import Figure
 
 from recipes.learn.evidence import Evidence, Player
 from visionrl.status import Score
-from visionrl_trainer.report.curves import EVALUATION, TRAINING, reward_curve, save_png
+from visionrl_trainer.report.charts import played_after
+from visionrl_trainer.report.curves import EVALUATION, TRAINING, save_png, style
 
 PLAIN, TEACHER = "#9aa3ad", "#3b4249"
 COLOURS = {"sft": TRAINING, "rl": EVALUATION, "scripted": TEACHER}
@@ -38,6 +41,34 @@ def write_all(evidence: Evidence, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         save_png(figure, files[name])
     return list(files.values())
+
+
+def reward_curve(metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Mean return of the training episodes, ± 95 % of its mean, and the evaluations on held-out seeds with their
+    intervals, by the iterations that the policy had learned."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    if metrics:
+        iterations = [played_after(record) for record in metrics]
+        means = [record["reward"] for record in metrics]
+        errors = [1.96 * record["reward_std"] / record["episodes"] ** 0.5 for record in metrics]
+        axes.plot(iterations, means, color=TRAINING, marker="o", markersize=3, label="training episodes (mean, ± 95 %)")
+        lower = [mean - error for mean, error in zip(means, errors, strict=True)]
+        upper = [mean + error for mean, error in zip(means, errors, strict=True)]
+        axes.fill_between(iterations, lower, upper, color=TRAINING, alpha=0.15)
+    for index, result in enumerate(evaluations):
+        axes.errorbar(
+            result["iteration"],
+            result["mean"],
+            yerr=[[result["mean"] - result["low"]], [result["high"] - result["mean"]]],
+            color=EVALUATION,
+            marker="s",
+            capsize=4,
+            label=f"{result['episodes']} held-out seeds (mean, 95 % bootstrap)" if index == 0 else None,
+        )
+    style(axes, title, "return of an episode", "iterations that the policy had learned")
+    if metrics or evaluations:
+        axes.legend(loc="best", frameon=False)
+    return figure
 
 
 def players(evidence: Evidence) -> Figure:

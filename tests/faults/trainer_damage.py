@@ -53,6 +53,11 @@ def with_a_file_for_a_folder(run: Path) -> None:
     (run / "films").touch()
 
 
+def with_a_folder_for_a_file(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "one bad byte in the metrics": with_one_bad_byte,
     "a line of the metrics that lacks its values": with_line("metrics.jsonl", b'{"iteration": 1}'),
@@ -64,15 +69,14 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "nonsense in the lock": with_content("trainer.lock", b"\xff" * 64),
     "stray files everywhere": with_strays,
     "a replay folder that is a file": with_a_file_for_a_folder,
-    "a picture that is a folder": lambda run: (run / "reward.png").mkdir(),
-    "a report that is a folder": lambda run: (run / "report.html").mkdir(),
+    "facts that are a folder": lambda run: with_a_folder_for_a_file(run / "facts.json"),
 }
 
 
 def main(folder: Path) -> int:
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
-    trainer = Trainer("checkpoint-every-1", folder, pictures=True)
+    trainer = Trainer("checkpoint-every-1", folder)
     run, ledger = open_ledger(folder, "undisturbed")
     assert trainer.attempt(run, 0, ledger) == 0, ledger.values("failed")
     expected = Outcome.of(run)

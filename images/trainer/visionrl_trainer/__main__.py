@@ -13,6 +13,7 @@ from visionrl.component import EXIT_CONFIGURATION, ComponentContext, Configurati
 from visionrl.errors import leaves
 from visionrl.status import TrainerReport
 from visionrl_trainer.report.last import leave_report
+from visionrl_trainer.report.live import kept_up_to_date
 from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 EXIT_FAILED = 1
@@ -65,19 +66,20 @@ async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-        code = 0
-        leave_report(publisher.report)
-    except asyncio.CancelledError:
-        logger.info("stopped; the run resumes from its last checkpoint")
-        return 128 + signal.SIGTERM
-    except Exception as error:
-        causes = list(leaves(error))
-        for cause in causes:
-            logger.error("%s", cause, exc_info=cause)
-        publisher.update(phase="Failed", message=str(causes[0]) or type(causes[0]).__name__)
-        code = EXIT_CONFIGURATION if any(isinstance(cause, ConfigurationError) for cause in causes) else EXIT_FAILED
+    async with kept_up_to_date(publisher):
+        try:
+            await task
+            code = 0
+            leave_report(publisher.report)
+        except asyncio.CancelledError:
+            logger.info("stopped; the run resumes from its last checkpoint")
+            return 128 + signal.SIGTERM
+        except Exception as error:
+            causes = list(leaves(error))
+            for cause in causes:
+                logger.error("%s", cause, exc_info=cause)
+            publisher.update(phase="Failed", message=str(causes[0]) or type(causes[0]).__name__)
+            code = EXIT_CONFIGURATION if any(isinstance(cause, ConfigurationError) for cause in causes) else EXIT_FAILED
     await asyncio.sleep(LINGER_SECONDS)
     return code
 

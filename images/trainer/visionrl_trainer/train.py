@@ -6,9 +6,14 @@ optimizer state and random state, and requests the same start states.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -18,6 +23,7 @@ import torch
 from visionrl.adapters import Version
 from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
 from visionrl.component import ComponentContext, ConfigurationError
+from visionrl.durable import write_atomically
 from visionrl.job import Job
 from visionrl.status import Score
 from visionrl_trainer.algo.advantages import with_advantages
@@ -28,15 +34,16 @@ from visionrl_trainer.model.compute import compute
 from visionrl_trainer.model.device import training_device
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.preparation import Preparation
-from visionrl_trainer.report import curves
-from visionrl_trainer.report import html as report
-from visionrl_trainer.report import replay as replay
+from visionrl_trainer.report import films
+from visionrl_trainer.report.facts import facts
+from visionrl_trainer.report.films import FilmMaker
+from visionrl_trainer.report.histogram import Histogram
 from visionrl_trainer.report.not_essential import not_essential
 from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
-from visionrl_trainer.rollout.batch import sequences
+from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.state.run import RunState, RunStore
@@ -73,6 +80,9 @@ async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -
     folder = RunFolder(context.run_dir)
     await folder.own()
     folder.accept(job)
+    with not_essential(str(folder.facts_file)):
+        write_atomically(folder.facts_file, json.dumps(await asyncio.to_thread(facts), indent=2))
+    publisher.report_file = folder.report_file
     meter = Meter(publisher, total=policy_iterations(job.spec))
     headers = {"Authorization": f"Bearer {context.key}"}
     async with (
@@ -112,6 +122,7 @@ class _Run:
         self.rollouts = Rollouts(
             Sampler(self.taskapp, spec, job.name, context.inference_url, self.expect, self.meter.episode)
         )
+        self.films = FilmMaker(self.folder.films)
         self.sync_seconds = 0.0
 
     async def train(self) -> None:
@@ -133,6 +144,7 @@ class _Run:
                 await self._iterate()
         finally:
             await self.rollouts.close()
+            await self.films.close()
         await self._checkpoint()
         self._finish()
 
@@ -158,8 +170,10 @@ class _Run:
         ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
         self.rollouts.start(range(iteration + 1, ahead), self.state.version)
         with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
-            learned = await compute(self._learn, batch)
-        times = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
+            samples, learned = await compute(self._learn, batch)
+        self.films.start(batch, samples, iteration - learned["staleness"])
+        times: dict[str, Any] = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
+        times |= {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "phase_seconds": self.meter.lap()}
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)
         check(self.folder.metrics.records(), spec.training.guards)
@@ -214,8 +228,9 @@ class _Run:
             seconds,
         )
 
-    def _learn(self, batch: Batch) -> dict[str, Any]:
-        """Update the policy; returns the iteration's metrics. Runs in a thread."""
+    def _learn(self, batch: Batch) -> tuple[Sequence[Sample], dict[str, Any]]:
+        """Update the policy; returns the samples with their advantages, and the iteration's metrics. Runs in a
+        thread."""
         spec = self.job.spec
         check_rejected(batch.rejected_rate, batch.failures(), spec.training.guards)
         samples = with_advantages(batch.groups, spec.algorithm)
@@ -223,7 +238,8 @@ class _Run:
         stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by)
         episodes = batch.episodes
         returns = [episode.score for episode in episodes]
-        return {
+        events = Counter(event for episode in episodes for event in episode.events)
+        return samples, {
             "episodes": len(episodes),
             "run_ids": [episode.run_id for episode in episodes[:MAX_RUN_IDS]],
             "turns": len(samples),
@@ -237,6 +253,8 @@ class _Run:
             "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
             "resampled_groups": batch.resampled,
             "staleness": Version.parse(self.state.version).number - Version.parse(batch.version).number,
+            "events": {event: count / len(episodes) for event, count in events.most_common()},
+            "advantages": Histogram.of([sample.advantage for sample in samples]).model_dump(),
             **asdict(stats),
         }
 
@@ -266,8 +284,9 @@ class _Run:
                 self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
             )
             self.store.evaluations.append({"iteration": iteration, **found.summary()})
-            with not_essential("the replay"):
-                replay.save(await replay.record(self.taskapp, spec, policy, iteration), self.folder.replays)
+            with not_essential("the film"):
+                film = await films.record(self.taskapp, spec, policy, iteration)
+                await asyncio.to_thread(films.save, film, self.folder.films)
         self.meter.evaluation(iteration, found.score)
         score = found.score
         logger.info(
@@ -309,13 +328,7 @@ class _Run:
             self.meter.evaluation(result["iteration"], score)
 
     def _finish(self) -> None:
-        """Write the summary, the picture and the report."""
-        metrics, evaluations, name = self.folder.metrics.records(), self.store.evaluations.records(), self.job.name
-        summary = summarise(self.job, self.state, metrics, evaluations)
-        self.folder.write_summary(summary)
-        with not_essential(str(self.folder.curve_file)):
-            curves.save_png(curves.reward_curve(metrics, evaluations, name), self.folder.curve_file)
-        with not_essential(str(self.folder.report_file)):
-            replays, supervised = replay.load_all(self.folder.replays), self.folder.warm_start.metrics.records()
-            report.write_report(name, summary, metrics, supervised, evaluations, replays, self.folder.report_file)
+        """Write the summary."""
+        metrics, evaluations = self.folder.metrics.records(), self.store.evaluations.records()
+        self.folder.write_summary(summarise(self.job, self.state, metrics, evaluations))
         self.publisher.update(phase="Complete", message="")

@@ -45,7 +45,7 @@ def test_plain_output_shows_every_change_once_and_ends_with_the_summary(start: S
     assert any("iteration 3/3 · reward 1.50" in line for line in run.lines)
     assert "trainer: Completed" in run.output
     assert "training episodes" in run.output
-    assert f"reward curve: {run.root / 'reward.png'}" in run.output
+    assert f"report:     {run.root / 'report.html'}" in run.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.jobs import job
 from visionrl.component import ConfigurationError
-from visionrl_trainer.report import replay
+from visionrl_trainer.report import films
 from visionrl_trainer.state import runfolder
 from visionrl_trainer.state.metrics import MetricsFile
 from visionrl_trainer.state.runfolder import RunFolder, RunFolderInUse
@@ -163,8 +163,8 @@ def test_records_that_cannot_be_written_are_told(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
-def test_a_damaged_replay_is_left_out(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    replay.save(replay.Replay(iteration=2, policy="p", seed=0, frames=[]), tmp_path)
+def test_a_damaged_film_is_left_out(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    films.save(films.Film(iteration=2, policy="p", seed=0, score=0, turns=[]), tmp_path)
     (tmp_path / "000001.json").write_bytes(content)
-    assert [found.iteration for found in replay.load_all(tmp_path)] == [2]
+    assert [found.iteration for found in films.first_and_last(tmp_path)] == [2]
     assert "000001.json is damaged and left out" in caplog.text

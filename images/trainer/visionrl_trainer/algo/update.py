@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,14 @@ from visionrl_trainer.algo.losses import LossBatch, LossTerms, policy_loss
 from visionrl_trainer.algo.mismatch import TOKEN_LIMIT, Mismatch, MismatchMeter
 from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import ImageFeatures, Policy
+from visionrl_trainer.report.histogram import BINS, Histogram
 from visionrl_trainer.rollout.batch import Frame, Sample, sequences
 
 logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 64
+LARGEST_LOG_RATIO = 0.5
+"""Of the histogram: ratios of 0.61 to 1.65. Losses clip nearer to 1."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class UpdateStats:
     """Optimizer steps."""
     skipped_updates: int
     """Steps that were not taken, because the gradient was not finite."""
+    log_ratios: dict[str, Any] | None = None
+    """Histogram of the ratios' logarithms; the outermost bins hold what lies beyond."""
 
 
 def update(
@@ -261,6 +267,7 @@ class _Totals:
     def __init__(self) -> None:
         self.loss = self.entropy = self.clipped = self.ratio = self.grad_norm = self.ratio_max = 0.0
         self.tokens = self.ratios = self.updates = self.skipped = 0
+        self.log_ratios = torch.zeros(BINS)
 
     def count(self, terms: LossTerms, entropy_T: Tensor) -> None:
         """One micro-batch."""
@@ -271,6 +278,8 @@ class _Totals:
         self.ratio_max = max(self.ratio_max, terms.ratio.max().item())
         self.tokens += len(entropy_T)
         self.ratios += len(terms.ratio)
+        log_ratio = terms.ratio.detach().float().log().clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+        self.log_ratios += torch.histc(log_ratio, BINS, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).cpu()
 
     def add(self, step: _Totals) -> None:
         """The micro-batches of one step."""
@@ -281,6 +290,7 @@ class _Totals:
         self.ratio_max = max(self.ratio_max, step.ratio_max)
         self.tokens += step.tokens
         self.ratios += step.ratios
+        self.log_ratios += step.log_ratios
 
     def stats(self, advantage_std: float, mismatch: Mismatch) -> UpdateStats:
         return UpdateStats(
@@ -298,6 +308,11 @@ class _Totals:
             tokens=self.tokens,
             updates=self.updates,
             skipped_updates=self.skipped,
+            log_ratios=Histogram(
+                low=-LARGEST_LOG_RATIO, high=LARGEST_LOG_RATIO, counts=[int(count) for count in self.log_ratios]
+            ).model_dump()
+            if self.ratios
+            else None,
         )
 
 

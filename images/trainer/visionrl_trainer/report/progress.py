@@ -22,6 +22,8 @@ class Meter:
         self.publisher = publisher
         self.seconds: dict[str, float] = defaultdict(float)
         self._phase_started, self._phase_episodes = time.monotonic(), 0
+        self._lap: dict[str, float] = defaultdict(float)
+        self._lap_started = time.monotonic()
         self.set(total=total)
 
     def set(self, **changes: object) -> None:
@@ -53,7 +55,17 @@ class Meter:
         try:
             yield
         finally:
-            self.seconds[name] += time.monotonic() - started
+            for seconds in (self.seconds, self._lap):
+                seconds[name] += time.monotonic() - started
+
+    def lap(self) -> dict[str, float]:
+        """Seconds per phase since the last lap, and in no phase: ``other``."""
+        now = time.monotonic()
+        seconds = dict(self._lap)
+        seconds["other"] = max(0.0, now - self._lap_started - sum(seconds.values()))
+        self._lap.clear()
+        self._lap_started = now
+        return {name: round(value, 3) for name, value in seconds.items()}
 
     def iteration(self, done: int, total: int, seconds_each: float) -> None:
         """An iteration is complete."""

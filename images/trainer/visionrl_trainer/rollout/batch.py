@@ -32,6 +32,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a decision shows to people."""
+
+    text: str
+    actions: tuple[str, ...]
+    events: tuple[str, ...]
+    """What happened for the first time in the episode."""
+    valid: bool
+    error: str | None = None
+    """Why the answer was not valid."""
+
+
+@dataclass(frozen=True)
 class EpisodeSamples:
     """One played episode: its samples and the reward of every turn."""
 
@@ -46,6 +59,13 @@ class EpisodeSamples:
     """Decisions without a usable tool call."""
     run_id: str = ""
     """Of the rollout that played it."""
+    answers: tuple[Answer, ...] = ()
+    """Of each decision."""
+
+    @property
+    def events(self) -> set[str]:
+        """What happened in the episode."""
+        return {event for answer in self.answers for event in answer.events}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from visionrl.frames import decode_png, frame_hash
 from visionrl.rollout import Decision, RolloutRequest, RolloutResponse
-from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, ImageTokens, Sample
+from visionrl_trainer.rollout.batch import Answer, EpisodeSamples, Frame, ImageTokens, Sample
 from visionrl_trainer.rollout.client import AnswerRejected
 
 TRUNCATED = "max_ops"
@@ -66,6 +66,10 @@ def read_episode(
         score=response.metrics.episode_returns[0],
         invalid=sum(not decision.valid for decision in decisions),
         run_id=request.run_id,
+        answers=tuple(
+            Answer(decision.text, tuple(decision.actions), tuple(decision.unlocked), decision.valid, decision.error)
+            for decision in decisions
+        ),
     )
 
 

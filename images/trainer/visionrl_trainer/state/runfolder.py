@@ -23,7 +23,7 @@ from visionrl_trainer.state.metrics import MetricsFile
 
 logger = logging.getLogger(__name__)
 
-METRICS, SUMMARY, CURVE, REPORT = "metrics.jsonl", "summary.json", "reward.png", "report.html"
+METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 LOCK_PATIENCE_SECONDS = 60.0
 """How long a trainer waits for its predecessor to end, which may still write a checkpoint."""
 
@@ -46,8 +46,9 @@ class RunFolder:
         """Results on the held-out seeds."""
         self.warm_start = SftFolder(root / "warm-start")
         self.config_file, self.lock_file = root / "config.json", root / "trainer.lock"
-        self.summary_file, self.curve_file, self.report_file = root / SUMMARY, root / CURVE, root / REPORT
-        self.replays = root / "films"
+        self.summary_file, self.report_file = root / SUMMARY, root / REPORT
+        self.facts_file, self.films = root / "facts.json", root / "films"
+        """What the last attempt ran on, and episodes to look at."""
 
     async def own(self) -> None:
         """Lock the folder until this process has ended, however it ends: after SIGTERM, a thread may still write.

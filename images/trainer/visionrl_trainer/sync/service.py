@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from visionrl.adapters import MANIFEST
 from visionrl.status import TrainerReport
+from visionrl_trainer.report.route import PAGE, report_page
 from visionrl_trainer.sync.publish import AdapterStore
 
 
@@ -34,6 +35,8 @@ class StatusPublisher:
         """Directory of the base that the warm start made, once it is complete."""
         self.exports_base = False
         """Whether the job's warm start makes a base."""
+        self.report_file: Path | None = None
+        """The run's page, once the run folder is this trainer's."""
 
     def update(self, **changes: object) -> None:
         """Replace fields of the report."""
@@ -53,7 +56,7 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != "/health":
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
+            if not hmac.compare_digest(given, self.expected) and scope["path"] != PAGE:
                 await JSONResponse({"error": "unauthorized"}, status_code=401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -83,7 +86,11 @@ def application(publisher: StatusPublisher, key: str) -> Starlette:
         path = listed.get(request.path_params["file"])
         return FileResponse(path) if path else JSONResponse({"error": f"no such file; see {MANIFEST}"}, 404)
 
+    async def page(request: Request) -> Response:
+        return report_page(request, key, publisher.report_file)
+
     routes = [
+        Route(PAGE, page),
         Route("/health", health),
         Route("/status", status),
         Route("/adapters/{name}/{file}", adapter),
