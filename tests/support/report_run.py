@@ -66,7 +66,7 @@ def played_batch(turns: int = 12, returns: tuple[float, ...] = (0.0, 2.0, 1.0)) 
             samples = tuple(Sample((1, 2), (3,), (-0.5,), (digest,), "demo-v000002-0123456789ab") for digest in frames)
             answers = tuple(Answer(f"turn {n} of {score}", ("east",), (), True) for n in range(turns))
             rewards = (score, *[0.0] * (turns - 1))
-            episodes.append(EpisodeSamples(seed, samples, rewards, ("s",) * turns, score, 0, answers))
+            episodes.append(EpisodeSamples(seed, samples, rewards, ("s",) * turns, score, 0, answers=answers))
         groups.append(Group(seed, tuple(episodes)))
     means = [(group, np.mean([episode.score for episode in group.episodes])) for group in groups]
     with_advantages = [
