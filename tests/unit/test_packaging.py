@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,17 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def locked() -> dict[str, str]:
+def pins() -> list[tuple[str, str]]:
+    """Names and versions of both locks."""
     lines = [
         line for name in ("cpu", "dev") for line in (ROOT / "requirements" / f"{name}.lock").read_text().splitlines()
     ]
-    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in pins}
+    found = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return [(canonicalize_name(name), version) for name, version in found]
+
+
+def locked() -> dict[str, str]:
+    return dict(pins())
 
 
 REQUIREMENTS = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
@@ -35,6 +41,11 @@ def test_the_lock_satisfies_every_requirement(requirement: str) -> None:
     wanted = Requirement(requirement)
     version = locked()[canonicalize_name(wanted.name)]
     assert wanted.specifier.contains(version), f"{requirement} but {version} is locked"
+
+
+def test_the_lock_names_nothing_twice() -> None:
+    """pip refuses it."""
+    assert [name for name, count in Counter(name for name, _ in pins()).items() if count > 1] == []
 
 
 def test_the_lock_names_no_build_that_only_some_other_index_has() -> None:
@@ -63,13 +74,13 @@ def imported(*folders: str) -> set[str]:
 
 def test_the_lock_has_what_the_code_imports() -> None:
     """An environment that grew by hand hides what a fresh one lacks."""
-    distributions, pins = packages_distributions(), locked()
+    distributions, known = packages_distributions(), locked()
     modules = [path.stem for folder in ("cli", "operator", "images", "tests") for path in (ROOT / folder).rglob("*")]
     ours = {"tests", "visionrl", *modules}
     missing = {
         name
         for name in imported("visionrl", "cli", "operator", "images", "tests") - ours - sys.stdlib_module_names
-        if not any(canonicalize_name(found) in pins for found in distributions.get(name, ()))
+        if not any(canonicalize_name(found) in known for found in distributions.get(name, ()))
     }
     assert not missing
 
