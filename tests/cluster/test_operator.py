@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.fake_kueue import condition
 from tests.support.jobs import document as job_document
 from visionrl.status import PolicyVersions, Progress, TrainerReport
 from visionrl_cli import main
 from visionrl_core.crd import crd
 
+from .fake_kueue import KueueActs
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError, wait_until
 from .kube.layout import Cluster
@@ -292,17 +294,53 @@ def test_a_quota_is_told_in_one_line(world: World) -> None:
         assert world.condition("TaskAppReady")["reason"] == "FailedCreate"
 
 
-def test_pods_of_a_queued_job_form_a_group(world: World) -> None:
-    world.apply({"queueName": "gpus"})
-    with world.operator() as operator:
-        operator.wait_ready()
-        world.wait_for_objects(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
-        for component in ("taskapp", "inference", "trainer"):
-            world.wait(lambda component=component: world.pod_of(component), f"the {component}'s pod")
-            metadata = world.kube.kubectl.get("pod", world.pod_of(component), "-n", world.namespace)["metadata"]
-            assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
-            assert metadata["labels"]["kueue.x-k8s.io/pod-group-name"] == "demo"
-            assert metadata["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "3"
+def test_a_queued_job_waits_runs_gives_way_and_comes_back(world: World) -> None:
+    """Kueue is a fake that acts on the real API server."""
+    kueue = KueueActs(world, quota=0)
+    kueue.install()
+    deployments = {"deployment.apps/demo-taskapp", "deployment.apps/demo-inference"}
+    try:
+        with world.operator() as operator:
+            operator.wait_ready()
+            world.apply({"queueName": "gpus"})
+
+            def shows(words: str) -> bool:
+                kueue()
+                return words in world.status().get("reason", "")
+
+            world.wait(lambda: shows("insufficient unused quota for pods"), "Kueue's words")
+            assert world.status()["phase"] == "Queued"
+            assert world.objects() == FIRST_OBJECTS - deployments
+
+            kueue.rules.quota = 3
+            kueue()
+            world.wait_for_objects()
+            spec = world.kube.kubectl.get("deployment", "demo-taskapp", "-n", world.namespace)["spec"]["template"][
+                "spec"
+            ]
+            assert spec["nodeSelector"] == {"gpu": "h200"}
+            for component in ("taskapp", "inference"):
+                world.pod_runs(component)
+            world.wait_for_objects(FIRST_OBJECTS | {"job.batch/demo-trainer-0"})
+            world.wait(lambda: condition(kueue.workloads()[0], "PodsReady").get("status") == "True", "ready pods")
+            world.pod_runs("trainer")
+            world.wait(lambda: world.status()["phase"] == "Running", "the trainer to run")
+
+            kueue.preempt()
+            kueue.rules.quota = 0
+            world.wait(lambda: condition(kueue.workloads()[0], "Requeued").get("status") == "True", "the quota")
+            assert world.kubectl("get", "pods", "-o", "name").split() == []
+            assert "admission" not in kueue.workloads()[0]["status"]
+            assert (world.status()["phase"], world.status()["restarts"]) == ("Queued", 0)
+
+            kueue.rules.quota = 3
+            kueue()
+            world.wait_for_objects()
+            world.wait(lambda: world.condition("Admitted")["status"] == "True", "another admission")
+            world.kubectl("delete", "vrl", "demo")
+            world.wait(lambda: kueue.workloads() == [], "the Workload's end")
+    finally:
+        kueue.remove()
 
 
 # --- operators that die, and several at once
