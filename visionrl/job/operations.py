@@ -89,8 +89,10 @@ class FailureRule(Model):
 class FailurePolicy(Model):
     """What happens when a component fails."""
 
-    max_restarts: NonNegativeInt = 3
-    """Failures of one component within `windowSeconds` that the job survives; one more fails it."""
+    max_restarts: NonNegativeInt = 6
+    """Failures of one component within `windowSeconds` that the job survives; one more fails it. As many as Kubernetes'
+    own Jobs survive: with the doubling delay, ten minutes in which a hub or a file server is away are not the job's
+    end."""
     window_seconds: Seconds = 21_600
     """Failures older than this are forgotten."""
     backoff_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0

@@ -269,7 +269,7 @@ def test_a_rule_may_start_another_attempt_that_does_not_count() -> None:
 
 def test_a_server_that_never_recovers_fails_the_job() -> None:
     cluster = running()
-    for _ in range(4):
+    for _ in range(7):
         cluster.crash("inference", 1)
         cluster.reconcile()
     assert cluster.status.phase == "Failed"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fake_cluster import START, FakeCluster
 from visionrl.job import FailurePolicy
 from visionrl.status import ComponentFailure
 from visionrl_core.clock import moment
@@ -51,11 +51,26 @@ def test_four_restarts_in_a_month_do_not_fail_a_job() -> None:
 def test_a_server_that_crashes_every_quarter_of_an_hour_fails_the_job() -> None:
     """It is up in between, so the kubelet's back-off starts over each time."""
     cluster = running()
-    for _ in range(4):
+    for _ in range(7):
         cluster.wait(900)
         crash_and_recover(cluster)
     assert cluster.status.phase == "Failed"
-    assert cluster.status.reason.startswith("inference: exit code 137 (OOMKilled); failure 4 within")
+    assert cluster.status.reason.startswith("inference: exit code 137 (OOMKilled); failure 7 within")
+
+
+def test_what_is_away_for_ten_minutes_does_not_fail_a_job() -> None:
+    """A trainer that cannot load its model ends at once, and is started again after a delay that doubles."""
+    cluster, began = running(), START
+    while cluster.status.phase != "Failed":
+        cluster.trainer_ends(1)
+        cluster.reconcile()
+        cluster.deletions_complete()
+        while cluster.status.phase == "Restarting" and cluster.current() is None:
+            cluster.wait(10)
+            cluster.reconcile()
+        cluster.trainer_starts()
+        cluster.reconcile()
+    assert cluster.now - began >= timedelta(minutes=10)
 
 
 def test_sixty_restarts_within_an_hour_that_nobody_watched_fail_a_job_that_looks_healthy() -> None:
