@@ -24,7 +24,7 @@ LAYERS = 2
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of one iteration: two episodes of two turns, the built-in prompt, the tool."""
+    """The folder of a finished run of one iteration: two episodes of one turn, the built-in prompt, the tool."""
     folder = tmp_path_factory.mktemp("true-width")
     model = build_true_width(folder / "model", layers=LAYERS)
     document = {
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "rollout": {
                 "maxConcurrent": 2,
                 "envConfig": {"imageSize": 288},
-                "policyConfig": {"temperature": 0.6, "maxTokens": 24, "maxLlmCalls": 2},
+                "policyConfig": {"temperature": 0.6, "maxTokens": 16, "maxLlmCalls": 1},
             },
             # An untrained model answers nonsense: every decision is invalid, and that must not end the run.
             "training": {
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_serving_and_training_agree_on_what_was_sampled(run: Path) -> None:
     [record] = records(run)
     assert record["episodes"] == 2
-    assert record["turns"] == 4
+    assert record["turns"] == 2
     assert 0 <= record["mismatch_kl"] < 0.01
 
 

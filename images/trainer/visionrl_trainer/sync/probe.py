@@ -21,17 +21,20 @@ from visionrl_trainer.sync.evidence import rms
 from visionrl_trainer.sync.publish import AdapterStore
 
 SEED = 20
-TOKENS = 128
+TOKENS = 64
 """Of the sequence. What a kind of module moves is then known to 2 % where it is eight times the rounding; more tokens
 cost a vocabulary's worth of logits each, for both engines."""
-SEARCH_TOKENS = 32
+SEARCH_TOKENS = 16
 """The last of them, by which scales are found: a factor of two does not matter there."""
 NOISE_MULTIPLE = 8.0
 """How far each kind alone shall move the logprobs, in multiples of the engines' difference ..."""
 LEAST_SHARE, LARGEST_SHARE = 0.1, 0.5
 """... but at least and at most by these shares of the logprobs' own deviation: a random model's is the limit."""
-FIRST_SCALE, LARGEST_SCALE = 1e-3, 100.0
+FIRST_SCALE, LARGEST_SCALE = 1e-2, 100.0
 """Standard deviations of ``lora_B``."""
+ENOUGH = 3.0
+"""A kind that moves the logprobs by up to this multiple of what it shall is not scaled down."""
+SEARCH_PASSES = 12
 SATURATED = 1.1
 """A larger scale that moves the logprobs by less than this factor moves them no more."""
 
@@ -75,7 +78,10 @@ def build(policy: Policy, ids: list[int], base_T: Tensor, noise: float, store: A
     spread = base_T.std().item()
     target = min(max(NOISE_MULTIPLE * noise, LEAST_SHARE * spread), LARGEST_SHARE * spread)
     with _borrowed_adapter(policy) as weights:
-        scales = {kind: _scale(policy, weights, ids, base_T, kind, target) for kind in weights.kinds}
+        scales: dict[str, float] = {}
+        scale = FIRST_SCALE
+        for kind in weights.kinds:
+            scale = scales[kind] = _scale(policy, weights, ids, base_T, kind, target, scale)
         without_T = {}
         for kind in weights.kinds:
             weights.scale({**scales, kind: 0.0})
@@ -117,18 +123,23 @@ def _borrowed_adapter(policy: Policy) -> Iterator[_Weights]:
             parameter.copy_(own[name])
 
 
-def _scale(policy: Policy, weights: _Weights, ids: list[int], base_T: Tensor, kind: str, target: float) -> float:
-    """The scale at which one kind alone moves the logprobs by ``target`` (root mean square), or no more than by a
-    smaller one."""
-    first = max(1, len(ids) - SEARCH_TOKENS)
-    scale, moved = FIRST_SCALE, 0.0
-    while scale < LARGEST_SCALE:
+def _scale(
+    policy: Policy, weights: _Weights, ids: list[int], base_T: Tensor, kind: str, target: float, first: float
+) -> float:
+    """The scale at which one kind alone moves the logprobs by about ``target`` (root mean square), or no more than by
+    a smaller one. The search begins at ``first``: kinds differ less among each other than models do."""
+    begin = max(1, len(ids) - SEARCH_TOKENS)
+    scale, before = first, 0.0
+    for _ in range(SEARCH_PASSES):
         weights.scale({kind: scale})
-        before, moved = moved, rms(logprobs(policy, ids, first) - base_T[first - 1 :])
-        if not moved < target or 0 < moved <= SATURATED * before:
+        moved = rms(logprobs(policy, ids, begin) - base_T[begin - 1 :])
+        too_little, too_much = moved < target, moved > ENOUGH * target
+        saturated = 0 < moved <= SATURATED * before
+        if saturated or not (too_little or too_much) or (too_little and scale >= LARGEST_SCALE):
             break
-        scale *= min(max(1.2 * target / moved, 2.0), 30.0) if moved > 0 else 30.0
-    return min(scale, LARGEST_SCALE)
+        before = moved if too_little else 0.0
+        scale = min(scale * min(max(1.2 * target / max(moved, 1e-9), 1 / 30), 30.0), LARGEST_SCALE)
+    return scale
 
 
 def _kind(name: str) -> str:
