@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-import httpx
+import aiohttp
 from pydantic import ValidationError
 
 from visionrl.problems import dotted
@@ -24,7 +25,7 @@ BASE_BYTES = TURN_BYTES = 1 << 20
 """Room for an answer, and for each of its turns without the frame: ids, logprobs, text."""
 FRAME_BYTES_PER_PIXEL = 4
 """Of an RGB frame that no PNG compresses, as base64."""
-FORGET_SECONDS = 10.0
+FORGET_SECONDS, FORGET_BYTES = 10.0, 1 << 16
 
 
 class RolloutRefused(RuntimeError):
@@ -49,13 +50,21 @@ class _Answer:
 
 
 class TaskApp:
-    """The task app at a base URL. Use as an async context manager."""
+    """The task app at a base URL. Create it in a running event loop and use it as an async context manager.
+
+    Many requests wait at a time, each for minutes: aiohttp's pool costs the same for every one of them.
+    """
 
     def __init__(self, url: str, key: str, concurrency: int) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=url,
+        self._url = url.rstrip("/")
+        self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            connector=aiohttp.TCPConnector(limit=concurrency),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS
+            ),  # an answer's deadline is rollout's
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
             trust_env=False,
         )
         self.proof: Callable[[RolloutResponse], Awaitable[None]] | None = None
@@ -68,7 +77,7 @@ class TaskApp:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        await self._session.close()
 
     async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
         """Play one episode. A failed call is retried: ``run_id`` makes that safe.
@@ -83,12 +92,12 @@ class TaskApp:
         while True:
             try:
                 async with asyncio.timeout(request.safety.max_time_s + GRACE_SECONDS):
-                    answer = await self._post(body, limit)
+                    answer = await self._post("/rollout", body, limit)
                 # 424: the task app could not reach the inference server, which may be restarting.
                 if answer.status < 500 and answer.status not in (424, 429):
                     break
                 failure = f"status {answer.status}: {answer.text[:200]}"
-            except (httpx.TransportError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError) as error:
                 failure = f"{type(error).__name__}: {error}"
             if not asyncio.get_running_loop().time() <= deadline:
                 raise ConnectionError(f"the task app did not play {request.run_id}: {failure}")
@@ -108,28 +117,25 @@ class TaskApp:
         """Tell the task app that its answer is not used, so that it does not keep it. Where that fails, the answer
         leaves its cache with time."""
         try:
-            async with (
-                asyncio.timeout(FORGET_SECONDS),
-                self._client.stream("POST", "/done", json={"run_id": run_id}) as answer,
-            ):
-                if answer.status_code != 200:
-                    logger.warning("the task app keeps its answer to %s: status %d", run_id, answer.status_code)
-        except (httpx.HTTPError, TimeoutError) as error:
+            async with asyncio.timeout(FORGET_SECONDS):
+                answer = await self._post("/done", json.dumps({"run_id": run_id}).encode(), FORGET_BYTES)
+            if answer.status != 200:
+                logger.warning("the task app keeps its answer to %s: status %d", run_id, answer.status)
+        except (aiohttp.ClientError, OSError, AnswerRejected) as error:
             logger.warning("the task app keeps its answer to %s: %s", run_id, type(error).__name__)
 
-    async def _post(self, body: bytes, limit: int) -> _Answer:
+    async def _post(self, path: str, body: bytes, limit: int) -> _Answer:
         """Raises :class:`AnswerRejected` for an answer that is larger than ``limit`` bytes or compressed."""
         headers = {"Content-Type": "application/json"}
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # the deadline of the whole answer is the caller's
-        async with self._client.stream("POST", "/rollout", content=body, headers=headers, timeout=timeout) as response:
+        async with self._session.post(self._url + path, data=body, headers=headers, allow_redirects=False) as response:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise AnswerRejected("the task app's answer is compressed, which was not asked for")
             content = bytearray()
-            async for chunk in response.aiter_raw():
+            async for chunk in response.content.iter_any():
                 content += chunk
                 if len(content) > limit:
                     raise AnswerRejected(f"the task app's answer is larger than {limit} bytes")
-        return _Answer(response.status_code, content)
+        return _Answer(response.status, content)
 
 
 def answer_limit(request: RolloutRequest) -> int:
