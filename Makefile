@@ -95,10 +95,15 @@ check: setup ## Formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## What game, task app and inference server reach here (the operator's, on a cluster: docs/operator.md)
-	$(BIN)/python -m tests.bench.env
-	$(BIN)/python -m tests.bench.taskapp
-	$(BIN)/python -m tests.bench.inference
+bench: setup .cache/trl/.complete ## Measure what this machine can, and write docs/benchmarks.md (an hour on two cores)
+	$(BIN)/python -m tests.bench
+
+# What the trainer is compared with. torch and the like are those of the locked environment.
+.cache/trl/.complete: requirements/trl.lock
+	$(PYTHON) -m venv --without-pip .cache/trl
+	$(BIN)/pip --python .cache/trl/bin/python install -qq --no-deps -r requirements/trl.lock
+	PYTHONPATH=$(CURDIR) .cache/trl/bin/python -m visionrl.cpu_env
+	@touch $@
 
 faults: setup ## Kill the trainer before every single write, once; the tests take a sample (an hour on two cores)
 	for scenario in checkpoint-every-1 checkpoint-every-3 warm-start; do \
