@@ -33,7 +33,6 @@ def test_setup_can_be_repeated_without_a_warning(environment: Path) -> None:
         assert "visionrl_cpu_env.pth" in run(environment, "-m", "visionrl.cpu_env")
 
 
-@pytest.mark.vision
 @pytest.mark.parametrize("loads", [True, False])
 def test_operators_are_declared_where_the_extension_of_torchvision_does_not_load(
     environment: Path, loads: bool
@@ -47,7 +46,6 @@ def test_operators_are_declared_where_the_extension_of_torchvision_does_not_load
     assert run(environment, "-c", program).strip() == str(not loads)
 
 
-@pytest.mark.vision
 def test_torchvision_can_be_imported_beside_either_build_of_torch(environment: Path) -> None:
     run(environment, "-m", "visionrl.cpu_env")
     program = "import torch, torchvision; print(torch.ops.torchvision.nms.default._schema.name)"

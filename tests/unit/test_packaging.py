@@ -117,7 +117,6 @@ def base_requirements() -> dict[str, list[Requirement]]:
     return found
 
 
-@pytest.mark.vision
 def test_the_inference_image_has_what_its_code_imports() -> None:
     """On vLLM's base, without what an environment of all parts has besides."""
     distributions = packages_distributions()
@@ -133,7 +132,6 @@ def test_the_inference_image_has_what_its_code_imports() -> None:
         assert has & {canonicalize_name(found) for found in distributions[name]}, name
 
 
-@pytest.mark.vision
 @pytest.mark.parametrize("part", ["inference"])
 def test_vllms_requirements_and_ours_have_a_version_in_common(part: str) -> None:
     base, pins = base_requirements(), locked()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytestmark = pytest.mark.vision
 
 SLOTS, IN, OUT, RANK = 3, 5, 4, 2
 

@@ -41,7 +41,6 @@ def parse(words: list[str]) -> Any:
     return arguments
 
 
-@pytest.mark.vision
 def test_vllm_reads_the_command_as_it_is_meant() -> None:
     arguments = parse(command({"maxModelLen": 512, "maxNumSeqs": 12, "limitMmPerPrompt": {"image": 3}}))
     assert (arguments.model, arguments.served_model_name) == ("/models/it", ["base"])
@@ -56,14 +55,12 @@ def test_vllm_reads_the_command_as_it_is_meant() -> None:
     assert arguments.enforce_eager
 
 
-@pytest.mark.vision
 def test_vllm_reads_a_gpu_jobs_command() -> None:
     arguments = parse(command(inference=GPU))
     assert (arguments.tensor_parallel_size, arguments.gpu_memory_utilization) == (2, 0.8)
     assert not arguments.enforce_eager
 
 
-@pytest.mark.vision
 def test_every_option_that_the_job_decides_is_one_of_vllms() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -75,7 +72,6 @@ def test_every_option_that_the_job_decides_is_one_of_vllms() -> None:
     assert options(command()) | options(command(inference=GPU)) <= OWNED
 
 
-@pytest.mark.vision
 def test_ranks_are_those_that_vllm_takes() -> None:
     from typing import get_args
 
@@ -84,7 +80,6 @@ def test_ranks_are_those_that_vllm_takes() -> None:
     assert set(LORA_RANKS) <= set(get_args(MaxLoRARanks))
 
 
-@pytest.mark.vision
 def test_the_servers_module_has_a_main() -> None:
     import importlib
 

@@ -8,8 +8,6 @@ import torch
 from visionrl.component import ConfigurationError
 from visionrl_trainer.model.device import training_device
 
-pytestmark = pytest.mark.vision
-
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

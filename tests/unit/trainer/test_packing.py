@@ -3,7 +3,6 @@ they share a prefix that is computed once."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from visionrl_trainer.model.packing import SHORTEST_PREFIX, Packing, packed_attention, shared_prefix
-
-pytestmark = pytest.mark.vision
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
