@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   visionrl eval --run runs/crafter-tiny --base --seeds 0-299 --out before.json
   visionrl eval --run runs/crafter-tiny --seeds 0-299 --out after.json
   visionrl compare before.json after.json
-  visionrl compare before.json after.json --json | jq '.differences["unique achievements"].gain'
+  visionrl compare before.json after.json --json | jq '.differences.return.gain'
 """
 
 

@@ -41,8 +41,9 @@ def convert_eval(data: Mapping[str, Any], lines: Lines) -> tuple[EvalFile, Conve
     file.note("eval.return_trace", "not used: traces are kept with --trace-db DIR")
     file.put("spec.rollout.envName", file.text("eval.env_name"), "eval.env_name")
     file.put("spec.rollout.policyName", file.text("eval.policy_name"), "eval.policy_name")
-    file.put("spec.rollout.maxConcurrent", file.integer("eval.concurrency"), "eval.concurrency")
-    episode_settings(file, "eval.env_config", (policy,), (f"{policy}.max_llm_calls", "eval.max_turns"))
+    file.put("spec.rollout.maxConcurrent", *file.agreed(file.integer, "eval.concurrency", "eval.parallel_episodes"))
+    episode_settings(file, "eval.env_config", (policy, "eval"), (f"{policy}.max_llm_calls", "eval.max_turns"))
+    _older_form(file)
     file.notes = [note for note in file.notes if not note.path.endswith("topP")]  # evaluations use it
     model, _ = file.agreed(file.text, "eval.model", f"{policy}.model")
     file.text(f"{policy}.provider")
@@ -60,14 +61,40 @@ def convert_eval(data: Mapping[str, Any], lines: Lines) -> tuple[EvalFile, Conve
     return EvalFile(rollout, model, url, address, seeds), file
 
 
+def _older_form(file: Conversion) -> None:
+    """Files that have the policy's settings in ``[eval]``, and a table ``[task]``."""
+    for key in ("eval.collect_traces", "eval.trace_db"):
+        file.note(key, "not used: traces are kept with --trace-db DIR")
+    given = ("eval.max_steps_per_episode", "task.config.max_episode_length")
+    lengths = {key: value for key in given if (value := file.integer(key)) is not None}
+    if lengths:
+        key = min(lengths, key=lambda each: lengths[each])
+        file.put("spec.rollout.envConfig.length", lengths[key], key, "the smallest of the limits" * (len(lengths) > 1))
+    for key in ("task.name", "task.environment"):
+        name = file.text(key)
+        if name not in (None, "crafter", "crafter-classic"):
+            file.refuse(key, f"is {name!r}; write eval.env_name")
+    size = file.integers("task.config.render_size")
+    if size is not None and (len(size) != 2 or size[0] != size[1]):
+        file.refuse("task.config.render_size", f"is {size}: frames are square; write [64, 64]")
+    elif size is not None:
+        file.put("spec.rollout.envConfig.imageSize", size[0], "task.config.render_size")
+
+
 def _seeds(file: Conversion) -> tuple[int, ...] | None:
-    """A list of integers, or a text such as "100-199"."""
-    found = file.raw("eval.seeds")
-    if found is None:
+    """A list of integers, or a text such as "100-199"; else those that a number of episodes and a first seed make."""
+    found, count = file.raw("eval.seeds"), file.integer("eval.num_episodes")
+    first = file.integer("task.config.seed_start")
+    if found is None and count is None:
         return None
+    if found is None:
+        found = f"{first or 0}-{(first or 0) + count - 1}"
     text = ",".join(map(str, found)) if isinstance(found, list) else str(found)
     try:
-        return parse_seeds(text)
+        seeds = parse_seeds(text)
     except ValueError as error:
-        file.refuse("eval.seeds", str(error))
+        file.refuse("eval.seeds" if file.has("eval.seeds") else "eval.num_episodes", str(error))
         return None
+    if count is not None and count != len(seeds):
+        file.refuse("eval.num_episodes", f"is {count}, but there are {len(seeds)} seeds; write one of them")
+    return seeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from visionrl_cli.evaluation.text import EvalError, signed, verdict
 from visionrl_trainer.rollout.evaluate import EpisodeScore, paired_gain
 
 MEASURES: dict[str, Callable[[EpisodeScore], float]] = {
-    "unique achievements": lambda episode: episode.achievements,
+    "return": lambda episode: episode.score,
     "environment return": lambda episode: episode.env_return,
     "environment steps": lambda episode: episode.steps,
     "invalid answers, share of turns": lambda episode: episode.invalid / max(1, episode.turns),
 }
-"""What is compared of an episode, by its name in the table."""
+"""What is compared of an episode, by its name in the table; beside them the environment's own scores. The return of
+Crafter is its unique achievements."""
 
 
 class Side(Wire):
@@ -55,7 +57,7 @@ class Pairing(Wire):
     differences: dict[str, Difference]
     """By measure."""
     rates: dict[str, tuple[float, float]]
-    """Share of the episodes that unlocked each achievement, of both."""
+    """Share of the episodes in which each event happened, of both."""
     settings: dict[str, tuple[Any, Any]]
     """Those that differ, of both, by dotted name."""
 
@@ -76,7 +78,7 @@ def compare(a: Path, b: Path) -> Pairing:
         seeds=seeds,
         differences={
             name: _difference([measure(first[seed]) for seed in seeds], [measure(second[seed]) for seed in seeds])
-            for name, measure in MEASURES.items()
+            for name, measure in {**MEASURES, **_own_scores([*first.values(), *second.values()])}.items()
         },
         rates=_rates([first[seed] for seed in seeds], [second[seed] for seed in seeds]),
         settings=settings_that_differ(*(each.settings for each in results)),
@@ -87,6 +89,16 @@ def _by_seed(file: Path, results: Results) -> dict[int, EpisodeScore]:
     if [episode.seed for episode in results.episodes] != results.seeds:
         raise EvalError(f"{file} is not what visionrl eval --out writes: it does not have one episode for each seed")
     return {episode.seed: episode for episode in results.episodes}
+
+
+def _own_scores(episodes: list[EpisodeScore]) -> dict[str, Callable[[EpisodeScore], float]]:
+    """Measures of the environment's other scores, which all episodes have."""
+    names = set.intersection(*(set(episode.scores) for episode in episodes))
+    return {name: partial(_own_score, name) for name in sorted(names)}
+
+
+def _own_score(name: str, episode: EpisodeScore) -> float:
+    return episode.scores[name]
 
 
 def _difference(a: list[float], b: list[float]) -> Difference:
@@ -112,12 +124,12 @@ def show(pairing: Pairing) -> None:
         table.add_row(name, f"{found.a:.2f}", f"{found.b:.2f}", signed(found.gain), _direction(found.gain))
     console.print(table)
     if pairing.rates:
-        rates = Table("achievement", "A", "B", "B − A")
+        rates = Table("event", "A", "B", "B − A")
         for name, (a, b) in pairing.rates.items():
             rates.add_row(name, f"{100 * a:.1f} %", f"{100 * b:.1f} %", f"{100 * (b - a):+.1f}")
         console.print(rates)
-    gain = pairing.differences["unique achievements"].gain
-    console.print(f"unique achievements: B is {verdict(gain)}", soft_wrap=True, markup=False)
+    gain = pairing.differences["return"].gain
+    console.print(f"return: B is {verdict(gain)}", soft_wrap=True, markup=False)
     for name, (a, b) in pairing.settings.items():
         console.print(f"settings that differ: {name}: {a} in A, {b} in B", soft_wrap=True, markup=False)
 

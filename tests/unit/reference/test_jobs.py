@@ -148,7 +148,7 @@ def test_every_note_is_printed_at_its_key() -> None:
         (RL, ("learning_rate = 5e-5", 'learning_rate = "5e-5"'), "training.learning_rate: must be a finite number"),
         (RL, ("[judge.options]", '[judge]\ntype = "gpt"\n[judge.options]'), "judge.type: is 'gpt': there is no judge"),
         (RL, ('task_url = "', 'judge_url = "x"\ntask_url = "'), "services.judge_url: there is no judge model"),
-        (RL, ('env_name = "crafter"', 'env_name = "doom"'), "rollout.env_name: must be 'crafter'"),
+        (RL, ('env_name = "crafter"', 'env_name = "doom"'), "rollout.policy_name: is of another environment"),
         (RL, ("max_model_len", "max_model_ln"), "vllm.max_model_ln: unknown key; did you mean max_model_len?"),
         (RL, ("[evaluation]", "[evalution]"), "evalution: unknown key; did you mean evaluation?"),
         (RL, ('type = "online"\n', ""), "algorithm.type: required"),

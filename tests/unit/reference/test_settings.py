@@ -16,6 +16,7 @@ from visionrl_cli.evaluation.plan import EvalOptions, make_plan
 from visionrl_cli.evaluation.text import EvalError
 
 FILES = Path(__file__).parent / "testdata"
+OLDER = FILES / "eval_older.toml"
 EVAL, RL = FILES / "eval_vision.toml", FILES / "rl_vision.toml"
 
 
@@ -39,6 +40,37 @@ def test_an_eval_file_names_all_that_an_evaluation_needs() -> None:
     assert (policy.top_p, policy.max_tokens, policy.use_vision, policy.image_only_mode) == (0.95, 512, True, False)
     assert (policy.max_llm_calls, rollout.max_concurrent, rollout.env_config.length) == (5, 2, 50)
     assert plan.seeds == (0, 1)
+
+
+def test_an_older_eval_file_has_the_policy_in_its_first_table() -> None:
+    found, conversion = convert_eval(*parse_toml(OLDER.read_text()))
+    assert conversion.problems == []
+    assert (found.model, found.seeds, found.task_app_url) == (
+        "gpt-4o-mini-2024-07-18",
+        (0, 1, 2, 3),
+        "https://task-app.example",
+    )
+    rollout, policy = found.rollout, found.rollout.policy_config
+    assert (rollout.env_config.length, rollout.env_config.image_size, rollout.max_concurrent) == (50, 64, 5)
+    assert (policy.use_vision, policy.image_only_mode, policy.temperature, policy.max_tokens) == (True, False, 0.7, 512)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("num_episodes = 4", "num_episodes = 5"), "eval.num_episodes: is 5, but there are 4 seeds"),
+        (("[64, 64]", "[64, 48]"), "task.config.render_size: is [64, 48]: frames are square"),
+        (('name = "crafter"', 'name = "doom"'), "task.name: is 'doom'; write eval.env_name"),
+        (('seeds = "0-3"\n', ""), ""),
+    ],
+)
+def test_what_contradicts_itself_in_an_older_file_is_told(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    text = OLDER.read_text()
+    assert change[0] in text
+    found, conversion = convert_eval(*parse_toml(text.replace(*change)))
+    assert [str(each) for each in conversion.problems if not str(each).startswith(told)] == []
+    assert bool(conversion.problems) == bool(told)
+    assert told or found.seeds == (0, 1, 2, 3)
 
 
 def test_flags_take_precedence_over_it() -> None:
