@@ -39,7 +39,7 @@ from visionrl_trainer.report.facts import facts
 from visionrl_trainer.report.films import FilmMaker
 from visionrl_trainer.report.histogram import Histogram
 from visionrl_trainer.report.not_essential import not_essential
-from visionrl_trainer.report.progress import Meter
+from visionrl_trainer.report.progress import Meter, evaluations_left
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
@@ -209,8 +209,8 @@ class _Run:
         )
 
     def _report_iteration(self, record: dict[str, Any], seconds: float) -> None:
-        total = policy_iterations(self.job.spec)
-        self.meter.iteration(self.state.iteration, total, seconds)
+        total, done = policy_iterations(self.job.spec), self.state.iteration
+        self.meter.iteration(done, total, seconds, evaluations_left(self.job.spec.evaluation, done, total))
         self.meter.set(**{name: record[name] for name in SHOWN}, sync_seconds=round(self.sync_seconds, 3))
         trained = (
             f"mismatch {record['mismatch_max']:.1e}, entropy {record['entropy']:.2f}, "

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from visionrl.job import Evaluation
 from visionrl.status import EvaluationProgress, Progress, Score
 from visionrl_trainer.sync.service import StatusPublisher
 
@@ -21,6 +22,8 @@ class Meter:
     def __init__(self, publisher: StatusPublisher, total: int) -> None:
         self.publisher = publisher
         self.seconds: dict[str, float] = defaultdict(float)
+        self.last_seconds: dict[str, float] = defaultdict(float)
+        """Of each phase when it was last complete."""
         self._phase_started, self._phase_episodes = time.monotonic(), 0
         self._lap: dict[str, float] = defaultdict(float)
         self._lap_started = time.monotonic()
@@ -55,8 +58,9 @@ class Meter:
         try:
             yield
         finally:
+            self.last_seconds[name] = time.monotonic() - started
             for seconds in (self.seconds, self._lap):
-                seconds[name] += time.monotonic() - started
+                seconds[name] += self.last_seconds[name]
 
     def lap(self) -> dict[str, float]:
         """Seconds per phase since the last lap, and in no phase: ``other``."""
@@ -67,13 +71,25 @@ class Meter:
         self._lap_started = now
         return {name: round(value, 3) for name, value in seconds.items()}
 
-    def iteration(self, done: int, total: int, seconds_each: float) -> None:
-        """An iteration is complete."""
-        end = datetime.now(UTC) + timedelta(seconds=seconds_each * (total - done))
-        self.set(iteration=done, total=total, eta=end.strftime("%Y-%m-%dT%H:%M:%SZ") if done < total else None)
+    def iteration(self, done: int, total: int, seconds_each: float, evaluations: int = 0) -> None:
+        """An iteration is complete; so many evaluations are still to come, each as long as the last one."""
+        left = seconds_each * (total - done) + self.last_seconds["evaluation"] * evaluations
+        end = datetime.now(UTC) + timedelta(seconds=left)
+        expected = done < total or evaluations > 0
+        self.set(iteration=done, total=total, eta=end.strftime("%Y-%m-%dT%H:%M:%SZ") if expected else None)
 
     def evaluation(self, iteration: int, score: Score) -> None:
         """An evaluation is complete; the one at iteration 0 is that before training."""
         known = self.progress.evaluation
         before = score if iteration == 0 else known.before
         self.set(evaluation=EvaluationProgress(before=before, latest=score, latest_iteration=iteration))
+        if self.progress.iteration >= self.progress.total:
+            self.set(eta=None)
+
+
+def evaluations_left(evaluation: Evaluation, done: int, total: int) -> int:
+    """Evaluations that are due after iteration ``done``: at the end, and at every multiple on the way."""
+    if not evaluation.episodes:
+        return 0
+    every = evaluation.every_iterations
+    return 1 + (len([each for each in range(done, total) if each % every == 0]) if every else 0)
