@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = """Print a completion script for a shell. Completing then starts no program; print it anew after an upgrade.
+DESCRIPTION = """Print a completion script for a shell. Completing starts no program; print it anew after an upgrade.
 """
 EXAMPLES = """examples:
   visionrl completion bash > ~/.local/share/bash-completion/completions/visionrl

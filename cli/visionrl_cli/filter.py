@@ -82,7 +82,7 @@ def _config(options: argparse.Namespace) -> FilterConfig:
 def _progress(quiet: bool) -> Any:
     """A function of (done, total): a bar on a terminal, a line every thousand episodes elsewhere."""
     console = Console(stderr=True, highlight=False)
-    if quiet or not console.is_terminal:
+    if quiet or not console.is_terminal or console.is_dumb_terminal:
         return lambda done, total: _say(f"{done}/{total} episodes read") if done % 1000 == 0 else None
     progress = Progress(console=console, transient=True)
     task = progress.add_task("reading episodes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +11,6 @@ from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from visionrl.status import ComponentStatus, JobStatus
@@ -19,6 +19,12 @@ from visionrl_local.folder import LocalFolder, tail
 from visionrl_local.text import evaluation_text, progress_line
 
 PHASE_STYLES = {"Complete": "bold green", "Failed": "bold red", "Running": "green", "Restarting": "yellow"}
+
+NAME_WIDTH, STATE_WIDTH = 11, 30
+ONE_LINE_WIDTH = NAME_WIDTH + STATE_WIDTH + 30
+"""Columns of a terminal from which a log's last event has room beside its component."""
+EVENT_LINES = 100
+"""Of a log, from its end, that are searched for an event."""
 
 
 class View(Protocol):
@@ -38,7 +44,12 @@ def choose_view(job_name: str, folder: LocalFolder, as_json: bool) -> View:
     if as_json:
         return JsonView()
     console = Console(highlight=False)
-    return LiveView(job_name, folder, console) if console.is_terminal else PlainView(console)
+    return LiveView(job_name, folder, console) if is_live(console) else PlainView(console)
+
+
+def is_live(console: Console) -> bool:
+    """Whether lines can be replaced in place: a pipe cannot, nor can a terminal with TERM=dumb."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class JsonView:
@@ -97,16 +108,21 @@ class PlainView:
 
 
 class LiveView:
-    """A table that stays in place; notes scroll above it."""
+    """A table that stays in place. Notes, and one line per iteration, scroll above it and stay."""
 
     def __init__(self, job_name: str, folder: LocalFolder, console: Console) -> None:
         self._job_name, self._folder, self._console = job_name, folder, console
         self._status = JobStatus()
+        self._shown = ""
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
         self._live.start()
 
     def status(self, status: JobStatus) -> None:
         self._status = status
+        done = f"{status.progress.iteration} {evaluation_text(status)}"
+        if (status.progress.iteration or evaluation_text(status)) and self._shown != done:
+            self._shown = done
+            self._console.print(Text(f"{datetime.now():%H:%M:%S} {progress_line(status)}"), soft_wrap=True)
 
     def note(self, text: str, tail: Sequence[str] = ()) -> None:
         self._console.print(Text(text, style="yellow"))
@@ -117,24 +133,41 @@ class LiveView:
         self._live.stop()
 
     def _render(self) -> Group:
-        status = self._status
-        head = Text.assemble(
-            (self._job_name, "bold"), "  ", (status.phase, PHASE_STYLES.get(status.phase, "cyan")), "  ", status.reason
-        )
-        components = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        components.add_column(no_wrap=True)
-        components.add_column(no_wrap=True, max_width=32)
-        components.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
-        for component in status.components:
-            last = "".join(tail(self._folder.log(component.name), 1))
-            components.add_row(
-                component.name,
-                Text(component_text(component), style="green" if component.ready else "yellow"),
-                Text(last),
-            )
-        head.no_wrap = True
-        head.overflow = "ellipsis"
-        return Group(head, Text(progress_line(status) or "no iteration yet"), components)
+        status, width = self._status, self._console.width
+        phase = (status.phase, PHASE_STYLES.get(status.phase, "cyan"))
+        head = Text.assemble((self._job_name, "bold"), "  ", phase, "  ", status.reason)
+        head.truncate(width, overflow="ellipsis")
+        rows = [self._row(component, width) for component in status.components]
+        return Group(head, Text(progress_line(status) or "no iteration yet"), *rows)
+
+    def _row(self, component: ComponentStatus, width: int) -> Text:
+        """Name, state, and what the component said last: on one line where there is room, else on the next one."""
+        said = last_event(tail(self._folder.log(component.name), EVENT_LINES))
+        one_line = width >= ONE_LINE_WIDTH
+        room = STATE_WIDTH if one_line and said else width - NAME_WIDTH
+        state = Text(component_text(component), style="green" if component.ready else "yellow")
+        state.truncate(room, overflow="ellipsis", pad=one_line)
+        row = Text.assemble(f"{component.name:{NAME_WIDTH}}", state)
+        if said:
+            row.append(" " if one_line else "\n  ")
+            event = Text(said, style="dim")
+            event.truncate(width - NAME_WIDTH - STATE_WIDTH - 1 if one_line else width - 2, overflow="ellipsis")
+            row.append_text(event)
+        return row
+
+
+_ACCESS = re.compile(r'"(GET|POST|PUT|HEAD|DELETE) \S+ HTTP/|\bGET /(health|status|metrics)\b|HTTP Request: ')
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_BEFORE_EVENT = re.compile(
+    r"(\([^()]*\bpid=\d+\)|\d{4}-\d\d-\d\d[ T][\d:.,]+Z?|\d\d-\d\d [\d:]+|INFO:?|\[[\w./]+:\d+\]|\s)+"
+)
+
+
+def last_event(lines: Sequence[str]) -> str:
+    """The last line that tells of something, without its time and level: access logs only tell that somebody asked."""
+    event = _COLOURS.sub("", next((line for line in reversed(lines) if line.strip() and not _ACCESS.search(line)), ""))
+    begins = _BEFORE_EVENT.match(event)
+    return event[begins.end() if begins else 0 :].strip()
 
 
 def component_text(component: ComponentStatus) -> str:

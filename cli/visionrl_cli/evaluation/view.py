@@ -13,6 +13,7 @@ from visionrl.seeds import seeds_text
 from visionrl_cli.evaluation.results import Comparison, Results
 from visionrl_cli.evaluation.text import signed, verdict
 from visionrl_local.text import score_text
+from visionrl_local.view import is_live
 
 PLAIN_LINES = 10
 """Progress lines of a whole evaluation where there is no terminal."""
@@ -30,7 +31,7 @@ class View(Protocol):
 
 def choose_view(total: int) -> View:
     console = Console(stderr=True, highlight=False)
-    return LiveView(total, console) if console.is_terminal else PlainView(total)
+    return LiveView(total, console) if is_live(console) else PlainView(total)
 
 
 class PlainView:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from visionrl_cli.places.chart import ChartView
 from visionrl_cli.places.place import JobRecord, Place, PlaceError
-from visionrl_local.view import JsonView, PlainView, View
+from visionrl_local.view import JsonView, PlainView, View, is_live
 
 GIVE_UP_AFTER = 30
 """Looks in a row that failed: then the place is not there any more."""
@@ -20,7 +20,7 @@ def choose_view(name: str, as_json: bool, form: str) -> View:
     if as_json:
         return JsonView()
     console = Console(highlight=False)
-    return ChartView(name, console) if form == "chart" and console.is_terminal else PlainView(console)
+    return ChartView(name, console) if form == "chart" and is_live(console) else PlainView(console)
 
 
 def watch(

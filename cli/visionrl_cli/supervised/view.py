@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from visionrl_local.view import emit
+from visionrl_local.view import emit, is_live
 from visionrl_trainer.sft.train import SftReport
 
 PLAIN_LINES = 20
@@ -30,7 +30,7 @@ def choose_view(steps: int, as_json: bool) -> View:
     if as_json:
         return JsonView()
     console = Console(stderr=True, highlight=False)
-    return LiveView(steps, console) if console.is_terminal else PlainView()
+    return LiveView(steps, console) if is_live(console) else PlainView()
 
 
 class JsonView:
