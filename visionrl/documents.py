@@ -132,7 +132,8 @@ def parse_yaml(text: str) -> tuple[Any, Lines]:
     try:
         documents = [node for node in yaml.compose_all(text) if node is not None]
         if len(documents) != 1:
-            raise DocumentError(f"expected one document, found {len(documents)}")
+            separate = "; give each a file of its own" if documents else ""
+            raise DocumentError(f"must have one document, found {len(documents)}{separate}")
         if _expanded_size(documents[0]) > MAX_VALUES:
             raise DocumentError(f"has more than {MAX_VALUES} values, those that aliases repeat included")
         return yaml.constructor.construct_document(documents[0]), dict(_yaml_lines(documents[0]))

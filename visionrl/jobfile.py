@@ -79,7 +79,9 @@ def _checked(text: str, source: str, folder: Path, changes: Mapping[str, Any] | 
     except DocumentError as error:
         raise _unreadable(error, source) from None
     if not isinstance(data, dict):
-        raise JobFileError(source, [Problem("", f"expected a mapping, found {_kind(data)}")])
+        raise JobFileError(source, [Problem("", f"must be a mapping (key: value), found {_kind(data)}")])
+    if isinstance(items := data.get("items"), list):  # as kubectl get -o yaml prints several objects
+        raise JobFileError(source, [Problem("items", f"a list of {len(items)} objects; give one of them")], lines)
     job, wrong = _job(with_values(_as_written(data), changes or {}), folder)
     if job is None or wrong:
         raise JobFileError(source, [_with_origin(problem, changes or {}) for problem in wrong], lines)
@@ -204,7 +206,7 @@ def with_warm_start(job: Job, warm_start: WarmStart) -> Job:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__
+    return "nothing" if value is None else "a list" if isinstance(value, list) else "a single value"
 
 
 # --- resolved jobs

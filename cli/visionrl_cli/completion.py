@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     import shtab
 
-    from visionrl_cli import COMMANDS, parser
+    from visionrl_cli.program import COMMANDS, parser
 
     program = "kubectl-visionrl" if options.in_cluster else "visionrl"
     print(shtab.complete(parser(COMMANDS, program), options.shell))

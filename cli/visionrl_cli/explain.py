@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from visionrl_cli.extras import needed_packages
 from visionrl_cli.places.choice import WHERE, add_place, place_of
 
 DESCRIPTION = f"""Say why a job waits or failed, and what to do: from its conditions, attempts, components and events.
@@ -26,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    from visionrl_cli.places.explanation import explain
-    from visionrl_cli.places.place import PlaceError
+    with needed_packages("explain"):
+        from visionrl_cli.places.explanation import explain
+        from visionrl_cli.places.place import PlaceError
 
     try:
         place = place_of(options)

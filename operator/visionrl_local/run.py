@@ -27,7 +27,7 @@ from visionrl_local.pod import Exit
 from visionrl_local.ports import reserved_ports
 from visionrl_local.resume import after_jump, check_same_job, interrupted, resumed
 from visionrl_local.summary import read_summary, show_summary
-from visionrl_local.view import choose_view, emit, error
+from visionrl_local.view import choose_view, emit, error, refuse
 
 TICK_SECONDS = 1.0
 
@@ -72,11 +72,10 @@ def run(options: RunOptions) -> int:
             ):
                 return asyncio.run(_Execution(options, source, folder, accepted, ports, gpus, notes).run(status))
     except KeyboardInterrupt:
+        error("stopped")
         return 128 + signal.SIGINT
-    except (LocalError, JobFileError) as problem:
-        error(str(problem))
-    except OSError as problem:
-        error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+    except (LocalError, JobFileError, OSError) as problem:
+        refuse(problem)
     return 1
 
 

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from visionrl.jobfile import JobFileError
 from visionrl.status import ComponentStatus, JobStatus
 from visionrl_core.clock import stamp
 from visionrl_local.folder import LocalFolder, tail
@@ -180,3 +181,13 @@ def component_text(component: ComponentStatus) -> str:
 def error(text: str) -> None:
     """A line on standard error."""
     print(f"visionrl: {text}", file=sys.stderr, flush=True)
+
+
+def refuse(problem: Exception) -> None:
+    """Why something cannot be used, on standard error: what is wrong with a file begins with its name."""
+    if isinstance(problem, JobFileError):
+        print(problem, file=sys.stderr, flush=True)
+    elif isinstance(problem, OSError) and problem.filename:
+        print(f"{problem.filename}: {problem.strerror}", file=sys.stderr, flush=True)
+    else:
+        error(str(problem))

@@ -34,7 +34,7 @@ MERGES = "a: &a {k: v}\n" + "".join(
         (parse_yaml, "- " * 60_000, "nested more than 64 levels"),
         (parse_yaml, "a: 1\nb: [", "not YAML"),
         (parse_yaml, "a: " + "9" * 5000, "not YAML"),
-        (parse_yaml, "a: 1\n---\nb: 1", "expected one document, found 2"),
+        (parse_yaml, "a: 1\n---\nb: 1", "must have one document, found 2"),
         (parse_json, "[" * 100_000, "nested more than 64 levels"),
         (parse_json, "[" * 66 + "]" * 66, "nested more than 64 levels"),
         (parse_json, '{"a": NaN}', "NaN is not a number"),

@@ -81,7 +81,11 @@ def test_a_good_file_is_a_job(tmp_path: Path) -> None:
             "job.yaml:12: spec.training.groupSize: must be at",
         ),
         ("iterations: 3", "iterations: [3", "job.yaml:12: not YAML: "),
-        ("kind: VisionRLJob", "kind: VisionRLJob\n---\na: 1", "job.yaml: expected one document, found 2"),
+        (
+            "kind: VisionRLJob",
+            "kind: VisionRLJob\n---\na: 1",
+            "job.yaml: must have one document, found 2; give each a file of its own",
+        ),
     ],
 )
 def test_what_is_wrong_and_where(old: str, new: str, expected: str) -> None:
@@ -91,9 +95,9 @@ def test_what_is_wrong_and_where(old: str, new: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "job.yaml: expected one document, found 0"),
-        ("- a\n", "job.yaml: expected a mapping, found list"),
-        ("just text", "job.yaml: expected a mapping, found str"),
+        ("", "job.yaml: must have one document, found 0"),
+        ("- a\n", "job.yaml: must be a mapping (key: value), found a list"),
+        ("just text", "job.yaml: must be a mapping (key: value), found a single value"),
         ("\t: x", "job.yaml:1: "),
         ("a: &a [*a]", "an alias stands inside what it stands for"),
         ("a: 2001-99-99", "job.yaml: not YAML: "),

@@ -23,7 +23,7 @@ from visionrl_cli.evaluation.text import EvalError
 from visionrl_cli.evaluation.view import View, choose_view, show
 from visionrl_local.folder import LocalError, LocalFolder
 from visionrl_local.run import Signals
-from visionrl_local.view import error
+from visionrl_local.view import error, refuse
 from visionrl_trainer.rollout.client import RolloutRefused, TaskApp
 from visionrl_trainer.rollout.evaluate import EpisodeScore, play_seeds
 
@@ -36,12 +36,10 @@ def evaluate(options: EvalOptions) -> int:
     logging.basicConfig(format="visionrl: %(message)s", level=logging.WARNING)
     try:
         return asyncio.run(_evaluate(options))
-    except* (EvalError, LocalError, JobFileError, RolloutRefused, ConnectionError) as group:
-        error(str(next(leaves(group))))
-    except* OSError as group:
+    except* (EvalError, LocalError, JobFileError, RolloutRefused, OSError) as group:
         problem = next(leaves(group))
-        assert isinstance(problem, OSError)
-        error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+        assert isinstance(problem, Exception)
+        refuse(problem)
     return 1
 
 

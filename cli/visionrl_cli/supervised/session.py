@@ -19,7 +19,7 @@ from visionrl_cli.supervised.output import Output
 from visionrl_cli.supervised.plan import Plan, TrainOptions, make_plan
 from visionrl_cli.supervised.view import View, choose_view, show
 from visionrl_local.folder import LocalError, LocalFolder, cache_folder
-from visionrl_local.view import emit, error
+from visionrl_local.view import emit, error, refuse
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.report import curves
 from visionrl_trainer.sft import train as sft
@@ -35,10 +35,8 @@ def train(options: TrainOptions) -> int:
         output = Output(plan.output)
         with LocalFolder(plan.output).lock():
             return _train(plan, output, options)
-    except (ConfigurationError, LocalError, JobFileError) as problem:
-        error(str(problem))
-    except OSError as problem:
-        error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+    except (ConfigurationError, LocalError, JobFileError, OSError) as problem:
+        refuse(problem)
     except KeyboardInterrupt:
         error("stopped")
         return 128 + signal.SIGINT
