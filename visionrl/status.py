@@ -103,6 +103,10 @@ class Progress(Model):
     """Largest gradient norm of the last updates, before clipping."""
     staleness: int | None = None
     """Policy versions that the last batch lagged behind."""
+    trainer_idle: float | None = None
+    """Share of the last iteration in which the trainer waited for episodes."""
+    server_idle: float | None = None
+    """Share of the last iteration in which no episode was played."""
     sync_seconds: float | None = None
     """Seconds from publishing the last adapter to its first use by inference."""
     eta: str | None = None

@@ -67,6 +67,8 @@ SHOWN = (
     "masked_rate",
     "grad_norm",
     "staleness",
+    "trainer_idle",
+    "server_idle",
 )
 """Metrics of the last iteration that the status shows, too."""
 MAX_RUN_IDS = 1024
@@ -164,16 +166,25 @@ class _Run:
         """Sample, learn, note, publish, checkpoint, serve. In this order, a checkpoint always has a published version,
         and a kill at any point repeats whole iterations."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
+        busy = self.rollouts.busy_seconds
         self.publisher.update(phase="Training")
         with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
             batch = await self.rollouts.take(iteration, self.state.version)
+        played = time.monotonic()
         ahead = min(iteration + 1 + spec.training.max_staleness, policy_iterations(spec))
         self.rollouts.start(range(iteration + 1, ahead), self.state.version)
         with self.meter.phase("update", f"iteration {iteration + 1}: learning from {len(batch.episodes)} episodes"):
             samples, learned = await compute(self._learn, batch)
+        seconds = time.monotonic() - started
         self.films.start(batch, samples, iteration - learned["staleness"])
-        times: dict[str, Any] = {"seconds": time.monotonic() - started, "sync_seconds": self.sync_seconds}
-        times |= {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "phase_seconds": self.meter.lap()}
+        times: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "seconds": seconds,
+            "sync_seconds": self.sync_seconds,
+            "phase_seconds": self.meter.lap(),
+            "trainer_idle": (played - started) / seconds,
+            "server_idle": max(0.0, 1 - (self.rollouts.busy_seconds - busy) / seconds),
+        }
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)
         check(self.folder.metrics.records(), spec.training.guards)
