@@ -39,13 +39,14 @@ class Conversion:
     """By dotted path of our document: the key that the value comes from."""
     notes: list[Note] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    _known: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
+    """Keys that were asked for."""
 
     # --- reading
 
     def raw(self, key: str) -> Any:
         """A value of any type; None where the key is absent."""
-        self._known.add(key)
+        self.known.add(key)
         found: Any = self.data
         for name in key.split("."):
             if not isinstance(found, Mapping) or name not in found:
@@ -77,7 +78,7 @@ class Conversion:
     def table(self, key: str) -> Mapping[str, Any]:
         """A table whose keys are anybody's; empty where it is absent."""
         found = self._typed(key, lambda value: value if isinstance(value, Mapping) else None, "a table")
-        self._known.update(f"{key}.{name}" for name in found or ())
+        self.known.update(f"{key}.{name}" for name in found or ())
         return found or {}
 
     def agreed(self, read: Callable[[str], T | None], *keys: str) -> tuple[T | None, str]:
@@ -134,14 +135,14 @@ class Conversion:
         return list(self._unknown(self.data, ""))
 
     def _unknown(self, table: Mapping[str, Any], prefix: str) -> Any:
-        siblings = {key.removeprefix(prefix).split(".")[0] for key in self._known if key.startswith(prefix)}
+        siblings = {key.removeprefix(prefix).split(".")[0] for key in self.known if key.startswith(prefix)}
         for name, value in table.items():
             key = f"{prefix}{name}"
             if name not in siblings:
                 yield Problem(key, unknown_key(str(name), siblings))
-            elif isinstance(value, Mapping) and key not in self._known:
+            elif isinstance(value, Mapping) and key not in self.known:
                 yield from self._unknown(value, f"{key}.")
-            elif not isinstance(value, Mapping) and key not in self._known:
+            elif not isinstance(value, Mapping) and key not in self.known:
                 yield Problem(key, f"must be a table, found {shown(value)}")
 
     def document(self) -> dict[str, Any]:

@@ -137,7 +137,6 @@ def _optimizer(file: Conversion) -> None:
 
 
 _VALIDATION = (
-    "enabled",
     "evaluation_strategy",
     "eval_steps",
     "save_best_model_at_end",
@@ -148,12 +147,11 @@ _VALIDATION = (
 
 
 def _unused(file: Conversion) -> None:
-    for table in ("training.validation", "hyperparameters.parallelism", "hyperparameters"):
-        for name in _VALIDATION:
-            file.note(
-                f"{table}.{name}",
-                "no effect: with data.val the validation loss is measured ten times, and the last weights are kept",
-            )
+    tables = ("training.validation", "hyperparameters.parallelism", "hyperparameters")
+    for key in ("training.validation.enabled", *(f"{table}.{name}" for table in tables for name in _VALIDATION)):
+        file.note(
+            key, "no effect: with data.val the validation loss is measured ten times, and the last weights are kept"
+        )
     file.integer("job.poll_seconds")
     file.note("job.poll_seconds", "no effect: progress is watched, not polled")
     file.note("data.topology", "no effect: one trainer reads the data")
