@@ -8,9 +8,11 @@ after it and is followed by another one.
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 from tests.support.fake_api import Died, FakeApi
+from tests.unit.operator.test_export import COPY, EXPORT, container, exporter_pod, exporters
 from tests.unit.operator.test_reconciler import World
 from visionrl_core.kinds import Kueue
 
@@ -47,6 +49,8 @@ class LivingWorld(World):
             if key[0] == "pods" and not any(key[2].startswith(maker) for maker in makers):
                 del self.server.objects[key]
         for name, maker in makers.items():
+            if "-export-" in name:
+                continue  # a test says what becomes of it
             pod = self.server.objects.get(("pods", "default", f"{name}-1"), {"metadata": {"annotations": None}})
             if pod["metadata"]["annotations"] == maker["spec"]["template"]["metadata"]["annotations"]:
                 continue
@@ -151,3 +155,32 @@ async def test_a_deleted_job_that_had_failed() -> None:
     await world.live(2)
     assert world.status["phase"] == "Failed"
     assert not world.server.of("deployments")
+
+
+async def test_an_export() -> None:
+    world = LivingWorld({**EXPORT, "storage.retention": {"whenFinished": "Delete"}})
+    await world.live(3)
+    world.training_ends()
+    await world.live(2)
+    [job] = exporters(world)
+    assert world.server.of("persistentvolumeclaims"), "what it copies from"
+    words = json.dumps({"version": "demo-v000003-0a1b2c3d4e5f", "copies": [COPY]})
+    exporter_pod(world, container({"terminated": {"exitCode": 0, "reason": "Completed", "message": words}}))
+    job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    world.server.put("jobs", job)
+    await world.settle_whatever_is_killed()
+    assert world.status["result"]["copies"] == [COPY]
+    world.server.finish_deletions()
+    await world.settle_whatever_is_killed()
+    assert not world.server.of("persistentvolumeclaims"), "it is gone when there are copies"
+
+
+async def test_a_lost_claim() -> None:
+    world = LivingWorld()
+    await world.live(3)
+    [claim] = world.server.of("persistentvolumeclaims")
+    del world.server.objects["persistentvolumeclaims", "default", claim["metadata"]["name"]]
+    world.training_ends(1)
+    await world.live(3)
+    assert world.condition("ResultKept")["reason"] == "ClaimMadeAnew"
+    assert (world.status["phase"], world.status["attempt"]) == ("Running", 1)

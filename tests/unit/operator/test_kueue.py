@@ -25,7 +25,7 @@ class QueuedWorld(LivingWorld):
 
     def webhook(self, plural: str, old: dict[str, Any] | None, new: dict[str, Any]) -> str | None:
         super().webhook(plural, old, new)
-        if plural in ("deployments", "jobs"):
+        if plural in ("deployments", "jobs") and "-export-" not in new["metadata"]["name"]:
             found = self.server.objects.get(("workloads", "default", "demo-workload"))
             assert found is not None, "a pod without a Workload"
             assert true(found, "Admitted")
