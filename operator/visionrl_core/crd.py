@@ -170,6 +170,8 @@ def _value(node: Schema, annotation: Any, definitions: Mapping[str, Schema], wit
     if node.get("type") == "array":
         found["items"] = _value(node["items"], annotation, definitions, with_defaults)
     # A structural schema has no patterns for keys: the operator checks those.
+    if node.get("additionalProperties") is True:
+        found["x-kubernetes-preserve-unknown-fields"] = True
     by_key = [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
     for inner in by_key:
         if isinstance(inner, dict):

@@ -86,7 +86,7 @@ class Plan:
 def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: datetime) -> DesiredState:
     """Decide about one job. ``previous`` is the status as it was last written."""
     before = accepted.job_of(previous.accepted) or observed.accepted
-    verdict = validate(job_object.document, before, observed.images, observed.allowed_images)
+    verdict = validate(job_object.document, before, observed.rules)
     if verdict.job is None:
         return DesiredState(_rejected(job_object, previous, verdict, now))
     job, status, outcome = verdict.job, previous, conditions.outcome_of(previous)
@@ -172,11 +172,11 @@ def _plan(
     now: datetime,
 ) -> Plan:
     """Task app first; inference once its base model exists; the trainer when what it needs is ready."""
-    owner, key = job_object.owner, attempts.current_key(job, observed)
+    owner, key, defaults = job_object.owner, attempts.current_key(job, observed), observed.rules.pod_defaults
     resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
     workloads = [
         _kept(
-            placed(task_app_deployment(job, owner, key), places.get("taskApp", Place())),
+            placed(task_app_deployment(job, owner, key, defaults), places.get("taskApp", Place())),
             {"resources": resources, "key": key},
             observed,
         ),
@@ -184,12 +184,13 @@ def _plan(
     inference_exists = observed.has(Ref("Deployment", component_name(job.name, "inference")))
     inference_waits = readiness.inference_waits_for(job.spec, observed, inference_exists)
     if inference_waits is None:
-        deployment = placed(inference_deployment(job, owner, key), places.get("inference", Place()))
+        deployment = placed(inference_deployment(job, owner, key, defaults), places.get("inference", Place()))
         workloads.append(_kept(deployment, {"key": key}, observed))
 
     trainer_waits, retry_at = _trainer_waits(job, status, observed, now)
     if trainer_waits is None:
-        workloads.append(placed(trainer_job(job, status.attempt, owner, key), places.get("trainer", Place())))
+        trainer = trainer_job(job, status.attempt, owner, key, defaults)
+        workloads.append(placed(trainer, places.get("trainer", Place())))
     return Plan(tuple(seal(manifest) for manifest in workloads), inference_waits, trainer_waits, retry_at)
 
 
@@ -234,7 +235,7 @@ def _exporter(job_object: JobObject, job: Job, status: JobStatus, observed: Obse
         secret(owner, observed.spare_key),
         config_map(job, owner),
         *([policy] if policy else []),
-        export_job(job, status.attempt, owner, attempts.current_key(job, observed)),
+        export_job(job, status.attempt, owner, attempts.current_key(job, observed), observed.rules.pod_defaults),
     ]
     return tuple(sealed for sealed in map(seal, needed) if _needs_applying(sealed, observed))
 

@@ -13,6 +13,7 @@ from visionrl.status import Copy, TrainerReport
 from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.kueue import Queue
 from visionrl_core.manifests.common import Owner, Ref
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,29 @@ class StuckPod:
 
 
 @dataclass(frozen=True)
+class ClusterRules:
+    """What holds for all jobs of a cluster: the operator is told so when it is installed."""
+
+    images: Images = field(default_factory=lambda: RELEASED)
+    """For components of a new job that names none."""
+    allowed_images: tuple[str, ...] = ()
+    """Prefixes that the images of a new job may have; none allow every image."""
+    allow_privileged: bool = False
+    """Whether a new job's pod templates may go beyond the *restricted* Pod Security Standard."""
+    pod_defaults: PodDefaults = NO_DEFAULTS
+    """What all pods of jobs get."""
+
+
+NO_RULES = ClusterRules()
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that exists of a job."""
 
     spare_key: str
     """A fresh random key, used where the job has no Secret yet."""
-    images: Images = field(default_factory=lambda: RELEASED)
-    """The default images, for components of a new job that names none."""
-    allowed_images: tuple[str, ...] = ()
-    """Prefixes that the images of a new job may have; none allow every image."""
+    rules: ClusterRules = NO_RULES
     accepted: Job | None = None
     """The job in the ConfigMap: the specification that the components run with."""
     objects: Mapping[Ref, Mapping[str, Any]] = field(default_factory=dict)

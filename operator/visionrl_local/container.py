@@ -70,7 +70,8 @@ def launch(
     env = {
         variable["name"]: _replaced(variable["value"], replacements)
         for variable in container["env"]
-        if variable["name"] not in KEPT_ENV
+        # What a cluster takes from Secrets, the user's own environment has.
+        if variable["name"] not in KEPT_ENV and "value" in variable
     }
     env |= {"VISIONRL_HOST": LOOPBACK, "VISIONRL_PORT": str(ports[component])}
     mark = folder.supervisor.mark(component)

@@ -17,7 +17,7 @@ from visionrl.job import Component, Job
 from visionrl.status import TrainerReport
 from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
-from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
+from visionrl_core.observed import ClusterRules, Observed, ObservedComponent, TrainerRun
 from visionrl_core.report import MAX_REPORT_BYTES, read_report
 from visionrl_local.container import Argv, Launch, launch
 from visionrl_local.folder import LocalFolder
@@ -69,6 +69,7 @@ class LocalMachine:
         trainers = tuple(sorted((self._run_of(name) for name in self._trainers()), key=lambda run: run.attempt))
         return Observed(
             spare_key=secrets.token_urlsafe(32),
+            rules=ClusterRules(allow_privileged=True),  # a process has the user's rights in any case
             accepted=self._accepted,
             objects=objects,
             key=key_digest(self._key) if self._key is not None else None,

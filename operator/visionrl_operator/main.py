@@ -21,9 +21,11 @@ from typing import Any
 
 import kopf
 
-from visionrl_core import container_images as part_images
+from visionrl_core import container_images
 from visionrl_core.clock import stamp
 from visionrl_core.kinds import JOB, OWNED_SELECTOR, Kueue
+from visionrl_core.manifests.merge import PodDefaults
+from visionrl_core.observed import ClusterRules
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
 from visionrl_operator.apply import KeyConflict, NameTaken
 from visionrl_operator.health import Health, serve
@@ -111,9 +113,14 @@ async def _controller(
     probes = Probes(
         partial(read_key, api, store), queue.add, lambda result: metrics.probe_requests.labels(result).inc()
     )
-    images = part_images.named(options.image_prefix, options.image_tag)
+    rules = ClusterRules(
+        images=container_images.named(options.image_prefix, options.image_tag),
+        allowed_images=options.allowed_images,
+        allow_privileged=options.allow_privileged,
+        pod_defaults=PodDefaults(options.pod_template, options.fixed_ids),
+    )
     kueue = await _kueue(api, options)
-    reconciler = Reconciler(api, store, probes, metrics, images, kueue, allowed_images=options.allowed_images)
+    reconciler = Reconciler(api, store, probes, metrics, rules, kueue)
     watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed, kinds=watched(kueue))
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
     metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))

@@ -11,14 +11,13 @@ from visionrl.job import Job
 from visionrl.status import TrainerReport
 from visionrl_core import accepted
 from visionrl_core.clock import moment
-from visionrl_core.container_images import Images
 from visionrl_core.kinds import POD, WORKLOAD
 from visionrl_core.kueue import Queue, WorkloadView
 from visionrl_core.manifests.common import SUFFIXES, Ref, component_name
 from visionrl_core.manifests.config import JOB_FILE, config_name, key_name
 from visionrl_core.manifests.export import EXPORT
 from visionrl_core.manifests.queue import workload_name
-from visionrl_core.observed import ExportRun, Observed, StuckPod, TrainerRun
+from visionrl_core.observed import ClusterRules, ExportRun, Observed, StuckPod, TrainerRun
 from visionrl_core.pods import ENDED, PodView, RunView, component_of, export_of, run_of
 from visionrl_operator.store import OwnedObject, StoredJob
 
@@ -59,9 +58,8 @@ def observe(
     report: TrainerReport | None,
     idle: timedelta,
     spare_key: str,
-    images: Images,
+    rules: ClusterRules,
     contested: Mapping[Ref, str],
-    allowed_images: tuple[str, ...] = (),
 ) -> Observed:
     own, name = own_objects(job, objects), job.owner.name
     existing: dict[Ref, Mapping[str, Any]] = {ref: found.live() for ref, found in own.items()}
@@ -78,8 +76,7 @@ def observe(
     ]
     return Observed(
         spare_key=spare_key,
-        images=images,
-        allowed_images=allowed_images,
+        rules=rules,
         accepted=accepted_job(config) if config and not job.status.get("accepted") else None,
         objects=existing,
         deleting=frozenset(ref for ref, found in own.items() if found.deleting),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
+
+from visionrl.checks import pod_templates
 
 PREFIX = "VISIONRL_OPERATOR_"
 # For a Service called visionrl-operator, Kubernetes sets variables in pods that look like ours.
@@ -55,6 +59,12 @@ class Options:
     image_tag: str = version("visionrl")
     allowed_images: tuple[str, ...] = ()
     """Prefixes that the images of a job may have; none allow every image."""
+    pod_template: Mapping[str, Any] = field(default_factory=dict)
+    """Merged into every pod of a job, below what the job itself says."""
+    fixed_ids: bool = True
+    """Whether pods of jobs name user and group."""
+    allow_privileged: bool = False
+    """Whether pod templates of jobs may go beyond the *restricted* Pod Security Standard."""
     lease_name: str = "visionrl-operator"
     """Operators that share it elect one leader."""
     lease_namespace: str = "default"
@@ -121,6 +131,25 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         type=_prefixes,
         help="prefixes of the images that a job may name; others are refused when it is applied (default: any image)",
     )
+    run.add_argument(
+        "--pod-template",
+        metavar="JSON",
+        type=_template,
+        help="metadata and spec that every pod of a job gets, below what the job says: imagePullSecrets, nodeSelector, "
+        "tolerations (default: nothing)",
+    )
+    run.add_argument(
+        "--fixed-ids",
+        action=argparse.BooleanOptionalAction,
+        help="without it, pods of jobs name no user and group: for clusters that assign them, as OpenShift does "
+        "(default: on)",
+    )
+    run.add_argument(
+        "--allow-privileged",
+        action=argparse.BooleanOptionalAction,
+        help="let jobs' pod templates go beyond the restricted Pod Security Standard: hostPath, privileged, root "
+        "(default: off)",
+    )
     run.set_defaults(**_from_environment(run, environment))
     chosen = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     del chosen["command"]
@@ -153,6 +182,21 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
             parser.error(f"{variable}: {text!r} is not one of {', '.join(action.choices)}")
         else:
             found[name] = text
+    return found
+
+
+def _template(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("must be a mapping with metadata and spec")
+    wrong = [str(problem).lstrip(".") for problem in pod_templates.faults(found, "", own="")]
+    if not wrong and {"containers", "initContainers"} & found.get("spec", {}).keys():
+        wrong = ["spec: containers belong into a job's own podTemplate"]
+    if wrong:
+        raise argparse.ArgumentTypeError(wrong[0])
     return found
 
 

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from visionrl.status import JobStatus
 from visionrl_core.attempts import live
 from visionrl_core.clock import moment
-from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.decide import OUT_OF_SERVICE, DesiredState, decide
 from visionrl_core.events import JobEvent, event_manifest, events_between
 from visionrl_core.kinds import EVENT, NODE, SECRET, WORKLOAD, Kind, Kueue
@@ -34,7 +33,7 @@ from visionrl_core.manifests.common import (
 from visionrl_core.manifests.config import KEY_FILE, key_name
 from visionrl_core.manifests.queue import workload_name
 from visionrl_core.manifests.storage import claim_of
-from visionrl_core.observed import StuckPod
+from visionrl_core.observed import NO_RULES, ClusterRules, StuckPod
 from visionrl_core.pods import PodView
 from visionrl_core.policies.results import MADE, MADE_ANEW
 from visionrl_operator.api import Api, ApiError, Body
@@ -76,6 +75,7 @@ UNWATCHED_CHECK_SECONDS = 30.0
 # A Job without a pod for this long probably cannot make one.
 PODLESS_SECONDS = 3.0
 PODLESS_CHECK_SECONDS = 30.0
+FORBIDDEN = 403
 STAGE = {"Secret": 0, "ConfigMap": 0, "Deployment": 2, "Job": 2}
 
 logger = logging.getLogger(__name__)
@@ -114,8 +114,8 @@ class _Memory:
 
 
 class Reconciler:
-    """``images`` are for jobs that name none; ``allowed_images`` are the prefixes that a job's may have; ``kueue``
-    is given where the cluster has it; ``clock`` returns seconds that never go back."""
+    """``rules`` hold for all jobs; ``kueue`` is given where the cluster has it; ``clock`` returns seconds that never go
+    back."""
 
     def __init__(
         self,
@@ -123,13 +123,11 @@ class Reconciler:
         store: Store,
         probes: Probes,
         metrics: Metrics,
-        images: Images = RELEASED,
+        rules: ClusterRules = NO_RULES,
         kueue: Kueue | None = None,
         clock: Callable[[], float] = time.monotonic,
-        allowed_images: tuple[str, ...] = (),
     ) -> None:
-        self._allowed_images = allowed_images
-        self._api, self._store, self._probes, self._metrics, self._images = api, store, probes, metrics, images
+        self._api, self._store, self._probes, self._metrics, self._rules = api, store, probes, metrics, rules
         self._kueue, self._clock = kueue, clock
         self._applier = Applier(api, store, kueue)
         self._flavors: dict[str, tuple[float, Flavor]] = {}
@@ -154,7 +152,7 @@ class Reconciler:
         report = self._probes.report(key)
         spare_key, contested = secrets.token_urlsafe(32), memory.repairs.contested()
         idle = self._probes.idle(key)
-        observed = observe(job, objects, asked, report, idle, spare_key, self._images, contested, self._allowed_images)
+        observed = observe(job, objects, asked, report, idle, spare_key, self._rules, contested)
         decision = decide(job.object, previous, observed, now)
         decision, braked = _without_braked(decision, memory.repairs, objects)
         status = self._with_refusal(job, decision.status)
@@ -190,7 +188,13 @@ class Reconciler:
         """Answers, and when to ask again."""
         starting = bool(starting_pods(objects)) and not previous.finished
         fresh = STARTING_CHECK_SECONDS if starting else SECRET_CHECK_SECONDS
-        asked = Asked(key=await self._key(job, fresh, untouched=not objects and not job.status))
+        try:
+            asked = Asked(key=await self._key(job, fresh, untouched=not objects and not job.status))
+        except ApiError as error:
+            if error.status == FORBIDDEN:  # not the same as gone: a new key would restart everything
+                reason = f"cannot read Secret/{key_name(job.owner.name)}: {error.message}"
+                await write_status(self._api, self._store, job, previous.model_copy(update={"reason": reason}))
+            raise
         if starting:
             asked = replace(asked, problems=await self._problems(job, starting_pods(objects), now))
         again = STARTING_CHECK_SECONDS if starting else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,6 +217,39 @@ def test_the_images_that_jobs_may_name_can_be_limited() -> None:
     assert options.parse(["run", *arguments(render())], {}).allowed_images == ()
     limited = render("--set", "jobImages.allowed={registry.example/team/,visionrl/}")
     assert options.parse(["run", *arguments(limited)], {}).allowed_images == ("registry.example/team/", "visionrl/")
+
+
+def test_the_right_to_read_secrets_can_be_limited_to_some_namespaces() -> None:
+    def readers(objects: list[Manifest]) -> set[str]:
+        roles = [item for item in objects if item["kind"] in ("Role", "ClusterRole")]
+        return {
+            role["metadata"]["name"]
+            for role in roles
+            if any("secrets" in rule["resources"] and "get" in rule["verbs"] for rule in role["rules"])
+        }
+
+    everywhere = render()
+    [bound] = readers(everywhere)
+    assert bound in {item["roleRef"]["name"] for item in everywhere if item["kind"] == "ClusterRoleBinding"}
+    limited = render("--set", "rbac.secrets=listed,rbac.secretNamespaces={team-a,team-b}")
+    assert readers(limited) == {f"{bound}-secrets"}
+    bindings = [item for item in limited if item.get("roleRef", {}).get("name") == f"{bound}-secrets"]
+    assert {(item["kind"], item["metadata"]["namespace"]) for item in bindings} == {
+        ("RoleBinding", "team-a"),
+        ("RoleBinding", "team-b"),
+    }
+
+
+def test_what_all_pods_of_jobs_get_reaches_the_operator() -> None:
+    default = options.parse(["run", *arguments(render())], {})
+    assert (default.pod_template, default.fixed_ids, default.allow_privileged) == ({}, True, False)
+    template = {"spec": {"imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"pool": 'it\'s "gpu"'}}}
+    found = render(
+        *("--set-json", f"jobPods.template={json.dumps(template)}"),
+        *("--set", "jobPods.fixedIds=false,jobPods.allowPrivileged=true"),
+    )
+    chosen = options.parse(["run", *arguments(found)], {})
+    assert (chosen.pod_template, chosen.fixed_ids, chosen.allow_privileged) == (template, False, True)
 
 
 def test_the_definition_is_kept_and_has_rules_where_the_server_knows_them() -> None:

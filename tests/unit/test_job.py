@@ -82,6 +82,33 @@ def test_values_out_of_range_or_of_another_type_are_refused(change: dict[str, An
             {"overrides.trainer": {"env": [{"name": "VISIONRL_PORT", "value": "1"}]}},
             "spec.overrides.trainer.env[0].name",
         ),
+        ({"overrides.trainer": {"env": [{"name": "A"}]}}, "spec.overrides.trainer.env[0].value"),
+        (
+            {"overrides.trainer": {"env": [{"name": "HF_TOKEN", "value": "hf_x"}]}},
+            "spec.overrides.trainer.env[0].value",
+        ),
+        *(
+            ({"overrides.trainer": {"podTemplate": template}}, f"spec.overrides.trainer.podTemplate.{path}")
+            for template, path in (
+                ({"sepc": {}}, "sepc"),
+                ({"spec": []}, "spec"),
+                ({"metadata": {"labels": {"visionrl.dev/component": "x"}}}, "metadata.labels"),
+                ({"spec": {"restartPolicy": "Always"}}, "spec.restartPolicy"),
+                ({"spec": {"containers": [{"name": "trainer", "image": "x"}]}}, "spec.containers[0].image"),
+                ({"spec": {"containers": [{"name": "trainer", "command": ["x"]}]}}, "spec.containers[0].command"),
+                ({"spec": {"containers": [{"name": "proxy"}]}}, "spec.containers[0].image"),
+                ({"spec": {"containers": [{"image": "x"}]}}, "spec.containers[0].name"),
+                ({"spec": {"volumes": [{"name": "key", "emptyDir": {}}]}}, "spec.volumes[0].name"),
+                (
+                    {"spec": {"containers": [{"name": "trainer", "env": [{"name": "API_KEY", "value": "x"}]}]}},
+                    "spec.containers[0].env[0].value",
+                ),
+                (
+                    {"spec": {"containers": [{"name": "trainer", "env": [{"name": "VISIONRL_JOB", "value": "x"}]}]}},
+                    "spec.containers[0].env[0].name",
+                ),
+            )
+        ),
         ({"overrides.taskApp": {"labels": {"visionrl.dev/job": "x"}}}, "spec.overrides.taskApp.labels"),
         (
             {"lifecycle": {"preRunningDeadlineSeconds": 9, "activeDeadlineSeconds": 5}},

@@ -10,13 +10,14 @@ from typing import TypeAlias, cast
 
 from pydantic.alias_generators import to_camel
 
+from visionrl.checks import pod_templates
 from visionrl.checks.bases import base_fault
 from visionrl.checks.context import shortest_context
 from visionrl.checks.derived import evaluation_seeds, exports_base, runs_inference, uses_vision
+from visionrl.checks.pod_templates import RESERVED_ENV
 from visionrl.checks.reads import Reads
 from visionrl.crafter import ACHIEVEMENTS
 from visionrl.job import (
-    API_GROUP,
     DEFAULT_ENVIRONMENT,
     FIRST_TRAINING_SEED,
     LINEAR_LAYERS,
@@ -25,10 +26,6 @@ from visionrl.job import (
     JobSpec,
 )
 from visionrl.problems import Problem, nearest, shown, unknown_key
-
-# Labels, annotations and variables by which components are found and configured: a pod patch may not set them.
-RESERVED_ENV = "VISIONRL_"
-RESERVED_DOMAINS = (API_GROUP, "app.kubernetes.io", "kueue.x-k8s.io")
 
 Check: TypeAlias = Callable[[JobSpec], Iterator[Problem]]
 
@@ -270,12 +267,16 @@ def _overrides(spec: JobSpec) -> Iterator[Problem]:
     for component in ("task_app", "inference", "trainer"):
         patch, path = getattr(spec.overrides, component), f"spec.overrides.{to_camel(component)}"
         for index, variable in enumerate(patch.env):
+            at = f"{path}.env[{index}]"
             if variable.name.startswith(RESERVED_ENV):
-                yield Problem(f"{path}.env[{index}].name", f"{variable.name} is set by the operator")
+                yield Problem(f"{at}.name", f"{variable.name} is set by the operator")
+            if (variable.value is None) == (variable.value_from is None):
+                yield Problem(f"{at}.value", "give either value or valueFrom")
+            if variable.value is not None and pod_templates.SECRET_NAME.search(variable.name):
+                yield Problem(f"{at}.value", f"{variable.name} {pod_templates.IN_A_SECRET}")
         for kind in ("labels", "annotations"):
-            for key in getattr(patch, kind):
-                if key.split("/")[0] in RESERVED_DOMAINS:
-                    yield Problem(f"{path}.{kind}", f"{key} is set by the operator")
+            yield from pod_templates.reserved_keys(getattr(patch, kind), f"{path}.{kind}")
+        yield from pod_templates.faults(patch.pod_template, f"{path}.podTemplate", own=component.replace("_", ""))
 
 
 CHECKS: tuple[Check, ...] = (

@@ -21,6 +21,7 @@ from visionrl.job.components import Gpu, ImageLimits, Inference, Resources, Task
 from visionrl.job.model import LINEAR_LAYERS, Lora, PolicyModel, TinyModel
 from visionrl.job.operations import (
     Component,
+    EnvSource,
     EnvVar,
     Export,
     FailurePolicy,
@@ -30,6 +31,7 @@ from visionrl.job.operations import (
     Placement,
     PodPatch,
     Retention,
+    SecretKey,
     Storage,
 )
 from visionrl.job.rollout import DEFAULT_ENVIRONMENT, ENV_NAME, POLICIES, EnvSettings, PolicySettings, Rollout
@@ -50,6 +52,7 @@ __all__ = [
     "Algorithm",
     "Component",
     "EnvSettings",
+    "EnvSource",
     "EnvVar",
     "Evaluation",
     "Export",
@@ -77,6 +80,7 @@ __all__ = [
     "Retention",
     "Rewards",
     "Rollout",
+    "SecretKey",
     "Storage",
     "SupervisedData",
     "TaskApp",

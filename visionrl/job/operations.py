@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -120,13 +120,33 @@ class Lifecycle(Model):
     """Pods at the end: `DeletePods` frees the GPUs, `KeepAll` leaves inference and task app running."""
 
 
+class SecretKey(Model):
+    """A key of a Secret in the job's namespace."""
+
+    name: ObjectName
+    """The Secret."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+    """Its key."""
+    optional: bool = False
+    """The container starts without it, too."""
+
+
+class EnvSource(Model):
+    """Where a variable's value comes from."""
+
+    secret_key_ref: SecretKey
+    """A Secret."""
+
+
 class EnvVar(Model):
-    """An environment variable with a literal value."""
+    """An environment variable: a literal value, or a Secret's."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     """Name; names that begin with VISIONRL_ are reserved for the operator."""
-    value: str
-    """Value."""
+    value: str | None = None
+    """Literal value; what is secret must not be one."""
+    value_from: EnvSource | None = None
+    """Instead of `value`."""
 
 
 class PodPatch(Model):
@@ -150,6 +170,10 @@ class PodPatch(Model):
     """Names of Secrets for private registries."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the container image is pulled; empty takes Kubernetes' default."""
+    pod_template: dict[str, Any] = Field(default_factory=dict)
+    """`metadata` and `spec` of a pod template, merged over the operator's as a strategic merge patch: volumes, mounts,
+    `env` with `valueFrom`, `envFrom`, limits, security context, scheduler, sidecars. The component's own container is
+    found by its name: taskapp, inference, trainer."""
 
 
 class Overrides(Model):

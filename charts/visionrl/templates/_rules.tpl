@@ -14,6 +14,12 @@ made anyway. */ -}}
 {{- end -}}
 
 {{- /* What the operator may do in a namespace whose jobs it looks after: what it does, and no more. */ -}}
+{{- define "visionrl.secretRules" -}}
+# A job's key, by its name. To list Secrets would be to read all of them.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create]
+{{- end -}}
 {{- define "visionrl.rules" -}}
 - apiGroups: [visionrl.dev]
   resources: [visionrljobs]
@@ -34,10 +40,6 @@ made anyway. */ -}}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, watch, create, patch, delete] # delete: storage.retention.whenFinished
-# A job's key, by its name. To list Secrets would be to read all of them.
-- apiGroups: [""]
-  resources: [secrets]
-  verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from visionrl.job import Job, Resources
 from visionrl_core.manifests.common import Manifest, Owner, digest, labels, owned_manifest, selector
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 from visionrl_core.manifests.pods import (
     CACHE_DIR,
     RUN_DIR,
@@ -32,7 +33,7 @@ def export_job_name(job: Job, attempt: int) -> str:
     return f"{job.name}-export-{digest([attempt, wanted])[:NAME_DIGITS]}"
 
 
-def export_job(job: Job, attempt: int, owner: Owner, key: str = "") -> Manifest:
+def export_job(job: Job, attempt: int, owner: Owner, key: str = "", defaults: PodDefaults = NO_DEFAULTS) -> Manifest:
     """The kubelet starts its container again until it succeeds: what has arrived is not copied again."""
     export = job.spec.storage.export
     assert export is not None
@@ -56,7 +57,7 @@ def export_job(job: Job, attempt: int, owner: Owner, key: str = "") -> Manifest:
         env_from=export.secret_name,
         probes={},
     )
-    pod = pod_template(job, owner, key, template, "OnFailure")
+    pod = pod_template(job, owner, key, template, defaults, "OnFailure")
     manifest = owned_manifest(
         "batch/v1", "Job", export_job_name(job, attempt), owner, spec={"backoffLimit": RETRIES, "template": pod}
     )

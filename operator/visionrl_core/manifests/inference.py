@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from visionrl.job import Job
 from visionrl_core.manifests.common import Manifest, Owner
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 from visionrl_core.manifests.placement import inference_affinity
 from visionrl_core.manifests.pods import CACHE_DIR, ComponentTemplate, Volume, cache_volume, pod_template, probe
 from visionrl_core.manifests.workloads import deployment
@@ -12,7 +13,7 @@ from visionrl_core.manifests.workloads import deployment
 SHARED_MEMORY = Volume("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
 
 
-def inference_deployment(job: Job, owner: Owner, key: str = "") -> Manifest:
+def inference_deployment(job: Job, owner: Owner, key: str = "", defaults: PodDefaults = NO_DEFAULTS) -> Manifest:
     """``key`` is the digest of the job's key."""
     settings = job.spec.inference
     template = ComponentTemplate(
@@ -31,5 +32,5 @@ def inference_deployment(job: Job, owner: Owner, key: str = "") -> Manifest:
             "livenessProbe": probe(10, 6, timeout=10),
         },
     )
-    pod = pod_template(job, owner, key, template, "Always")
+    pod = pod_template(job, owner, key, template, defaults, "Always")
     return deployment(owner, "inference", pod, settings.startup_timeout_seconds + 300)

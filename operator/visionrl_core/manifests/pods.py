@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from visionrl.job import Component, Gpu, Job, PodPatch, Resources, Toleration
+from visionrl.job import Component, EnvVar, Gpu, Job, PodPatch, Resources, Toleration
 from visionrl_core.container_images import images_of
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
@@ -28,6 +28,7 @@ from visionrl_core.manifests.common import (
     service_url,
 )
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
+from visionrl_core.manifests.merge import PodDefaults, merged, with_defaults
 
 STOP_SECONDS = 30
 
@@ -89,9 +90,16 @@ def cache_volume(job: Job) -> Volume:
 
 
 def pod_template(
-    job: Job, owner: Owner, key: str, template: ComponentTemplate, restart_policy: str, attempt: int | None = None
+    job: Job,
+    owner: Owner,
+    key: str,
+    template: ComponentTemplate,
+    defaults: PodDefaults,
+    restart_policy: str,
+    attempt: int | None = None,
 ) -> Manifest:
-    """The pod template of a component. ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
+    """The pod template of a component, with the cluster's defaults and then what the job itself says merged into it.
+    ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
     volumes = _volumes(job, template)
     spec: Manifest = {
         "restartPolicy": restart_policy,
@@ -107,7 +115,8 @@ def pod_template(
         **_scheduling(job, template),
         **_patched(template.patch),
     }
-    return {"metadata": _metadata(job, owner, key, template, attempt), "spec": spec}
+    own = {"metadata": _metadata(job, owner, key, template, attempt), "spec": spec}
+    return merged(with_defaults(own, defaults), template.patch.pod_template if template.part is None else {})
 
 
 def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, attempt: int | None) -> Manifest:
@@ -132,7 +141,10 @@ def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> 
         "image": images_of(job)[template.component],
         **pull_policy,
         "command": ["python", "-m", template.module],
-        "env": [{"name": name, "value": value} for name, value in _env(job, template)],
+        "env": [
+            *({"name": name, "value": value} for name, value in _env(job, template)),
+            *(_variable(variable) for variable in template.patch.env),
+        ],
         **({"envFrom": [{"secretRef": {"name": template.env_from}}]} if template.env_from else {}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(template.resources, template.gpu),
@@ -157,8 +169,11 @@ def _env(job: Job, template: ComponentTemplate) -> list[tuple[str, str]]:
         *template.env,
         ("HOME", TEMPORARY_DIR),
         ("PYTHONUNBUFFERED", "1"),
-        *((variable.name, variable.value) for variable in template.patch.env),
     ]
+
+
+def _variable(variable: EnvVar) -> Manifest:
+    return variable.model_dump(by_alias=True, exclude_none=True)
 
 
 def _volumes(job: Job, template: ComponentTemplate) -> list[Volume]:

@@ -10,6 +10,7 @@ from visionrl.checks import runs_inference
 from visionrl.job import Component, Job
 from visionrl_core.manifests.common import INPUTS_ANNOTATION, SUFFIXES, Manifest, Owner, digest, owned_manifest
 from visionrl_core.manifests.inference import inference_deployment
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
 
@@ -35,11 +36,13 @@ def workload_name(job_name: str) -> str:
     return f"{job_name}-workload"
 
 
-def workload(job: Job, owner: Owner, api_version: str, priority: int | None) -> Manifest:
+def workload(
+    job: Job, owner: Owner, api_version: str, priority: int | None, defaults: PodDefaults = NO_DEFAULTS
+) -> Manifest:
     """Its pod sets are fixed while Kueue reserves quota for them; it carries what they were made for."""
     spec: Manifest = {
         "queueName": job.spec.queue_name,
-        "podSets": [_pod_set(component, pods) for component, pods in pod_makers(job, owner).items()],
+        "podSets": [_pod_set(component, pods) for component, pods in pod_makers(job, owner, defaults).items()],
     }
     if job.spec.queue_priority_class is not None:
         spec |= {"priority": priority, **_priority_class(job.spec.queue_priority_class, api_version)}
@@ -54,12 +57,12 @@ def made_for(job: Job) -> str:
     return digest(job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def pod_makers(job: Job, owner: Owner) -> dict[Component, Manifest]:
+def pod_makers(job: Job, owner: Owner, defaults: PodDefaults = NO_DEFAULTS) -> dict[Component, Manifest]:
     """The Deployments and the trainer's Job of a job."""
-    made: dict[Component, Manifest] = {"taskApp": task_app_deployment(job, owner)}
+    made: dict[Component, Manifest] = {"taskApp": task_app_deployment(job, owner, defaults=defaults)}
     if runs_inference(job.spec):
-        made["inference"] = inference_deployment(job, owner)
-    return made | {"trainer": trainer_job(job, 0, owner)}
+        made["inference"] = inference_deployment(job, owner, defaults=defaults)
+    return made | {"trainer": trainer_job(job, 0, owner, defaults=defaults)}
 
 
 def _pod_set(component: Component, pods: Manifest) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from visionrl.job import Job
 from visionrl_core.manifests.common import Manifest, Owner
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 from visionrl_core.manifests.pods import CACHE_DIR, TRACE_DIR, ComponentTemplate, Volume, pod_template, probe
 from visionrl_core.manifests.workloads import deployment
 
@@ -11,7 +12,7 @@ from visionrl_core.manifests.workloads import deployment
 STARTUP_SECONDS = 300
 
 
-def task_app_deployment(job: Job, owner: Owner, key: str = "") -> Manifest:
+def task_app_deployment(job: Job, owner: Owner, key: str = "", defaults: PodDefaults = NO_DEFAULTS) -> Manifest:
     """``key`` is the digest of the job's key."""
     template = ComponentTemplate(
         component="taskApp",
@@ -27,4 +28,5 @@ def task_app_deployment(job: Job, owner: Owner, key: str = "") -> Manifest:
             "livenessProbe": probe(10, 6),
         },
     )
-    return deployment(owner, "taskApp", pod_template(job, owner, key, template, "Always"), STARTUP_SECONDS + 300)
+    pod = pod_template(job, owner, key, template, defaults, "Always")
+    return deployment(owner, "taskApp", pod, STARTUP_SECONDS + 300)

@@ -10,6 +10,7 @@ from visionrl_core.manifests.common import (
     owned_manifest,
     trainer_job_name,
 )
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 from visionrl_core.manifests.placement import trainer_affinity
 from visionrl_core.manifests.pods import (
     CACHE_DIR,
@@ -25,7 +26,7 @@ from visionrl_core.manifests.storage import run_claim_name
 STARTUP_SECONDS = 600
 
 
-def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "") -> Manifest:
+def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "", defaults: PodDefaults = NO_DEFAULTS) -> Manifest:
     """Retries are the operator's (``failurePolicy``): the Job itself starts its pod once. An existing Job is never
     applied again: its template is immutable, and a new attempt gets a new Job."""
     claim = run_claim_name(job, owner)
@@ -59,7 +60,7 @@ def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "") -> Manifest
         trainer_job_name(job.name, attempt),
         owner,
         "trainer",
-        spec={"backoffLimit": 0, "template": pod_template(job, owner, key, template, "Never", attempt)},
+        spec={"backoffLimit": 0, "template": pod_template(job, owner, key, template, defaults, "Never", attempt)},
     )
     job_manifest["metadata"]["labels"][ATTEMPT_LABEL] = str(attempt)
     return job_manifest

@@ -187,7 +187,9 @@ def workload_change(
         wanted = succeeded is None and not job.spec.suspend and not holding
         known = job.spec.queue_priority_class is None or queue.priority is not None
         return WorkloadChange(
-            make=workload(job, owner, queue.api_version, queue.priority) if wanted and known else None
+            make=workload(job, owner, queue.api_version, queue.priority, observed.rules.pod_defaults)
+            if wanted and known
+            else None
         )
     if found.deleting:
         return WorkloadChange()

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
-from visionrl.checks import Problem, contradictions, warnings
+from visionrl.checks import Problem, contradictions, pod_templates, warnings
 from visionrl.job import Component, Job
 from visionrl.problems import dotted, problems
 from visionrl.versions import validate_known
-from visionrl_core.container_images import RELEASED, Images, images_of, refused, with_images
+from visionrl_core.container_images import images_of, refused, with_images
 from visionrl_core.mutability import MUTABLE_PATHS, changed_immutable_fields, with_mutable_fields_of
+from visionrl_core.observed import NO_RULES, ClusterRules
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,18 @@ class Verdict:
     message: str = ""
 
 
-def validate(
-    document: Any, accepted: Job | None, images: Images = RELEASED, allowed_images: Sequence[str] = ()
-) -> Verdict:
-    """Check an object as the API server holds it against the job that was accepted before (None: none was).
-
-    ``images`` are the container images of components for which a new job names none; an accepted job keeps its own.
-    ``allowed_images`` are the prefixes that the images of a new job may have; none allow every image.
-    """
+def validate(document: Any, accepted: Job | None, rules: ClusterRules = NO_RULES) -> Verdict:
+    """Check an object as the API server holds it against the job that was accepted before (None: none was). The
+    cluster's rules are for new jobs: an accepted one keeps its images, and what it was allowed."""
+    allowed_images = rules.allowed_images
     job, wrong, unknown = parse(document)
     if job is None:
         return Verdict(accepted, False, "Invalid", _shown(wrong))
-    job = with_images(job, images_of(accepted) if accepted else images)
+    job = with_images(job, images_of(accepted) if accepted else rules.images)
     if accepted is None and (component := refused(images_of(job), allowed_images)) is not None:
         return Verdict(None, False, "ImageNotAllowed", _not_allowed(job, component, allowed_images))
+    if accepted is None and (beyond := _beyond_consent(job, allowed_images, rules.allow_privileged)):
+        return Verdict(None, False, "OverrideNotAllowed", _shown(beyond))
     if accepted is None:
         return _valid(job, unknown)
     if changed := changed_immutable_fields(accepted.spec, job.spec):
@@ -83,9 +83,25 @@ def refusal(changed: list[str]) -> str:
     return f"{', '.join(changed)} cannot change after the job was accepted; may change: {', '.join(MUTABLE_PATHS)}"
 
 
+def _beyond_consent(job: Job, allowed: Sequence[str], privileged: bool) -> list[Problem]:
+    """What a job's pod templates say that this cluster does not allow."""
+    found = []
+    for component, patch in job.spec.overrides:
+        path = f"spec.overrides.{to_camel(component)}.podTemplate"
+        found += [] if privileged else list(pod_templates.privileges(patch.pod_template, path))
+        for at, image in pod_templates.images(patch.pod_template, path):
+            if allowed and not image.startswith(tuple(allowed)):
+                found.append(Problem(at, f"{image} is not allowed in this cluster; {_prefixes(allowed)}"))
+    return found
+
+
+def _prefixes(allowed: Sequence[str]) -> str:
+    return f"it must begin with {' or '.join(allowed)}"
+
+
 def _not_allowed(job: Job, component: Component, allowed: Sequence[str]) -> str:
     image = images_of(job)[component]
-    return f"spec.{component}.image: {image} is not allowed in this cluster; it must begin with {' or '.join(allowed)}"
+    return f"spec.{component}.image: {image} is not allowed in this cluster; {_prefixes(allowed)}"
 
 
 def _shown(wrong: list[Problem], limit: int = 3) -> str:

@@ -12,7 +12,9 @@ from tests.support.jobs import WARM_START, job
 from visionrl.job import Job
 from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
+from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
 from visionrl_core.manifests.storage import claim_of
+from visionrl_core.manifests.trainer import trainer_job
 
 OWNER = Owner("demo", "team", "uid-1")
 CLAIM = claim_of(OWNER)
@@ -305,3 +307,78 @@ def test_every_field_is_one_that_kubernetes_knows(changes: dict[str, Any]) -> No
         version = manifest["apiVersion"].rpartition("/")[2]
         typed = api.deserialize(json.dumps(manifest), f"{version.capitalize()}{manifest['kind']}", "application/json")
         assert api.sanitize_for_serialization(typed) == manifest
+
+
+# --- pod templates of jobs and clusters
+
+
+def patched(template: dict[str, Any], defaults: PodDefaults = NO_DEFAULTS, **more: Any) -> Manifest:
+    """The trainer's pod with a job's own template."""
+    spec = job({"overrides.trainer.podTemplate": template, **more})
+    found: Manifest = trainer_job(spec, 0, OWNER, "key", defaults)["spec"]["template"]
+    return found
+
+
+def test_a_template_is_merged_by_name() -> None:
+    mount = {"name": "data", "mountPath": "/data"}
+    token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+    own = {
+        "name": "trainer",
+        "env": [token],
+        "envFrom": [{"secretRef": {"name": "tracker"}}],
+        "volumeMounts": [mount],
+        "resources": {"limits": {"cpu": "8"}},
+        "securityContext": {"readOnlyRootFilesystem": False},
+    }
+    template = {
+        "metadata": {"annotations": {"example.com/scrape": "true"}},
+        "spec": {
+            "schedulerName": "volcano",
+            "imagePullSecrets": [{"name": "registry"}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+            "containers": [own, {"name": "proxy", "image": "visionrl/proxy:1"}],
+        },
+    }
+    before, pod = pods()["trainer"], patched(template)
+    ours, proxy = pod["spec"]["containers"]
+    assert proxy == {"name": "proxy", "image": "visionrl/proxy:1"}
+    assert ours["env"] == [*container(before)["env"], token]
+    assert ours["envFrom"] == [{"secretRef": {"name": "tracker"}}]
+    assert ours["volumeMounts"] == [*container(before)["volumeMounts"], mount]
+    assert ours["resources"]["limits"] == {**container(before)["resources"]["limits"], "cpu": "8"}
+    assert ours["securityContext"] == {**container(before)["securityContext"], "readOnlyRootFilesystem": False}
+    assert ours["command"] == container(before)["command"]
+    assert pod["spec"]["schedulerName"] == "volcano"
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]][-1] == "data"
+    assert pod["metadata"]["annotations"]["example.com/scrape"] == "true"
+    assert pod["metadata"]["labels"] == before["metadata"]["labels"]
+
+
+def test_a_gpu_pod_keeps_its_toleration() -> None:
+    extra = {"key": "team", "operator": "Exists"}
+    pod = patched({"spec": {"tolerations": [extra]}}, **{"trainer.gpu": {}})
+    assert [toleration["key"] for toleration in pod["spec"]["tolerations"]] == ["nvidia.com/gpu", "team"]
+
+
+def test_what_a_cluster_gives_all_pods_is_below_what_the_job_says() -> None:
+    defaults = PodDefaults({"spec": {"nodeSelector": {"pool": "gpu", "zone": "a"}, "priorityClassName": "low"}})
+    pod = patched({"spec": {"nodeSelector": {"zone": "b"}}}, defaults)
+    assert pod["spec"]["nodeSelector"] == {"pool": "gpu", "zone": "b"}
+    assert pod["spec"]["priorityClassName"] == "low"
+
+
+def test_where_the_cluster_assigns_users_pods_name_none() -> None:
+    context = patched({}, PodDefaults(fixed_ids=False))["spec"]["securityContext"]
+    assert context == {
+        "runAsNonRoot": True, "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+
+
+def test_a_variable_of_a_secret_is_no_text_in_the_job() -> None:
+    source = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    changes = {"overrides.trainer": {"env": [{"name": "HF_TOKEN", "valueFrom": source}]}}
+    assert container(pods(changes)["trainer"])["env"][-1] == {
+        "name": "HF_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": False}},
+    }

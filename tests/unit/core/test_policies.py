@@ -17,6 +17,7 @@ from visionrl_core.clock import moment, stamp
 from visionrl_core.conditions import Finding, with_times
 from visionrl_core.container_images import RELEASED, images_of, named, with_images
 from visionrl_core.mutability import changed_immutable_fields
+from visionrl_core.observed import ClusterRules
 from visionrl_core.policies.failure import INTERRUPTED, SUSPENDED, Failure, action, backoff
 from visionrl_core.policies.lifecycle import active_seconds, keep_time
 from visionrl_core.policies.validation import validate
@@ -181,28 +182,64 @@ def test_an_operator_older_than_the_definition_goes_on_and_says_what_it_ignores(
 
 def test_a_new_job_may_name_allowed_images_only() -> None:
     allowed, mine = ("registry.example/team/", "visionrl/"), "registry.example/team/game:1"
-    assert validate(document({"taskApp.image": mine}), None, allowed_images=allowed).accepted
-    foreign = validate(document({"taskApp.image": "evil.example/miner:1"}), None, allowed_images=allowed)
+    assert validate(document({"taskApp.image": mine}), None, ClusterRules(allowed_images=allowed)).accepted
+    foreign = validate(document({"taskApp.image": "evil.example/miner:1"}), None, ClusterRules(allowed_images=allowed))
     assert (foreign.job, foreign.accepted, foreign.reason) == (None, False, "ImageNotAllowed")
     assert "spec.taskApp.image: evil.example/miner:1 is not allowed" in foreign.message
     assert "registry.example/team/ or visionrl/" in foreign.message
 
 
+def sidecar(image: str) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "proxy", "image": image}]}}
+
+
+def test_a_sidecars_image_must_be_allowed_too() -> None:
+    rules = ClusterRules(allowed_images=("visionrl/",))
+    changes = {"overrides.trainer.podTemplate": sidecar("evil.example/miner:1")}
+    foreign = validate(document(changes), None, rules)
+    assert foreign.reason == "OverrideNotAllowed"
+    path = "spec.overrides.trainer.podTemplate.spec.containers[0].image"
+    assert foreign.message.startswith(f"{path}: evil.example/miner:1 is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"hostNetwork": True}, "hostNetwork"),
+        ({"automountServiceAccountToken": True}, "automountServiceAccountToken"),
+        ({"securityContext": {"runAsUser": 0}}, "securityContext.runAsUser"),
+        ({"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}, "volumes[0].hostPath"),
+        (
+            {"containers": [{"name": "trainer", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
+            "containers[0].securityContext.capabilities",
+        ),
+    ],
+)
+def test_what_is_beyond_the_restricted_standard_needs_the_clusters_consent(spec: dict[str, Any], field: str) -> None:
+    wanted = document({"overrides.trainer.podTemplate": {"spec": spec}})
+    refused = validate(wanted, None)
+    assert (refused.job, refused.reason) == (None, "OverrideNotAllowed")
+    assert f"spec.overrides.trainer.podTemplate.spec.{field}" in refused.message
+    accepted = validate(wanted, None, ClusterRules(allow_privileged=True))
+    assert accepted.accepted
+    assert validate(wanted, accepted.job).accepted, "what was accepted stays so"
+
+
 def test_a_job_that_was_accepted_keeps_running_when_its_images_are_no_longer_allowed() -> None:
     former = validate(document(), None).job
     assert former is not None
-    assert validate(document(), former, allowed_images=("elsewhere/",)).accepted
+    assert validate(document(), former, ClusterRules(allowed_images=("elsewhere/",))).accepted
 
 
 def test_an_accepted_job_keeps_its_images_when_the_operator_has_others() -> None:
     older, newer = named("registry.example/", "1"), named("registry.example/", "2")
-    first = validate(document({"trainer.image": "mine"}), None, older).job
+    first = validate(document({"trainer.image": "mine"}), None, ClusterRules(older)).job
     assert first is not None
     assert images_of(first) == {**older, "trainer": "mine"}
-    again = validate(document({"trainer.image": "mine"}), first, newer)
+    again = validate(document({"trainer.image": "mine"}), first, ClusterRules(newer))
     assert again.accepted
     assert again.job == first
-    assert "spec.trainer.image" in validate(document({"trainer.image": "other"}), first, newer).message
+    assert "spec.trainer.image" in validate(document({"trainer.image": "other"}), first, ClusterRules(newer)).message
 
 
 @pytest.mark.parametrize("broken", [None, [], "text", {}, {"spec": None}])

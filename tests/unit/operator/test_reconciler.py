@@ -17,6 +17,7 @@ from visionrl_core.container_images import RELEASED
 from visionrl_core.kinds import Kueue
 from visionrl_core.manifests.common import Owner
 from visionrl_core.manifests.storage import claim_of
+from visionrl_core.observed import ClusterRules
 from visionrl_operator.api import ApiError
 from visionrl_operator.apply import NameTaken
 from visionrl_operator.metrics import Metrics
@@ -76,7 +77,9 @@ class World:
         self.server.lives = None
         api = client(self.server)
         probes: Any = self.probes
-        self.reconciler = Reconciler(api, self.store, probes, Metrics(), self.images, self.kueue, lambda: self.seconds)
+        self.reconciler = Reconciler(
+            api, self.store, probes, Metrics(), ClusterRules(self.images), self.kueue, lambda: self.seconds
+        )
         self.server.deliver(self.store)
 
     async def reconcile(self) -> int:
@@ -414,6 +417,27 @@ async def test_what_the_server_refuses_is_the_reason_that_people_read() -> None:
     world.server.fault = lambda method, path: None
     await world.settle()
     assert "quota" not in world.status.get("reason", "")
+
+
+async def test_a_namespace_whose_secrets_it_may_not_read_is_told_and_nothing_restarts() -> None:
+    """``rbac.secrets: listed``."""
+    world = await running()
+    before = {name: body["metadata"]["resourceVersion"] for name, body in world.server.objects.items()}
+    world.restart()
+    world.server.fault = lambda method, path: (
+        failure(403, "Forbidden", "secrets is forbidden") if "/secrets" in path else None
+    )
+    for _ in range(3):
+        with pytest.raises(ApiError):
+            await world.reconcile()
+    assert world.status["reason"] == "cannot read Secret/demo-key: secrets is forbidden"
+    changed = [
+        name for name, body in world.server.objects.items() if body["metadata"]["resourceVersion"] != before[name]
+    ]
+    assert changed == [("visionrljobs", "default", "demo")]
+    world.server.fault = lambda method, path: None
+    await world.settle()
+    assert "forbidden" not in world.status.get("reason", "")
 
 
 async def test_why_a_trainer_gets_no_pod_is_asked_and_told() -> None:
