@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from visionrl_cli.interrupt import EXIT_INTERRUPTED, STOPPED, AtOnce
 
 COMMANDS = {
+    "init": "print a commented job file to start from",
     "validate": "check job files",
     "run": "run a job on this machine, in the foreground",
     "train": "start a job here or in a cluster and watch it; supervised training on files",
@@ -21,8 +22,11 @@ COMMANDS = {
     "compare": "compare two evaluations, paired by seed",
     "fetch": "download what a job has trained",
     "filter": "make supervised data from traces",
+    "replay": "write a recorded episode as a GIF",
+    "task-app": "serve, deploy or ask a task app",
     "render": "print the Kubernetes objects of a job",
     "convert": "print a file of the reference system as a job file",
+    "doctor": "check this machine and the cluster",
     "completion": "print a shell's completion script",
 }
 """What each command does; its module, ``visionrl_cli.<command>``, is imported only where the command is used."""
@@ -34,14 +38,16 @@ One file describes a job: the model, the environment, the training. The same fil
 """
 
 EXAMPLES = """examples:
+  visionrl init > job.yaml                       a commented job file
   visionrl validate configs/*.yaml               check files, every problem with its line
   visionrl run configs/crafter-tiny.yaml         train on this machine; repeat it to resume after Ctrl-C
+  visionrl train --type rl --config job.yaml --context gpu-cluster      train in a cluster
   kubectl visionrl jobs list                     the jobs of a cluster; visionrl jobs list: those of this machine
   visionrl explain crafter-tiny                  why it waits or failed, with the fix
   visionrl eval --run runs/crafter-tiny --seeds 0-299   score what was trained
   visionrl fetch crafter-tiny                    download the trained adapter
 
-exit codes: 0 done, 1 it failed or something cannot be used, 2 wrong words, 130 Ctrl-C
+exit codes: 0 done, 1 it failed or something cannot be used, 2 wrong words, 3 still running, 130 Ctrl-C; docs/cli.md
 """
 
 

@@ -32,6 +32,7 @@ PAGE = 500
 MAX_ANSWER_BYTES = 64 << 20
 MAX_LINE_BYTES = 1 << 20
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
 
 Body = dict[str, Any]
 
@@ -85,7 +86,7 @@ class Cluster:
         return [_record(body) for body in self._list(JOB)]
 
     def job(self, name: str) -> JobRecord:
-        return _record(self._get(JOB.path(self.namespace, name), f"no job {name} in {self.title}"))
+        return _record(self.read(JOB.path(self.namespace, name), f"no job {name} in {self.title}"))
 
     def events(self, name: str) -> list[Event]:
         parts = tuple(f"{name}-{suffix}" for suffix in SUFFIXES.values())
@@ -137,6 +138,11 @@ class Cluster:
         when = stamp(datetime.now(UTC))
         self._merge(name, {"metadata": {"annotations": {CANCELLED_ANNOTATION: when}}, "spec": {"suspend": True}})
 
+    def apply(self, kind: Kind, body: Body) -> None:
+        """Server-side apply of an object."""
+        path = f"{kind.path(self.namespace, body['metadata']['name'])}?fieldManager=visionrl&force=true"
+        self._call("PATCH", path, APPLY_PATCH, body, missing=f"the cluster has no {kind.plural}")
+
     def _merge(self, name: str, patch: Body) -> None:
         path = JOB.path(self.namespace, name)
         self._call("PATCH", path, MERGE_PATCH, patch, missing=f"no job {name} in {self.title}")
@@ -157,14 +163,15 @@ class Cluster:
         follow: Mapping[str, Any] = {"limit": PAGE, **parameters}
         while True:
             path = f"{kind.path(self.namespace)}?{urlencode(follow)}"
-            page = self._get(path, _no_definition(self.title) if kind is JOB else f"no {kind.plural}")
+            page = self.read(path, _no_definition(self.title) if kind is JOB else f"no {kind.plural}")
             items += page.get("items", [])
             token = page.get("metadata", {}).get("continue")
             if not token:
                 return items
             follow = {"limit": PAGE, "continue": token, **parameters}
 
-    def _get(self, path: str, missing: str) -> Body:
+    def read(self, path: str, missing: str) -> Body:
+        """The object or collection at a path of the API; ``missing`` says what it means that there is none."""
         return self._call("GET", path, JSON, None, missing)
 
     def _call(self, method: str, path: str, content_type: str, body: Body | None, missing: str) -> Body:

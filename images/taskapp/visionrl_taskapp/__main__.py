@@ -7,7 +7,7 @@ import logging
 import logging.config
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,7 +50,7 @@ example: one episode of the scripted policy
 """
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m visionrl_taskapp",
         description="Serves episodes of an environment over HTTP: POST /rollout plays one and returns its trajectory.",
@@ -58,9 +58,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", help="address to listen on; takes precedence over VISIONRL_HOST")
-    parser.add_argument("--port", type=int, help="port to listen on; takes precedence over VISIONRL_PORT")
+    parser.add_argument("--port", type=_port, help="port to listen on; takes precedence over VISIONRL_PORT")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     logging.config.dictConfig(log_config(arguments.log_level))
     try:
         context = ComponentContext.from_environment()
@@ -95,6 +95,12 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)
 
 
 def read_settings(context: ComponentContext) -> Settings:

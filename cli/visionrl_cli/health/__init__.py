@@ -1,0 +1,1 @@
+"""What ``visionrl doctor`` looks at."""
