@@ -1,4 +1,4 @@
-"""What pip installs into an image: the project's requirements with one of its extras, and their versions.
+"""What pip installs into an image: the project's requirements with some of its extras, and their versions.
 
 An image installs them before it gets the project's own code: a change of that code then moves kilobytes.
 
@@ -10,15 +10,16 @@ An image installs them before it gets the project's own code: a change of that c
 import re
 import sys
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
-def requirements(extra: str) -> list[str]:
+def requirements(extras: Sequence[str]) -> list[str]:
     project = tomllib.loads(PYPROJECT.read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"][extra]]
+    return [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
 
 
 def constraints(lock: Path) -> list[str]:
@@ -33,4 +34,4 @@ def _canonical(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(constraints(Path(sys.argv[2])) if sys.argv[1] == "--keep" else requirements(sys.argv[1])))
+    print("\n".join(constraints(Path(sys.argv[2])) if sys.argv[1] == "--keep" else requirements(sys.argv[1:])))

@@ -12,6 +12,7 @@ from typing import Any
 
 from visionrl.data.config import check_config
 from visionrl.documents import DocumentError, Lines, parse_toml, read_text
+from visionrl.job import DEFAULT_ENVIRONMENT, Rollout
 from visionrl.jobfile import JobFileError, read_job_file
 from visionrl.problems import Problem, located, nearest_line
 from visionrl.reference.conversion import Note
@@ -84,7 +85,23 @@ def examine(file: Path) -> Report:
         return Report(str(file), errors=error.problems, lines=error.lines)
     except OSError as error:
         return Report(str(file), errors=[Problem("", error.strerror or str(error))])
-    return Report(found.source, warnings=found.warnings, lines=found.lines)
+    return Report(found.source, _environment(found.job.spec.rollout), found.warnings, found.lines)
+
+
+def _environment(rollout: Rollout) -> list[Problem]:
+    """What the environment itself says of its settings, where it is installed."""
+    if rollout.env_name == DEFAULT_ENVIRONMENT:
+        return []  # the contracts know its settings
+    try:
+        from visionrl_taskapp.envs.registry import EnvironmentRefused, prepare
+    except ImportError:
+        return []
+    try:
+        prepare(rollout.env_name, rollout.env_config)
+    except EnvironmentRefused as error:
+        if not error.missing:
+            return [Problem(f"spec.rollout.{problem.path}", problem.message) for problem in error.problems]
+    return []
 
 
 def _settings(file: Path) -> Report | None:

@@ -11,12 +11,14 @@ import math
 from dataclasses import dataclass
 
 from visionrl.checks.derived import uses_vision
-from visionrl.job import JobSpec, TinyModel
+from visionrl.job import DEFAULT_ENVIRONMENT, JobSpec, TinyModel
 
 BUILT_IN_PROMPT = 816
 """Tokens of the built-in system prompt, with frames (801 with text)."""
 BUILT_IN_PROMPT_TINY = 2920
 """The same for the tiny model."""
+OTHER_PROMPT = (10, 1000)
+"""Tokens of the built-in prompt of another environment, which is not known here: at least, and at most."""
 TOOLS = 277
 """Tokens of the tool's schema and the chat template's words around it. The tiny model's template leaves them out."""
 TURN = 5
@@ -101,6 +103,8 @@ def _context(spec: JobSpec, answer: int, characters: float) -> Context:
 
 def _system(spec: JobSpec, characters: float) -> int:
     prompt = spec.rollout.policy_config.system_prompt
+    if prompt is None and spec.rollout.env_name != DEFAULT_ENVIRONMENT:
+        return OTHER_PROMPT[characters == _FEWEST_CHARACTERS]
     if prompt is None:
         return BUILT_IN_PROMPT_TINY if _tiny(spec) else BUILT_IN_PROMPT
     return math.floor(len(prompt) / characters) + (TURN if prompt else 0)

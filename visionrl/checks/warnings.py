@@ -108,9 +108,12 @@ def _warm_start(spec: JobSpec) -> Iterator[Problem]:
             "spec.training.warmStart",
             warm_start,
             WarmStart(steps=1),
-            "turns perturbation",
-            "with data: it is of the scripted player's episodes",
+            "player turns perturbation",
+            "with data: it is of a player's episodes",
         )
+    if warm_start is not None and warm_start.player == "random":
+        path, why = "spec.training.warmStart", "with player random, whose every turn is random"
+        yield from _without_effect(path, warm_start, WarmStart(steps=1), "perturbation", why)
 
 
 def _evaluation(spec: JobSpec) -> Iterator[Problem]:

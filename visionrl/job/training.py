@@ -71,14 +71,17 @@ class SupervisedData(Model):
 
 
 class WarmStart(Model):
-    """Supervised steps before reinforcement learning: on episodes of a scripted player, or on data of files."""
+    """Supervised steps before reinforcement learning: on episodes of a player, or on data of files."""
 
     trains: Literal["all", "language_model", "adapter"] = "all"
     """`all` weights or those of the `language_model` (the vision tower stays): the result is the base model that
     adapters are trained on, and is served in place of `model.base`. `adapter`: the base stays, the result is the
     first version of the adapter."""
+    player: Literal["scripted", "mixture", "random"] = "scripted"
+    """Whose answers are imitated: those of the environment's player (`scripted`), what was executed where some of its
+    turns are random (`mixture`, a weak teacher), or random calls (`random`: the tool's format and nothing else)."""
     episodes: PositiveInt | None = None
-    """Episodes that the scripted player plays; required unless `data` names files."""
+    """Episodes that the player plays; required unless `data` names files."""
     data: SupervisedData | None = None
     steps: PositiveInt
     """Optimizer steps."""
@@ -91,7 +94,8 @@ class WarmStart(Model):
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     perturbation: Fraction = 0.25
-    """Mean share of turns of `episodes` whose executed actions are random; the label is always the player's."""
+    """Mean share of turns of `episodes` whose executed actions are random. The player's answer is imitated there all
+    the same, but with player `mixture`."""
     turns: PositiveInt = 30
     """Turns of each of `episodes`."""
 

@@ -18,6 +18,7 @@ from visionrl.rollout import PolicyConfig, PolicyName, PolicySpec
 from visionrl_cli.evaluation import protocol
 from visionrl_cli.evaluation.local_policy import LocalPolicy, default_job, open_model, open_run
 from visionrl_cli.evaluation.text import EvalError
+from visionrl_taskapp.envs.registry import EnvironmentRefused, prepare
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,10 @@ def _rollout(options: EvalOptions, rollout: Rollout) -> Rollout:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         found = Rollout.model_validate({**rollout.model_dump(), **given}, by_name=True)
+        if not options.task_app:  # another task app has environments of its own
+            prepare(found.env_name, found.env_config)
+    except EnvironmentRefused as error:
+        raise EvalError("\n".join(f"rollout.{problem}" for problem in error.problems)) from None
     except ValidationError as error:
         listed = problems(error, Rollout, by_alias=False)
         raise EvalError("\n".join(f"--{str(problem).replace('env_name', 'env')}" for problem in listed)) from None

@@ -75,7 +75,7 @@ class Preparation:
             return False
 
     async def warm_start(self, policy: Policy) -> None:
-        """Train the policy on files or on the scripted player's episodes. The caller deletes its checkpoints, once
+        """Train the policy on files or on a player's episodes. The caller deletes its checkpoints, once
         what they led to is kept."""
         self.publisher.update(phase="WarmStart")
         data = await self._demonstrations()
@@ -115,9 +115,9 @@ class Preparation:
         def on_episode() -> None:
             nonlocal played
             played += 1
-            self.publisher.update(message=f"the scripted player plays: {played}/{settings.episodes} episodes")
+            self.publisher.update(message=f"the player plays: {played}/{settings.episodes} episodes")
 
-        with self.meter.phase("teacher", "the scripted player plays"):
+        with self.meter.phase("teacher", "the player plays"):
             data = await teacher.collect(self.taskapp, spec, self.job.name, on_episode)
         logger.info(
             "%d demonstrations from %d episodes with a return of %.2f each",

@@ -26,6 +26,7 @@ from tests.support.inference import (
 )
 from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest
+from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
 from visionrl.tiny.model import PATCH, build_tiny, visual_tokens
@@ -275,7 +276,7 @@ def test_a_written_tool_call_is_a_dozen_tokens_and_keeps_its_text(rig: Rig, clie
     # The tools are offered to the server, and cost the prompt nothing.
     body = chat_body("base", random_frame(0))
     plain, _, _ = sampled(client.post("/v1/chat/completions", json=body))
-    offered = body | {"tools": [tool_schema(4)], "tool_choice": "auto"}
+    offered = body | {"tools": [tool_schema(ACTIONS, 4, "Play actions.")], "tool_choice": "auto"}
     with_tools, _, _ = sampled(client.post("/v1/chat/completions", json=offered))
     assert with_tools == plain
 

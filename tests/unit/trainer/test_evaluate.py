@@ -95,7 +95,7 @@ class StandIn(TaskApp):
         self.asked.append(request.run_id)
         tries = sum(f"/s{request.env.seed}" in run_id for run_id in self.asked)
         if request.env.seed not in self.failing or tries > self.times:
-            return response([decision(unlocked=["collect_wood", "place_table", "wake_up", "collect_drink"])])
+            return response([decision(unlocked=["collect_wood", "place_table", "wake_up", "collect_drink"])], score=4.0)
         if self.reason == "unreadable":
             raise AnswerRejected("invalid JSON")
         return response([]).model_copy(update={"aborted": True, "abort_reason": self.reason})

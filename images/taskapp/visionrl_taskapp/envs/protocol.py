@@ -163,6 +163,10 @@ class SettingsError(ValueError):
         self.field, self.message = field, message
 
 
+class PackageMissing(SettingsError):
+    """What this environment needs is not installed here; another image may have it."""
+
+
 @dataclass(frozen=True)
 class Definition(Generic[S]):
     """How an environment is configured, described and made. Its name is that of the entry point."""

@@ -14,22 +14,25 @@ from pydantic import ValidationError
 
 from visionrl.job import EnvSettings
 from visionrl.problems import Problem, nearest, problems
-from visionrl_taskapp.envs.protocol import Definition, Description, Environment, SettingsError
+from visionrl_taskapp.envs.protocol import Definition, Description, Environment, PackageMissing, SettingsError
 
 GROUP = "visionrl.environments"
 
 _OWN = {
     name: importlib.metadata.EntryPoint(name, f"visionrl_taskapp.envs.{module}:DEFINITION", GROUP)
-    for name, module in {"crafter": "crafter.environment"}.items()
+    for name, module in {"crafter": "crafter.environment", "gymnasium": "gymnasium", "openenv": "openenv"}.items()
 }
 
 
 class EnvironmentRefused(Exception):
-    """There is no such environment, or not with these settings. Paths are below `rollout`, as a job file has them."""
+    """There is no such environment, or not with these settings. Paths are below `rollout`, as a job file has them.
 
-    def __init__(self, found: list[Problem]) -> None:
+    `missing` says that another installation may have what is not here.
+    """
+
+    def __init__(self, found: list[Problem], missing: bool = False) -> None:
         super().__init__("; ".join(map(str, found)))
-        self.problems = found
+        self.problems, self.missing = found, missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ def _prepare(name: str, config: str) -> Prepared:
         raise EnvironmentRefused(list(problems(error, definition.settings, "envConfig"))) from None
     except SettingsError as error:
         path = f"envConfig.{error.field}" if error.field else "envConfig"
-        raise EnvironmentRefused([Problem(path, error.message)]) from None
+        raise EnvironmentRefused([Problem(path, error.message)], isinstance(error, PackageMissing)) from None
 
 
 @functools.cache
@@ -83,7 +86,8 @@ def _definition(name: str) -> Definition[Any]:
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"
-        raise EnvironmentRefused([Problem("envName", f"no environment {name!r} is installed here; {hint}")])
+        problem = Problem("envName", f"no environment {name!r} is installed here; {hint}")
+        raise EnvironmentRefused([problem], missing=True)
     try:
         found = known[name].load()
     except Exception as error:  # a package of the user's: whatever its import raises

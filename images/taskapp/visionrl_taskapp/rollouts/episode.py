@@ -76,7 +76,7 @@ async def play(request: RolloutRequest, services: Services) -> Episode:
     try:
         abort = await loop.run()
     except _EnvironmentFailed as error:
-        abort = Abort("environment_error", str(error))
+        abort = error.abort
     except asyncio.CancelledError:
         abort = Abort("cancelled", "the task app is shutting down")
     finally:
@@ -98,7 +98,8 @@ class _EpisodeLoop:
 
     def __init__(self, request: RolloutRequest, game: Prepared, services: Services) -> None:
         self._request = request
-        self._workers = services.waiters if game.definition.remote and services.waiters else services.workers
+        self._remote = game.definition.remote
+        self._workers = services.waiters if self._remote and services.waiters else services.workers
         self._policy = make_policy(request, game, services.inference)
         self._simulation = Simulation(request, game, services.worlds)
         self._prompt = system_prompt(request.policy.config, game.description)
@@ -225,12 +226,17 @@ class _EpisodeLoop:
         return Abort("turn_timeout", f"no response within policy.config.turn_timeout_s ({limit:g} s)")
 
     async def _work(self, call: Callable[[], T]) -> T:
+        """The call's result. On another machine it may take as long as a turn."""
         self._last = future = self._workers.submit(call)
+        deadline = min(self._end, self._loop.time() + self._request.policy.config.turn_timeout_s)
         try:
-            return await asyncio.wrap_future(future)
+            async with asyncio.timeout_at(deadline if self._remote else None):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise _EnvironmentFailed(self._too_late(deadline)) from None
         except Exception as error:  # of an environment that is not ours: whatever it raises
             log.exception("%s: the environment failed", self._request.run_id)
-            raise _EnvironmentFailed(f"{type(error).__name__}: {error}"[:500]) from error
+            raise _EnvironmentFailed(Abort("environment_error", f"{type(error).__name__}: {error}"[:500])) from error
 
     def close(self) -> None:
         """Give back the environment, once the call that may still use it has ended."""
@@ -244,7 +250,11 @@ class _EpisodeLoop:
 
 
 class _EnvironmentFailed(Exception):
-    """A call of the environment raised; the message says what."""
+    """A call of the environment raised, or took too long."""
+
+    def __init__(self, abort: Abort) -> None:
+        super().__init__(abort.message)
+        self.abort = abort
 
 
 class _Stopwatch:

@@ -145,7 +145,7 @@ class Simulation:
 
     def close(self) -> None:
         """Give back what the episode holds."""
-        for environment in (self._environment, self._decoy and self._decoy.environment):
+        for environment in (self._environment, self._decoy.environment if self._decoy else None):
             if environment is not None:
                 with contextlib.suppress(Exception):  # the episode is over: nothing is lost with it
                     environment.close()

@@ -1,4 +1,4 @@
-"""Demonstrations: episodes of the scripted player, as prompts, answers and frames."""
+"""Demonstrations: episodes of a player, as prompts, answers and frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec, WarmStart
-from visionrl.rollout import EnvSpec, PolicySpec, Record, RolloutRequest, Safety
+from visionrl.rollout import Decision, EnvSpec, PolicySpec, Record, RolloutRequest, Safety
+from visionrl.tools import tool_call_text
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import PATIENCE_SECONDS, policy_config
 
@@ -60,9 +61,9 @@ async def collect(
         held_out = index % HELD_OUT_SHARE == 0 and episodes > 1
         side = found.validation if held_out else found.training
         for decision in response.trajectories[0].decisions:
-            if decision.messages is None or decision.label is None:
-                raise ValueError(f"{response.run_id}: the scripted player's decisions carry no messages or label")
-            side.append(Demonstration(tuple(decision.messages), tuple(decision.images), decision.label))
+            if decision.messages is None:
+                raise ValueError(f"{response.run_id}: the player's decisions carry no messages")
+            side.append(Demonstration(tuple(decision.messages), tuple(decision.images), _answer(decision, warm_start)))
         found.images |= {digest: base64.b64decode(png) for digest, png in response.images.items()}
         found.tools = response.tools
         found.returns += (response.metrics.episode_returns[0],)
@@ -77,19 +78,29 @@ async def collect(
     return found
 
 
+def _answer(decision: Decision, warm_start: WarmStart) -> str:
+    """What is imitated: the player's answer, or in a mixture what was executed."""
+    if warm_start.player == "mixture" and decision.actions:
+        return tool_call_text(decision.actions)
+    return decision.label or decision.text
+
+
 def _content_key(demonstration: Demonstration) -> bytes:
     content = json.dumps([demonstration.images, demonstration.label])
     return hashlib.sha256(content.encode()).digest()
 
 
 def _request(spec: JobSpec, warm_start: WarmStart, job_name: str, index: int) -> RolloutRequest:
+    alone = warm_start.player == "random"
     return RolloutRequest(
         run_id=f"{job_name}/warm-start/e{index}",
         mode="rl",
         env=EnvSpec(env_name=spec.rollout.env_name, config=spec.rollout.env_config, seed=FIRST_TRAINING_SEED + index),
         policy=PolicySpec(
-            policy_name=f"{spec.rollout.env_name}-scripted",
-            config=policy_config(spec, max_llm_calls=warm_start.turns, perturbation=warm_start.perturbation),
+            policy_name=f"{spec.rollout.env_name}-{'random' if alone else 'scripted'}",
+            config=policy_config(
+                spec, max_llm_calls=warm_start.turns, perturbation=0.0 if alone else warm_start.perturbation
+            ),
         ),
         record=Record(trajectories=False, images=True, messages=True),
         safety=Safety(max_ops=spec.rollout.max_ops, max_time_s=spec.rollout.max_time_s),
