@@ -23,7 +23,7 @@ COMMANDS = {
     "fetch": "download what a job has trained",
     "filter": "make supervised data from traces",
     "replay": "write a recorded episode as a GIF",
-    "task-app": "serve, deploy or ask a task app",
+    "task-app": "serve, deploy, ask or check a task app",
     "render": "print the Kubernetes objects of a job",
     "convert": "print a file of the reference system as a job file",
     "doctor": "check this machine and the cluster",

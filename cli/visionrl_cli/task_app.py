@@ -7,9 +7,10 @@ import math
 import os
 from pathlib import Path
 
+from visionrl_cli import conformance
 from visionrl_cli.extras import needed_packages
 
-DESCRIPTION = """Serve a task app on this machine, deploy one to a cluster, or ask one what it is.
+DESCRIPTION = """Serve a task app on this machine, deploy one to a cluster, ask one what it is, check one of your own.
 
 A job starts its own task app. One on its own plays for visionrl eval --task-app URL, and for the reference system's
 clients. Its key is in ENVIRONMENT_API_KEY or --key-file; every path but /health wants it.
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   ENVIRONMENT_API_KEY=secret visionrl task-app serve --port 8001 --trace-dir traces
   ENVIRONMENT_API_KEY=secret visionrl task-app info http://localhost:8001
   visionrl task-app deploy job.yaml --context gpu-cluster -n team
+  visionrl task-app check http://127.0.0.1:8000 --config '{"image_size": 288}'
 """
 WARMUP_VARIABLE = "TASK_APP_WARMUP_TIMEOUT"
 WARMUP_SECONDS = 300.0
@@ -34,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info.add_argument("url", metavar="URL", nargs="?", help="its address (default: TASK_APP_URL)")
     info.add_argument("--json", action="store_true", help="print JSON")
     _add_key(info)
+    checked = actions.add_parser("check", help=conformance.HELP)
+    conformance.add_arguments(checked)
+    _add_key(checked)
     deploy = actions.add_parser("deploy", help="make one in a cluster and wait until it is ready")
     deploy.add_argument("file", metavar="FILE", type=Path, help="job file: image, resources and name are its")
     deploy.add_argument("--context", metavar="NAME", help="the kubeconfig's context (default: the current one)")
@@ -55,6 +60,8 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     if options.action == "serve":
         return _serve(options)
+    if options.action == "check":
+        return conformance.conforms(options.url, options.key_file, options.config, options.model_host)
     with needed_packages("task-app"):
         from visionrl_cli.standalone import deploy, info
     if options.action == "info":

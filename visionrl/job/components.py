@@ -18,6 +18,8 @@ from visionrl.job.base import (
     Seconds,
 )
 
+Argument = Annotated[str, Field(min_length=1, max_length=4096)]
+
 
 class Resources(Model):
     """Requests and, where given, limits of the component's container."""
@@ -65,6 +67,8 @@ class TaskApp(Model):
 
     image: ContainerImage | None = None
     """Container image; empty takes the operator's (chart value `jobImages`), which the job keeps."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64)] | None = None
+    """Starts another server that speaks the rollout contract (docs/rollout.md); empty starts this project's."""
     resources: Resources = Resources()
 
 

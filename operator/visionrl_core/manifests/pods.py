@@ -59,6 +59,8 @@ class ComponentTemplate:
     resources: Resources
     patch: PodPatch
     probes: dict[str, Manifest]
+    command: tuple[str, ...] = ()
+    """In place of the module."""
     gpu: Gpu | None = None
     volumes: tuple[Volume, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
@@ -140,7 +142,7 @@ def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> 
         "name": SUFFIXES[template.part or template.component],
         "image": images_of(job)[template.component],
         **pull_policy,
-        "command": ["python", "-m", template.module],
+        "command": list(template.command) or ["python", "-m", template.module],
         "env": [
             *({"name": name, "value": value} for name, value in _env(job, template)),
             *(_variable(variable) for variable in template.patch.env),

@@ -1,4 +1,4 @@
-"""The task app: Crafter over HTTP."""
+"""The task app: an environment over HTTP."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def task_app_deployment(job: Job, owner: Owner, key: str = "", defaults: PodDefa
     template = ComponentTemplate(
         component="taskApp",
         module="visionrl_taskapp",
+        command=tuple(job.spec.task_app.command or ()),
         resources=job.spec.task_app.resources,
         patch=job.spec.overrides.task_app,
         volumes=(Volume("cache", CACHE_DIR), Volume("traces", TRACE_DIR)),

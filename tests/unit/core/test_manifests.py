@@ -382,3 +382,8 @@ def test_a_variable_of_a_secret_is_no_text_in_the_job() -> None:
         "name": "HF_TOKEN",
         "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": False}},
     }
+
+
+def test_a_task_app_of_the_users_own_is_started_by_its_command() -> None:
+    found = container(pods({"taskApp.image": "my/lamp:1", "taskApp.command": ["node", "server.js"]})["taskapp"])
+    assert (found["image"], found["command"]) == ("my/lamp:1", ["node", "server.js"])

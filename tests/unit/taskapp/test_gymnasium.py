@@ -32,19 +32,19 @@ class Dial(gymnasium.Env[Any, Any]):
 
     def __init__(self, render_mode: str = "rgb_array", copies: bool = False, seeded: bool = True) -> None:
         self.render_mode, self._copies, self._seeded = render_mode, copies, seeded
-        self.at = np.zeros(2, np.int64)
+        self.at, self.turns = np.zeros(2, np.int64), 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed if self._seeded else None)
-        self.at = self.np_random.integers(0, 2, 2)
+        self.at, self.turns = self.np_random.integers(0, 2, 2), 0
         return self.at, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.at = np.asarray(action)
-        return self.at, 0.5, False, False, {"solved": tuple(action) == (2, 1), "turns": 3}
+        self.at, self.turns = np.asarray(action), self.turns + 1
+        return self.at, 0.5, False, False, {"solved": tuple(action) == (2, 1), "turns": self.turns}
 
     def render(self) -> Any:
-        return np.full((4, 6, 3), 10 * self.at[0] + self.at[1], np.uint8)
+        return np.full((4, 6, 3), 50 * self.turns + 10 * self.at[0] + self.at[1], np.uint8)
 
     def __deepcopy__(self, memo: Any) -> "Dial":
         other = Dial()
@@ -128,7 +128,7 @@ def test_combinations_of_actions_are_named_and_info_says_success_and_scores() ->
     environment.reset(0)
     assert environment.step("low-off").events == ()
     step = environment.step("high-on")
-    assert (step.events, step.score, environment.scores()) == (("success",), 0.5, {"turns": 3.0})
+    assert (step.events, step.score, environment.scores()) == (("success",), 0.5, {"turns": 2.0})
     assert dial.description.idle == "low-off"
     environment.step("low-on")
     assert environment.step("low-on").truncated  # Gymnasium's own limit
@@ -149,7 +149,7 @@ def test_a_game_that_forgets_its_seed_promises_nothing() -> None:
         ({"id": "MiniGrid-DoorKeey-5x5-v0"}, "envConfig.id: Environment `MiniGrid-DoorKeey-5x5` doesn't exist"),
         ({"id": "Other-v0"}, "write package:Other-v0"),
         ({"id": "no_such_package:Game-v0"}, "envConfig.id: No module named 'no_such_package'"),
-        ({"id": "Pendulum-v1"}, "envConfig.id: Pendulum-v1 has Box actions"),
+        ({"id": "Pendulum-v1", "kwargs": {}}, "envConfig.id: Pendulum-v1 has Box actions"),
         ({"kwargs": {"size_of": 3}}, "envConfig.kwargs: MiniGrid-DoorKey-5x5-v0 does not take them"),
         ({"kwargs": {"tile_size": 32}}, "envConfig.imageSize: frames are 160 × 160 px: imageSize must be at least 160"),
         ({"actionNames": ["a", "b"]}, "envConfig.actionNames: 2 names; MiniGrid-DoorKey-5x5-v0 has 7 actions"),

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -89,12 +90,13 @@ class OpenEnvEnvironment:
         self._connection: Any = None
         self._observation: Mapping[str, Any] = {}
         self._steps = 0
+        self._closed = threading.Event()
 
     def reset(self, seed: int) -> None:
         """Open a session and start the episode; waits for a session while the server has none free."""
         until, pause = time.monotonic() + self._settings.wait_seconds, FIRST_WAIT_S
         while True:
-            self.close()
+            self._disconnect()
             try:
                 self._connect(until)
                 self._ask("reset", {"seed": seed}, until)
@@ -103,7 +105,8 @@ class OpenEnvEnvironment:
             except _Full as full:
                 if time.monotonic() + pause >= until:
                     raise ServerError(f"no session became free in {self._settings.wait_seconds:g} s: {full}") from None
-            time.sleep(pause)
+            if self._closed.wait(pause):
+                raise ServerError("the episode ended while it waited for a session")
             pause = min(2 * pause, LONGEST_WAIT_S)
 
     def step(self, action: str) -> Step:
@@ -143,6 +146,10 @@ class OpenEnvEnvironment:
         return {name: float(self._at(name)) for name in self._settings.score_fields}
 
     def close(self) -> None:
+        self._closed.set()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -72,7 +72,8 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the episode holds; nothing is called afterwards."""
+        """Give back what the episode holds; nothing is called afterwards. A remote environment may still be in a call,
+        which it ends."""
         ...
 
 

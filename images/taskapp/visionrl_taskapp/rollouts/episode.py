@@ -239,8 +239,9 @@ class _EpisodeLoop:
             raise _EnvironmentFailed(Abort("environment_error", f"{type(error).__name__}: {error}"[:500])) from error
 
     def close(self) -> None:
-        """Give back the environment, once the call that may still use it has ended."""
-        last, simulation = self._last, self._simulation
+        """Give back the environment: once the call that may still use it has ended, or in the middle of one that waits
+        for another machine."""
+        last, simulation = None if self._remote else self._last, self._simulation
 
         def give_back() -> None:
             wait([last] if last else [])

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from visionrl import openapi
 from visionrl.rollout import EnvSpec, RolloutRequest
 from visionrl_taskapp.envs.registry import Prepared, prepare
 from visionrl_taskapp.policies.inference_client import InferenceClient
@@ -155,6 +156,9 @@ class TaskApp:
         infos = [task_info(game, seed) for seed in seeds] or [task_info(game)]
         return json_response(infos[0] if len(infos) == 1 else infos)
 
+    async def openapi(self, _request: Request) -> Response:
+        return json_response(openapi.document())
+
     async def rollout(self, request: Request) -> Response:
         data = parse_json(await read_body(request))
         return raw(await self.runs.response(parse_request(data), partial(self._play, unused_fields(data))))
@@ -172,6 +176,7 @@ class TaskApp:
             Route("/health", self.health),
             Route("/info", self.info),
             Route("/task_info", self.task_info),
+            Route("/openapi.json", self.openapi),
             Route("/rollout", self.rollout, methods=["POST"]),
             Route("/done", self.done, methods=["POST"]),
         ]

@@ -1,0 +1,47 @@
+"""``visionrl task-app check``: whether a server speaks the rollout contract (docs/rollout.md)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HELP = "whether a server of your own speaks the rollout contract"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="base URL of the server")
+    parser.add_argument("--config", metavar="JSON", type=_object, default={}, help="env.config of the episodes")
+    parser.add_argument(
+        "--model-host", metavar="HOST", default="127.0.0.1", help="this machine's address as the server sees it"
+    )
+
+
+def conforms(url: str, key_file: Path | None, config: dict[str, Any], model_host: str) -> int:
+    """Ask the server as the trainer does, answer its model calls, print what does not follow the contract; the exit
+    code."""
+    try:
+        key = key_file.read_text().strip() if key_file else os.environ.get("ENVIRONMENT_API_KEY", "")
+    except OSError as error:
+        print(f"--key-file {key_file}: {error.strerror}", file=sys.stderr)
+        return 1
+    from visionrl.conformance import check  # httpx takes a moment
+
+    failed = 0
+    for outcome in check(url, key, config, model_host):
+        failed += bool(outcome.problem)
+        print(f"FAIL  {outcome.name}: {outcome.problem}" if outcome.problem else f"ok    {outcome.name}", flush=True)
+    return 1 if failed else 0
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
