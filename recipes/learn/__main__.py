@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.learn.plan import ON_REQUEST, Places, Step, all_steps
+from recipes.learn.plan import Places, Step, all_steps
 from recipes.learn.report import load_records, read_records, write_report
 from recipes.learn.runner import StepFailed, carry_out, is_done
 
@@ -19,11 +19,11 @@ done again: after Ctrl-C or a crash the same command continues. Deleting a step'
 run folder as well repeats a training from its start.
 """
 EXAMPLES = """examples:
-  python -m recipes.learn                       all of it but the repetitions
+  python -m recipes.learn                       all of it, the main run with three training seeds
   python -m recipes.learn --list                the steps, and which of them are done
   python -m recipes.learn --only main           the main run alone
   python -m recipes.learn --only ablations      a group of steps
-  python -m recipes.learn --only seeds          the main run with other training seeds
+  python -m recipes.learn --only seeds          the main run with the other two training seeds
   python -m recipes.learn --only report         tables and pictures of what there is
   python -m recipes.learn --records docs/learning/records.json --report docs/learning
                                                 the pages of the documentation, from the figures that they state
@@ -50,9 +50,9 @@ def parser(steps: Sequence[Step]) -> argparse.ArgumentParser:
 
 
 def chosen(steps: Sequence[Step], only: Sequence[str] | None) -> list[Step]:
-    """The steps of these names and groups, in their order; where none is named, all but those on request."""
+    """The steps of these names and groups, in their order; all where none is named."""
     if not only:
-        return [step for step in steps if step.group not in ON_REQUEST]
+        return list(steps)
     return [step for step in steps if step.name in only or step.group in only]
 
 
@@ -63,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = chosen(steps, options.only)
     if options.list:
         for step in wanted if options.only else steps:
-            about = f"{step.about} (when named)" if step.group in ON_REQUEST else step.about
-            print(f"{'done' if is_done(places.record(step.name)) else '    '}  {step.name:24} {about}")
+            print(f"{'done' if is_done(places.record(step.name)) else '    '}  {step.name:24} {step.about}")
         return 0
     try:
         if options.records is None:

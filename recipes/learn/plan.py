@@ -21,8 +21,6 @@ TRAINING_SEEDS = (1, 2)
 """Of the main run's repetitions: other initial weights, batches and start states; the teacher's worlds stay."""
 
 Group = Literal["controls", "main", "blinded", "ablations", "seeds"]
-ON_REQUEST: tuple[Group, ...] = ("seeds",)
-"""Groups that are carried out only when they are named: they take as long as everything else together."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ def all_steps(places: Places) -> list[Step]:
         _policy(places, "blind", "the best action distribution that never looks"),
         _policy(places, "scripted", "the teacher"),
         _train(places, "main", "main", "warm start, then reinforcement learning", LEARN_JOB, MAIN),
+        *(_repetition(places, seed) for seed in TRAINING_SEEDS),
         _blinded(places, "grey"),
         _blinded(places, "shuffled"),
         _ablated(places, "base", "the supervised model on the ablations' seeds", lambda: ["--run", run, "--base"]),
@@ -78,7 +77,6 @@ def all_steps(places: Places) -> list[Step]:
             lambda: ["--run", run, "--version", version_after(places.main_run, ITERATIONS)],
         ),
         *(step for variant in VARIANTS for step in _ablation(places, variant)),
-        *(_repetition(places, seed) for seed in TRAINING_SEEDS),
     ]
 
 

@@ -9,6 +9,7 @@ from recipes.learn.evidence import TRAINED, Evidence, Player
 from visionrl.seeds import seeds_text
 from visionrl.status import Score
 from visionrl_cli.evaluation.text import signed
+from visionrl_trainer.rollout.evaluate import interval, paired_gain
 
 NOTE = "<!-- Written by python -m recipes.learn --only report; edits are lost. -->"
 CLEAR = (("random", "blind"), ("blind", "sft"), ("sft", "rl"))
@@ -20,6 +21,7 @@ PAIRS = (("blind", "sft"), ("sft", "rl"), ("blind", "grey"), ("blind", "shuffled
 def page(evidence: Evidence) -> str:
     """All tables with their headings."""
     sections = {
+        "Over trainings": trainings(evidence),
         "Players": [*players(evidence), "", *clearances(evidence)],
         "Paired gains": gains(evidence),
         "Training seeds": seeds(evidence),
@@ -29,6 +31,32 @@ def page(evidence: Evidence) -> str:
     }
     text = "\n\n".join("\n".join([f"## {title}", "", *lines]) for title, lines in sections.items() if any(lines))
     return f"{NOTE}\n\n# Results\n\n{text}\n"
+
+
+def trainings(evidence: Evidence) -> list[str]:
+    """The main table: means over trainings, their interval over worlds, and each training beside it; nothing where one
+    training was made."""
+    pairs = list(evidence.seeds.values())
+    if len(pairs) < 2:
+        return []
+    before, after = ([pair[which] for pair in pairs] for which in (0, 1))
+    rows = [
+        (label, plain(interval(over_trainings(found))), ", ".join(f"{each.score.mean:.2f}" for each in found))
+        for label, found in ((TRAINED["sft"], before), (TRAINED["rl"], after))
+    ]
+    gain = paired_gain(over_trainings(before), over_trainings(after))
+    each = [signed(late.gain_over(early)) for early, late in pairs]
+    rows.append(("gain of RL, paired by training and world", signed(gain), ", ".join(each)))
+    rows += [(found.label, plain(found.score), "") for name, found in evidence.players.items() if name not in TRAINED]
+    seeds = ", ".join(map(str, evidence.seeds))
+    return _table(
+        ("policy", f"mean over {len(pairs)} trainings [95 % CI over worlds]", f"training seeds {seeds}"), rows
+    )
+
+
+def over_trainings(found: Sequence[Player]) -> list[float]:
+    """Return of each world, mean over the trainings. Raises ``KeyError`` where one did not play a world."""
+    return [sum(each.returns[world] for each in found) / len(found) for world in found[0].returns]
 
 
 def players(evidence: Evidence) -> list[str]:

@@ -125,7 +125,7 @@ def test_names_and_groups_choose_steps_in_their_order() -> None:
     steps = all_steps(Places())
     names = [step.name for step in command.chosen(steps, ["ablation-base", "main", "controls"])]
     assert names == ["random", "blind", "scripted", "main", "ablation-base"]
-    assert [step.group for step in steps if step not in command.chosen(steps, None)] == ["seeds", "seeds"]
+    assert command.chosen(steps, None) == steps, "the trainings with other seeds are part of the evidence"
     assert command.chosen(steps, ["report"]) == []
 
 
@@ -255,6 +255,23 @@ def test_the_tables_say_what_was_measured() -> None:
     assert "one version behind" not in page, "what has not been measured is not in the table"
     assert "| 1 | 6." in page, "the repetition with training seed 1"
     assert "| main | 1.0 | 1.5 | 1 |" in page
+
+
+def test_the_main_table_is_over_trainings_and_names_each() -> None:
+    records = sample()
+    other = json.loads(json.dumps(records["main"]["result"]))
+    for which in ("before", "after"):
+        found = other["summary"]["evaluation"][which]
+        found["returns"] = [value + 1 for value in found["returns"]]
+    records["seed-1"]["result"] = other
+    rows = {line.split(" | ")[0]: line for line in tables.trainings(gather(records))}
+    first, second = (gather(records).seeds[seed][1].score.mean for seed in (0, 1))
+    assert f"| {(first + second) / 2:.2f} [" in rows["| SFT + RL"]
+    assert rows["| SFT + RL"].endswith(f"| {first:.2f}, {second:.2f} |")
+    assert rows["| gain of RL, paired by training and world"].count("+1.") >= 3
+    assert "| random actions" in rows
+    del records["seed-1"]
+    assert tables.trainings(gather(records)) == []
 
 
 def test_overlapping_intervals_are_not_called_clear() -> None:
