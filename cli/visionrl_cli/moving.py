@@ -8,7 +8,6 @@ import io
 from pathlib import Path
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
-
 from visionrl_trainer.report.replay import Replay, ReplayFrame, load_all
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
