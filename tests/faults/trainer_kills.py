@@ -2,8 +2,8 @@
 
 All of it is the trainer's own, but for the task app, whose episodes are a function of the iteration, and for the
 inference server, which only looks whether it could fetch the version. One process loads torch and the model, and forks
-for every attempt. It prints a JSON object per kill: the write before which the process died, and what is
-wrong with what the attempts after it made of the run (nothing, that is).
+for every attempt. It prints a JSON object per kill: the write before which the process died, and what is wrong with
+what the attempts after it made of the run (nothing, that is).
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def test_what_cannot_be_deleted_now_is_deleted_later(
 
     run = TinyRun(tmp_path, policy, keep_checkpoints=1)
     with monkeypatch.context() as patch:
-        patch.setattr("visionrl_trainer.state.folders.shutil.rmtree", busy)
+        patch.setattr("visionrl.folders.shutil.rmtree", busy)
         for _ in range(3):
             run.iterate()
     assert "is not deleted yet" in caplog.text

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from visionrl import folders
 from visionrl.adapters import write_manifest
 from visionrl.frames import decode_png, frame_hash
 from visionrl.job import JobSpec
@@ -30,7 +31,6 @@ from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.sft.checkpoint import SftCheckpoints
 from visionrl_trainer.sft.teacher import Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
-from visionrl_trainer.state import folders
 from visionrl_trainer.state.runfolder import SftFolder
 
 VALIDATION_DECISIONS = 384

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from visionrl import folders
 from visionrl.adapters import MANIFEST, ManifestError, read_manifest, write_manifest
 from visionrl.component import ConfigurationError
-from visionrl_trainer.state import folders
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionrl.adapters import ADAPTER_FILES, MANIFEST, ManifestError, Version, verified_manifest, write_manifest
-from visionrl_trainer.state import folders
+from visionrl import folders
+from visionrl.adapters import ADAPTER_FILES, MANIFEST, Version, write_manifest
 
 if TYPE_CHECKING:  # it brings torch: serving files needs none of it
     from visionrl_trainer.model.policy import Policy
@@ -33,11 +32,9 @@ class AdapterStore:
         for path in draft.iterdir():
             if path.name not in ADAPTER_FILES:
                 path.unlink()  # peft's model card
-        version = Version.of(self.job, number, write_manifest(draft))
-        if self._is_whole(version):
-            shutil.rmtree(draft)
-        else:
-            folders.place(draft, self.folder(version))
+        manifest = write_manifest(draft)
+        version = Version.of(self.job, number, manifest)
+        folders.place(draft, self.folder(version), manifest)
         return version
 
     def version(self, name: str) -> Version | None:
@@ -65,9 +62,3 @@ class AdapterStore:
         for version in self.versions()[:-1]:
             if version.name not in keep:
                 folders.retire(self.folder(version))
-
-    def _is_whole(self, version: Version) -> bool:
-        try:
-            return version.matches(verified_manifest(self.folder(version)))
-        except (OSError, ManifestError):
-            return False
