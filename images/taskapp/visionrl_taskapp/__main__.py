@@ -15,13 +15,13 @@ from typing import Any
 import uvicorn
 
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
+from visionrl.connections import connection_limit, limited_protocol, raise_file_limit
 from visionrl.rollout import EnvSpec
 from visionrl_taskapp.envs.registry import EnvironmentRefused, Prepared, prepare
 from visionrl_taskapp.policies.completions import completion_url
 from visionrl_taskapp.rollouts.traces import DEFAULT_MAX_EPISODES
 from visionrl_taskapp.server.app import Settings, TaskApp, create_app
 from visionrl_taskapp.server.auth import accepted_keys
-from visionrl_taskapp.server.protocol import connection_limit, limited_protocol, raise_file_limit
 
 log = logging.getLogger("visionrl_taskapp")
 

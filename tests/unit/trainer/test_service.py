@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 import httpx
@@ -9,10 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.support.ports import free_port
 from visionrl.adapters import write_manifest
 from visionrl.status import TrainerReport
+from visionrl_trainer.sync import service
 from visionrl_trainer.sync.publish import AdapterStore
-from visionrl_trainer.sync.service import StatusPublisher, application
+from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
 KEY = {"Authorization": "Bearer right"}
 
@@ -76,3 +80,46 @@ async def test_the_base_is_waited_for_and_absent_without_a_warm_start(
     listed = (await client.get("/base/manifest.json", headers=KEY)).json()["files"]
     assert set(listed) == {"config.json"}
     assert (await client.get("/base/config.json", headers=KEY)).text == "{}"
+
+
+async def flood(writer: asyncio.StreamWriter) -> None:
+    """100 MB of headers."""
+    for index in range(100_000):
+        writer.write(b"x-%d: %b\r\n" % (index, b"v" * 1000))
+        await writer.drain()
+
+
+async def test_a_flood_of_headers_without_a_key_is_cut_off(publisher: StatusPublisher) -> None:
+    port = free_port()
+    async with serve(application(publisher, "right"), "127.0.0.1", port):
+        for beginning in (b"GET /status HTTP/1.1\r\n", b"GET /status HTTP/1.1\r\nx: ", b"GET /"):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(beginning)
+            with pytest.raises(ConnectionError):
+                await flood(writer)
+            writer.transport.abort()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            assert (await client.get("/status", headers=KEY)).status_code == 200
+
+
+async def test_the_report_is_answered_beside_half_open_connections_without_end(
+    publisher: StatusPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "connection_limit", lambda: 4)
+    port = free_port()
+    async with serve(application(publisher, "right"), "127.0.0.1", port):
+        connections = []
+        for _ in range(16):
+            connections.append(await asyncio.open_connection("127.0.0.1", port))
+            connections[-1][1].write(b"GET /status HTTP/1.1\r\nx:")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            assert (await client.get("/status", headers=KEY)).status_code == 200
+        open_ones = 0
+        for reader, writer in connections:
+            with contextlib.suppress(ConnectionError):
+                try:
+                    await asyncio.wait_for(reader.read(), 0.2)
+                except TimeoutError:
+                    open_ones += 1
+            writer.transport.abort()
+        assert open_ones <= 4

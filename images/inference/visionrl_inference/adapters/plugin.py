@@ -66,7 +66,7 @@ class AdapterPlugin:
         self.job = self.context.job()
 
     def attach_router(self, app: FastAPI) -> None:
-        _bound_headers()
+        _bound_connections()
         arguments = app.state.args
         self.source = AdapterSource(
             self.job.name,
@@ -92,10 +92,11 @@ class AdapterPlugin:
         return {"adapters": {name: self.source.digests[name] for name in names}}
 
 
-def _bound_headers() -> None:
-    """Let uvicorn parse requests with h11, for which vLLM sets limits on headers. Its other parser, which it prefers,
-    keeps what comes in without any limit and before anybody is asked for a key."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = uvicorn.config.HTTP_PROTOCOLS["h11"]
+def _bound_connections() -> None:
+    """Give the API server the limits of our other servers. uvicorn's own parsers bound neither the time that a head
+    takes nor the connections without a request, and the one that it prefers no header, before anybody is asked for a
+    key."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "visionrl_inference.connections:limited"
 
 
 class VllmServer:

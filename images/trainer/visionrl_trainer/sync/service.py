@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from visionrl.adapters import MANIFEST
+from visionrl.connections import connection_limit, limited_protocol, raise_file_limit
 from visionrl.status import TrainerReport
 from visionrl_trainer.report.route import PAGE, report_page
 from visionrl_trainer.sync.publish import AdapterStore
@@ -109,7 +110,9 @@ class _Server(uvicorn.Server):
 async def serve(app: Starlette, host: str, port: int) -> AsyncIterator[None]:
     """Serve until the block ends. Raises ``OSError`` where the address cannot be bound."""
     listener = socket.create_server((host, port))
-    server = _Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=75))
+    raise_file_limit()
+    limited = limited_protocol(connection_limit())
+    server = _Server(uvicorn.Config(app, http=limited, ws="none", log_level="warning", timeout_keep_alive=75))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield

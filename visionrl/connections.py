@@ -1,4 +1,5 @@
-"""HTTP connections within limits: what a client may send before its request is answered, and how many stay open.
+"""A server's HTTP connections within limits: what a client may send before its request is answered, and how many stay
+open. For the components that serve with uvicorn.
 
 uvicorn with httptools bounds neither a request's head nor the time that it takes, so a client without a key could fill
 the memory with headers, or the file descriptors with connections that never finish a request.
@@ -18,13 +19,13 @@ HEAD_LIMIT = 64 * 2**10
 HEAD_TIMEOUT_S = 20.0
 """For the head of a request to arrive, and for the rest of a body that is no longer needed."""
 
-# Descriptors that are neither clients' connections nor those to inference servers: files, pipes, the trace database.
+# Descriptors that are no connections: files, pipes, the trace database.
 _RESERVED_FILES = 64
 _MOST_FILES = 2**16
 
 
 def raise_file_limit() -> None:
-    """Let the process open as many files as it may: an episode in flight holds two connections."""
+    """Let the process open as many files as it may: an episode in flight holds two connections of the task app."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -32,7 +33,7 @@ def raise_file_limit() -> None:
 
 
 def connection_limit() -> int:
-    """Clients' connections that may be open: half of the files, since the other half is for inference servers."""
+    """Clients' connections that may be open: half of the files, since the other half is for connections to others."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
     return max(1, (files - _RESERVED_FILES) // 2)
