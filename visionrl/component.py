@@ -55,7 +55,10 @@ class ComponentContext:
         except OSError as error:
             raise ConfigurationError(f"VISIONRL_KEY_FILE: cannot read {path}: {error.strerror}") from None
         if not key:
-            raise ConfigurationError(f"VISIONRL_KEY_FILE: {path} is empty")
+            raise ConfigurationError(
+                f"VISIONRL_KEY_FILE: {path} is empty; delete it and run `visionrl run` again, or delete the job's "
+                "Secret in the cluster: a new key is made, and all components start with it"
+            )
         return key
 
     @property

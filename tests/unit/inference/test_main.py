@@ -50,7 +50,7 @@ def test_help_teaches_the_environment(server: InferenceServer) -> None:
     [
         ({"VISIONRL_JOB": None}, "VISIONRL_JOB is not set"),
         ({"VISIONRL_JOB": "/no/such/file"}, "VISIONRL_JOB: "),
-        ({"VISIONRL_KEY_FILE": "/dev/null"}, "VISIONRL_KEY_FILE: /dev/null is empty"),
+        ({"VISIONRL_KEY_FILE": "/dev/null"}, "VISIONRL_KEY_FILE: /dev/null is empty; delete it and"),
         ({"VISIONRL_TRAINER_URL": ""}, "VISIONRL_TRAINER_URL is not set"),
         ({"VISIONRL_PORT": "http"}, "VISIONRL_PORT: 'http' is not a port"),
     ],
