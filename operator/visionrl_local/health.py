@@ -14,8 +14,10 @@ LOOK_SECONDS = 5.0
 """Time between two looks. Times are counted in looks, so that the sleep of the machine, or a stop of this process,
 counts for nobody."""
 STOPPED_LOOKS, SILENT_LOOKS = 3, 5
-STALLED_SECONDS = 120
-"""How long a run may have no component that computes; longer than any request of the trainer may take."""
+STALLED_SECONDS = 50
+"""How long a run may have no component that computes while its trainer says that it trains and reports nothing new. A
+model that is loaded, a kernel that is compiled, an environment that is simulated compute; pauses between retries are
+shorter."""
 IDLE_SHARE = 0.05
 """Of one core: a component that uses less does not compute. Answering probes takes less than a tenth of this."""
 

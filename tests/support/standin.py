@@ -12,6 +12,7 @@ train SECONDS  the trainer: iterates, keeps count in the run folder, ends with 0
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -73,15 +74,16 @@ def main() -> int:
 
 
 def train(seconds: int) -> int:
-    """One iteration per tick, counted among the checkpoints, up to what the job asks for; runs at least ``seconds``."""
+    """One iteration per tick, counted among the checkpoints, up to what the job asks for; runs at least ``seconds``.
+    Its report never stands still: nobody computes here, and a run in which nothing moves hangs."""
     run_dir = Path(os.environ["VISIONRL_RUN_DIR"])
     counter, end = run_dir / "checkpoints" / "iteration", time.monotonic() + seconds
     counter.parent.mkdir(exist_ok=True)
     done = int(counter.read_text()) if counter.exists() else 0
     print(f"begins at iteration {done}", flush=True)
-    while True:
+    for tick in itertools.count():
         total = json.loads(Path(os.environ["VISIONRL_JOB"]).read_text())["spec"]["training"]["iterations"]
-        report["progress"] = {"iteration": done, "total": total, "reward": done / 2}
+        report["progress"] = {"iteration": done, "total": total, "reward": done / 2, "episodes": tick}
         time.sleep(0.2)
         if done < total:
             done += 1
