@@ -115,7 +115,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         return DesiredState(
             status=_report(job_object, job, verdict, status, observed, admission, outcome, Plan(), now),
             manifests=_exporter(job_object, job, status, observed),
-            deletions=_deletions_at_the_end(job, job_object.owner, result, observed),
+            deletions=_deletions_at_the_end(job, job_object.owner, result, observed, admission),
             workload_status=change.status,
             requeue_at=expires,
             delete_job=expires is not None and expires <= now,
@@ -254,8 +254,11 @@ def _deletions(job: Job, status: JobStatus, observed: Observed, all_pods: bool) 
     return (*trainers, *exporters, *(_servers(job, observed) if all_pods else ()))
 
 
-def _deletions_at_the_end(job: Job, owner: Owner, result: Result, observed: Observed) -> tuple[Ref, ...]:
-    """A trainer that has ended stays for its log, unless a sidecar of it still holds the node."""
+def _deletions_at_the_end(
+    job: Job, owner: Owner, result: Result, observed: Observed, admission: Admission | None
+) -> tuple[Ref, ...]:
+    """A trainer that has ended stays for its log, unless a sidecar of it still holds the node. Servers stay for
+    *KeepAll*, unless the queue took their quota."""
     claim = results.claim_to_delete(job, owner, result, observed)
     exporters = [Ref("Job", name) for name in observed.exports if name != result.export_job]
     trainers = [
@@ -263,7 +266,8 @@ def _deletions_at_the_end(job: Job, owner: Owner, result: Result, observed: Obse
         for run in observed.trainers
         if (run.outcome == "Active" or run.holds_node) and not run.deleting
     ]
-    keep = job.spec.lifecycle.cleanup_policy == "KeepAll"
+    has_quota = admission is None or admission.admitted
+    keep = job.spec.lifecycle.cleanup_policy == "KeepAll" and has_quota
     return (*trainers, *exporters, *(() if keep else _servers(job, observed)), *((claim,) if claim else ()))
 
 

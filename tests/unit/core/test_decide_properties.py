@@ -199,7 +199,12 @@ class Life(RuleBasedStateMachine):
         workload = self.cluster.workload
         if workload is None or not takes_quota(workload) or true(workload, "Evicted"):
             left = set(self.cluster.objects) - set(self.cluster.decide().deletions)
-            running = {f"demo-trainer-{number}" for number, run in self.cluster.trainers.items() if not run.deleting}
+            # A trainer that has ended stays for its log.
+            running = {
+                f"demo-trainer-{number}"
+                for number, run in self.cluster.trainers.items()
+                if not run.deleting and (run.outcome == "Active" or run.holds_node)
+            }
             assert not [ref for ref in left if ref.kind == "Deployment" or ref.name in running]
 
     # --- where it ends
