@@ -42,6 +42,7 @@ EXAMPLES = """examples:
   visionrl train --config job.yaml --set training.groupSize=4 --set metadata.name=second --stream-format chart
   visionrl filter traces.db --output-dir data
   visionrl train --config configs/crafter-tiny.yaml --data data/train.jsonl --val data/val.jsonl
+  visionrl train --type sft --model Qwen/Qwen3-VL-4B-Instruct --data data/train.jsonl --trains adapter --steps 500
   visionrl train --config job.yaml --trains adapter --steps 500 --learning-rate 1e-4 --data data/train.jsonl
 """
 SECTION = "training.warmStart"
@@ -52,7 +53,12 @@ STILL_RUNS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", choices=("auto", "rl", "sft"), default="auto", help="what to train with")
-    parser.add_argument("--config", metavar="FILE", type=Path, required=True, help="job file, or the reference's TOML")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="job file, or the reference's TOML; not needed for sft on this machine with --model and --data",
+    )
     parser.add_argument("--model", metavar="NAME", help="model.base: the model to begin with")
     parser.add_argument("--data", metavar="FILE", type=Path, help="training data (default: the job's)")
     parser.add_argument("--val", metavar="FILE", type=Path, help="validation data (default: the job's)")
@@ -80,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     kind = _kind(options)
+    if options.config is None and not (kind == "sft" and options.model and options.data):
+        options.usage_error("--config FILE is needed: a job file, or the reference's TOML")
     if kind == "sft" and not (options.context or options.namespace or options.in_cluster):
         return _supervised(options)
     return _submitted(options, kind)
@@ -88,7 +96,7 @@ def command(options: argparse.Namespace) -> int:
 def _kind(options: argparse.Namespace) -> str:
     if options.type != "auto":
         return str(options.type)
-    if options.data is not None:
+    if options.data is not None or options.config is None:
         return "sft"
     try:
         return read_job_file(options.config).job.spec.algorithm.type
@@ -126,6 +134,8 @@ def _submitted(options: argparse.Namespace, kind: str) -> int:
         from visionrl_cli.places.watch import choose_view, watch
     if options.task_url or os.environ.get("TASK_APP_URL"):
         _say("note: --task-url and TASK_APP_URL are not used: a job starts its own task app")
+    if options.config is None:
+        options.usage_error("--config FILE is needed for a job in a cluster")
     changes = _changes(options)
     changes |= {"algorithm.type": "sft"} if kind == "sft" else {}
     changes |= {_camel(name): value for name, value in given(options).items()}

@@ -15,6 +15,9 @@ from visionrl.reference.conversion import Conversion
 from visionrl.reference.shared import episode_settings
 from visionrl.seeds import parse_seeds
 
+PROVIDERS = {"openai": "https://api.openai.com", "groq": "https://api.groq.com/openai"}
+"""Servers that a file names by their providers alone."""
+
 
 @dataclass(frozen=True)
 class EvalFile:
@@ -46,9 +49,11 @@ def convert_eval(data: Mapping[str, Any], lines: Lines) -> tuple[EvalFile, Conve
     _older_form(file)
     file.notes = [note for note in file.notes if not note.path.endswith("topP")]  # evaluations use it
     model, _ = file.agreed(file.text, "eval.model", f"{policy}.model")
-    file.text(f"{policy}.provider")
-    file.note(f"{policy}.provider", "not used: any server with OpenAI's API is named by its inference_url")
-    url, address = file.text(f"{policy}.inference_url"), file.text("eval.task_app_url")
+    provider, key = file.agreed(file.text, f"{policy}.provider", "eval.provider")
+    known = PROVIDERS.get(provider or "")
+    told = f"its server is {known}" if known else "not used: any server with OpenAI's API is named by its inference_url"
+    file.note(key, told)
+    url, address = file.text(f"{policy}.inference_url") or known, file.text("eval.task_app_url")
     seeds = _seeds(file)
     rollout = Rollout()
     try:

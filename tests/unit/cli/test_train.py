@@ -178,3 +178,23 @@ def test_a_chart_shows_the_last_values_between_its_marks() -> None:
     assert rows == ["    4.00    █", "    0.00  ▄██"]
     assert list(bars([1.0, 1.0], 1, height=1)) == ["    1.00 █"[:-1] + "█"]
     assert len(list(bars([-1.0, 1.0], 40))) == 8
+
+
+def test_supervised_training_needs_no_file_but_a_model_and_data(tmp_path: Path) -> None:
+    from visionrl_cli.supervised.plan import TrainOptions, make_plan
+
+    changes = {"model.base": "Qwen/Qwen3-VL-4B-Instruct", "rollout.envConfig.imageSize": 64}
+    settings = {"trains": "adapter", "steps": 5}
+    plan = make_plan(TrainOptions(None, tmp_path / "t.jsonl", None, None, settings, changes, False, False))
+    assert plan.job.name == "qwen3-vl-4b-instruct"
+    assert plan.job.spec.model.base == "Qwen/Qwen3-VL-4B-Instruct"
+    assert plan.job.spec.rollout.env_config.image_size == 64
+    assert (plan.warm_start.steps, plan.data.train) == (5, str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize("words", [["--type", "rl"], ["--type", "sft", "--model", "m"], ["--data", "d.jsonl"]])
+def test_else_a_file_is_needed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *words])
+    assert ended.value.code == 2
+    assert "--config FILE is needed" in capsys.readouterr().err

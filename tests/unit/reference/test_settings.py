@@ -50,6 +50,7 @@ def test_an_older_eval_file_has_the_policy_in_its_first_table() -> None:
         (0, 1, 2, 3),
         "https://task-app.example",
     )
+    assert found.inference_url == "https://api.openai.com"  # its provider's
     rollout, policy = found.rollout, found.rollout.policy_config
     assert (rollout.env_config.length, rollout.env_config.image_size, rollout.max_concurrent) == (50, 64, 5)
     assert (policy.use_vision, policy.image_only_mode, policy.temperature, policy.max_tokens) == (True, False, 0.7, 512)
