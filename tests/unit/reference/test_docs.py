@@ -11,7 +11,7 @@ from visionrl.reference.conversion import Conversion
 from visionrl.reference.evaluation import convert_eval
 from visionrl.reference.filter import NAMES
 from visionrl.reference.job import convert_job
-from visionrl_cli import COMMANDS
+from visionrl_cli.program import COMMANDS
 
 FILES = Path(__file__).parent / "testdata"
 PAGE = (Path(__file__).parents[3] / "docs" / "from-synth.md").read_text()
