@@ -17,3 +17,14 @@ def signed(score: Score) -> str:
 def verdict(gain: Score) -> str:
     """What an interval of a gain shows."""
     return "better" if gain.low > 0 else "worse" if gain.high < 0 else "not shown to differ"
+
+
+def duration(seconds: float) -> str:
+    """A time to wait, in the unit that it is told in.
+
+    >>> duration(40), duration(600), duration(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

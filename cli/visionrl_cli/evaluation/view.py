@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Protocol
 
 from rich.console import Console
@@ -11,12 +12,14 @@ from rich.table import Table
 
 from visionrl.seeds import seeds_text
 from visionrl_cli.evaluation.results import Comparison, Results
-from visionrl_cli.evaluation.text import signed, verdict
+from visionrl_cli.evaluation.text import duration, signed, verdict
 from visionrl_local.text import score_text
 from visionrl_local.view import is_live
 
 PLAIN_LINES = 10
 """Progress lines of a whole evaluation where there is no terminal."""
+FIRST_ESTIMATE = 20
+"""Episodes after which the time that is left is told."""
 
 
 class View(Protocol):
@@ -35,17 +38,29 @@ def choose_view(total: int) -> View:
 
 
 class PlainView:
-    """Ten lines in total, where there is no terminal."""
+    """Ten lines in total, where there is no terminal, and one as soon as there is something to tell the time from."""
 
     def __init__(self, total: int) -> None:
         self._total = total
+        self._began: tuple[float, int] | None = None
+        """When the first episode of this session ended, and how many were done then."""
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def played(self, done: int, mean: float) -> None:
-        if done == self._total or done * PLAIN_LINES // self._total > (done - 1) * PLAIN_LINES // self._total:
-            self.note(f"{done}/{self._total} episodes, a mean return of {mean:.2f} so far")
+        now = time.monotonic()
+        self._began = self._began or (now, done)
+        began, before = self._began
+        first_estimate = done == before + FIRST_ESTIMATE
+        if (
+            done == self._total
+            or first_estimate
+            or done * PLAIN_LINES // self._total > ((done - 1) * PLAIN_LINES // self._total)
+        ):
+            left = (self._total - done) * (now - began) / max(1, done - before)
+            about = f", about {duration(left)} left" if done >= before + FIRST_ESTIMATE and done < self._total else ""
+            self.note(f"{done}/{self._total} episodes, a mean return of {mean:.2f} so far{about}")
 
     def close(self) -> None:
         pass

@@ -16,8 +16,8 @@ from visionrl_cli import main
 from visionrl_cli.evaluation.local_policy import open_model, open_run
 from visionrl_cli.evaluation.plan import EvalOptions, make_plan
 from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
-from visionrl_cli.evaluation.text import EvalError
-from visionrl_cli.evaluation.view import comparison_lines, rows
+from visionrl_cli.evaluation.text import EvalError, duration
+from visionrl_cli.evaluation.view import PlainView, comparison_lines, rows
 from visionrl_trainer.rollout.evaluate import EpisodeScore
 
 TINY = Path(__file__).parents[3] / "configs" / "crafter-tiny.yaml"
@@ -245,6 +245,16 @@ def test_a_model_of_the_hub_or_in_a_folder_plays_without_an_adapter(tmp_path: Pa
 
 
 # --- results
+
+
+def test_a_long_evaluation_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView(100_000)
+    for done in range(1, 200):
+        view.played(done, 3.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("21/100000 episodes, a mean return of 3.00 so far, about ")
+    assert line.endswith(" left")
+    assert [duration(seconds) for seconds in (40, 600, 9000)] == ["40 s", "10 min", "2.5 h"]
 
 
 def test_results_come_back_from_their_file(tmp_path: Path) -> None:

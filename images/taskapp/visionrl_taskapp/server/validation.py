@@ -27,6 +27,9 @@ _UNUSED = (
     ("record", "value"),
 )
 
+_OPEN: tuple[tuple[str, ...], ...] = ((), ("env",), ("policy",))
+"""Places of a request where null stands for a default."""
+
 # vLLM samples at 0.01 where a request says less, and at 0 it does not sample.
 MIN_TRAINING_TEMPERATURE = 0.01
 
@@ -77,7 +80,12 @@ def _at(data: Any, path: tuple[str, ...]) -> Any:
 
 
 def _without_unused(data: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    kept = {name: value for name, value in data.items() if (*path, name) not in _UNUSED}
+    """Without unused fields, and without the nulls that the reference's clients send for what they leave open."""
+    kept = {
+        name: value
+        for name, value in data.items()
+        if (*path, name) not in _UNUSED and not (value is None and path in _OPEN)
+    }
     return {
         name: _without_unused(value, (*path, name)) if isinstance(value, Mapping) and len(path) < 2 else value
         for name, value in kept.items()
