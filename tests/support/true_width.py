@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoProcessor, PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.convert_slow_tokenizer import TikTokenConverter
+
+if TYPE_CHECKING:
+    from visionrl_trainer.model.policy import Policy
 
 VOCABULARY = 151_936
 FIRST_SPECIAL = 151_643
@@ -82,6 +85,23 @@ def build_true_width(folder: Path, layers: int = 2, vision_depth: int = 6, seed:
     model.save_pretrained(folder)
     _write_processor(folder)
     return folder
+
+
+def full_policy(folder: Path, device: torch.device) -> Policy:
+    """The published shape, 4.4 billion parameters, with random weights on a device; ``folder`` gets its processor."""
+    from visionrl_trainer.model.packing import ATTENTION
+    from visionrl_trainer.model.policy import Policy
+
+    folder.mkdir(parents=True)
+    tokenizer().save_pretrained(folder)
+    _write_processor(folder)
+    with torch.device(device):
+        model = Qwen3VLForConditionalGeneration._from_config(
+            true_width_config(36, 24),
+            dtype=torch.bfloat16,
+            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
+        )
+    return Policy(model.eval(), AutoProcessor.from_pretrained(folder), device, torch.bfloat16)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

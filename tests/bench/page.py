@@ -1,0 +1,129 @@
+"""docs/benchmarks.md, from the benchmarks' JSON files: a table each, with the machine and how busy it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Benchmarks
+
+`make bench` writes this page from the JSON files of `python -m tests.bench.NAME --json FILE`. Sides that are compared
+are interleaved in one run; figures are medians, ± is the interquartile range over the median (of fewer than four,
+the whole range). Processor time is compared, not the clock, wherever a machine is shared: *load* is the number of
+processes that wanted a core. No test depends on a timing.
+"""
+MISSING = "Not run on this machine yet: "
+
+
+def page(results: Path) -> str:
+    """The page of the results in a folder."""
+    found = {name: json.loads((results / f"{name}.json").read_text()) for name in TABLES if _exists(results, name)}
+    sections = [f"## {TITLES[name]}\n\n{TABLES[name](result)}{_machine(result)}" for name, result in found.items()]
+    missing = [f"`{name}`" for name in TABLES if name not in found]
+    end = [MISSING + ", ".join(missing) + ".\n"] if missing else []
+    return "\n".join([HEAD, *sections, *end])
+
+
+def _exists(results: Path, name: str) -> bool:
+    return (results / f"{name}.json").is_file()
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    machine = result.get("machine")
+    if not isinstance(machine, dict):
+        return ""
+    load = ", ".join(map(str, machine["load"]))
+    return f"\n{machine['processor']}, {machine['cores']} cores, load {load}, {machine['date']}.\n"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _trainer(result: Mapping[str, Any]) -> str:
+    text = "One iteration's update against TRL's GRPOTrainer on the same rows (`python -m tests.bench.trainer -h`).\n\n"
+    rows = [
+        (
+            name,
+            side,
+            f"{row['iteration_s']:.2f} ± {row['spread']:.0%}",
+            f"{row['tokens_per_s']:,}",
+            f"{row['mfu']:.0%}",
+            f"{row['peak_over_loaded_mib']:,}",
+            f"{row['logprobs_differ_by']:.0e}",
+        )
+        for name, shape in result["shapes"].items()
+        for side, row in shape["sides"].items()
+    ]
+    columns = ("rows", "side", "CPU s an iteration", "tokens/s", "MFU", "peak MiB over loaded", "logprobs differ by")
+    ratios = [
+        (name, side, f"{by['iteration']}×", f"{by['update_alone']}×", f"{by['peak_over_loaded']}×")
+        for name, shape in result["shapes"].items()
+        for side, by in shape["over_ours"].items()
+    ]
+    header = ("rows", "side", "time of an iteration over ours", "of the update alone", "peak memory")
+    return text + _table(columns, rows) + "\n" + _table(header, ratios)
+
+
+def _gpu(result: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            row["device"],
+            row["decisions"],
+            row["lever"],
+            f"{row['seconds']} ± {row['spread']:.0%}",
+            f"{row['tokens_per_s']:,}",
+            "–" if row["mfu"] is None else f"{row['mfu']:.1%}",
+            row["peak_gib"],
+        )
+        for row in result["rows"]
+    ]
+    text = _table(("device", "decisions", "lever", "seconds", "tokens/s", "MFU", "peak GiB"), rows)
+    if waits := result["waits_for_a_card"]:
+        text = (
+            "Nothing here was run on a GPU yet: on a CPU the program runs with a tiny model, to show that it does.\n"
+            "What waits for a card:\n\n" + "".join(f"- {line}\n" for line in waits) + "\n" + text
+        )
+    return text
+
+
+def _sync(result: Mapping[str, Any]) -> str:
+    rows = [(r["what"], r["mb"], f"{r['seconds']} ± {r['spread']:.0%}", r["cpu_s"]) for r in result["rows"]]
+    return _table(("part", "MB", "seconds", "CPU s"), rows)
+
+
+def _startup(result: Mapping[str, Any]) -> str:
+    return _table(("what", "CPU s"), [(r["what"], f"{r['cpu_s']} ± {r['spread']:.0%}") for r in result["rows"]])
+
+
+def _rows(result: Mapping[str, Any]) -> str:
+    """A table of rows that all have the same simple fields."""
+    rows = result["rows"]
+    columns = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
+    shown = [[_short(row.get(key)) for key in columns] for row in rows]
+    return _table([column.replace("_", " ") for column in columns], shown)
+
+
+def _short(value: Any) -> Any:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+
+
+TABLES = {
+    "trainer": _trainer,
+    "gpu": _gpu,
+    "sync": _sync,
+    "startup": _startup,
+    "env": _rows,
+    "taskapp": _rows,
+}
+TITLES = {
+    "trainer": "Trainer, against TRL",
+    "gpu": "The 4B on a card",
+    "sync": "A new version on its way to a server",
+    "startup": "Starting",
+    "env": "Crafter, against the stock environment with Pillow (CPU ms a call)",
+    "taskapp": "Task app, with the scripted player",
+}
