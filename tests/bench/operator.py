@@ -76,7 +76,7 @@ class Arrivals:
         self._missing: dict[str, dict[str, int]] = defaultdict(lambda: dict(FIRST_CHILDREN))
         self._changed = asyncio.Event()
 
-    def encode_images(self, kind: str, name: str) -> None:
+    def add(self, kind: str, name: str) -> None:
         missing = self._missing[name]
         missing[kind] -= 1
         if all(count <= 0 for count in missing.values()) and name not in self.complete:
@@ -119,7 +119,7 @@ async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) 
     async for line in response.content:
         event = json.loads(line)
         if event["type"] == "ADDED":
-            arrivals.encode_images(kind, event["object"]["metadata"]["labels"]["visionrl.dev/job"])
+            arrivals.add(kind, event["object"]["metadata"]["labels"]["visionrl.dev/job"])
 
 
 def job(name: str) -> dict[str, Any]:

@@ -134,6 +134,15 @@ FAILED = {
     "ActiveDeadlineExceeded": "raise spec.lifecycle.activeDeadlineSeconds, or ask for fewer spec.training.iterations",
     "PreRunningDeadlineExceeded": "the trainer did not run in time: what it waited for is below; or raise "
     "spec.lifecycle.preRunningDeadlineSeconds",
+    "FailedToStart": "change spec.placement or spec.queueName: the queue's flavors contradict what the job asks for",
+}
+
+# By the beginning of the reason of the condition Admitted.
+NOT_ADMITTED = {
+    "NoKueue": "install Kueue and give the operator its rights (chart value kueue.enabled), or leave spec.queueName out",
+    "Deactivated": "mend why it was deactivated, then set spec.active of its Workload to true",
+    "Inadmissible": "kubectl get localqueues: is there one of this name, and does its ClusterQueue exist?",
+    "": "kubectl get workloads, kubectl describe clusterqueue: what its quota is used for",
 }
 
 
@@ -190,10 +199,8 @@ def _conditions(status: JobStatus) -> Iterator[Cause]:
     elif accepted is not None and accepted.message:
         yield Cause(f"a warning: {accepted.message}", "nothing, where it is meant")
     if admitted is not None and admitted.status == "False":
-        yield Cause(
-            f"Kueue has not admitted it: {admitted.message}",
-            "kubectl get workloads, kubectl describe clusterqueue: what its quota is used for",
-        )
+        fix = next(fix for reason, fix in NOT_ADMITTED.items() if admitted.reason.startswith(reason))
+        yield Cause(f"Kueue has not admitted it: {admitted.message}", fix)
     if (drifted := status.condition("Drifted")) is not None and drifted.status == "True":
         yield Cause(
             f"somebody else keeps changing its objects: {drifted.message}",

@@ -106,10 +106,25 @@ WAITS = {
         JobStatus(
             conditions=[
                 condition("Accepted", "True", "Valid"),
-                condition("Admitted", "False", "QuotaPending", "waits for queue q"),
+                condition("Admitted", "False", "Pending", "waits for queue q"),
             ]
         ),
         "kubectl get workloads",
+    ),
+    "deactivated": (
+        JobStatus(
+            conditions=[
+                condition("Accepted", "True", "Valid"),
+                condition("Admitted", "False", "DeactivatedDueToRequeuingLimitExceeded", "too many retries"),
+            ]
+        ),
+        "spec.active of its Workload",
+    ),
+    "no Kueue": (
+        JobStatus(
+            conditions=[condition("Accepted", "True", "Valid"), condition("Admitted", "False", "NoKueue", "waits")]
+        ),
+        "kueue.enabled",
     ),
     "no operator": (JobStatus(), "app.kubernetes.io/name=visionrl"),
 }
