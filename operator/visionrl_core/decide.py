@@ -39,7 +39,7 @@ from visionrl_core.manifests.storage import made_claim
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.observed import JobObject, Observed, ObservedComponent, StuckPod
-from visionrl_core.policies import failure, lifecycle, queueing, readiness, results
+from visionrl_core.policies import failure, lifecycle, queueing, readiness, results, volumes
 from visionrl_core.policies.queueing import Admission
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
@@ -87,6 +87,9 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
     """Decide about one job. ``previous`` is the status as it was last written."""
     before = accepted.job_of(previous.accepted) or observed.accepted
     verdict = validate(job_object.document, before, observed.rules)
+    if before is None and verdict.job is not None:
+        conflict = volumes.cache_conflict(verdict.job.spec, observed.cache_access)
+        verdict = Verdict(None, False, "CacheNotShared", conflict) if conflict else verdict
     if verdict.job is None:
         return DesiredState(_rejected(job_object, previous, verdict, now))
     job, status, outcome = verdict.job, previous, conditions.outcome_of(previous)

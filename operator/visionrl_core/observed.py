@@ -148,6 +148,8 @@ class Observed:
     stuck: tuple[StuckPod, ...] = ()
     report: TrainerReport | None = None
     """Of the trainer that runs now."""
+    cache_access: tuple[str, ...] = ()
+    """Access modes of the claim with the model cache; empty where nobody knows them."""
     queue: Queue | None = None
     """Of a job that names a queue, where the executor has queues."""
     idle: timedelta = timedelta(0)

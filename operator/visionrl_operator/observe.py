@@ -37,6 +37,8 @@ class Asked:
 
     key: str | None
     """Digest of the key in the job's Secret; None where it has none."""
+    cache_access: tuple[str, ...] = ()
+    """Access modes of the claim with the model cache, before the job is accepted."""
     queue: Queue | None = None
     """Of a job that names one; its Workload is watched."""
     creation_failures: Mapping[int, str] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def observe(
         orphaned_trainer_pods=len(orphans),
         stuck=asked.stuck,
         report=report,
+        cache_access=asked.cache_access,
         queue=asked.queue,
         idle=idle,
     )

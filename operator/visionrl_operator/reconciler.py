@@ -17,7 +17,7 @@ from visionrl_core.attempts import live
 from visionrl_core.clock import moment
 from visionrl_core.decide import OUT_OF_SERVICE, DesiredState, decide
 from visionrl_core.events import JobEvent, event_manifest, events_between
-from visionrl_core.kinds import EVENT, NODE, SECRET, WORKLOAD, Kind, Kueue
+from visionrl_core.kinds import EVENT, NODE, OWNED_KINDS, SECRET, WORKLOAD, Kind, Kueue
 from visionrl_core.kueue import Flavor, Queue, WorkloadView, flavor_of
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
@@ -198,6 +198,8 @@ class Reconciler:
         if starting:
             asked = replace(asked, problems=await self._problems(job, starting_pods(objects), now))
         again = STARTING_CHECK_SECONDS if starting else None
+        if not job.status.get("accepted"):
+            asked = replace(asked, cache_access=await self._cache_access(job))
         if job.object.document["spec"].get("queueName"):
             workload = workload_of(job, objects)
             asked = replace(asked, queue=await self._queue(job, workload[1] if workload else None))
@@ -222,6 +224,14 @@ class Reconciler:
         key = await read_key(self._api, self._store, Key(job.owner.namespace, job.owner.name))
         memory.key, memory.key_seen = key_digest(key) if key is not None else None, self._clock()
         return memory.key
+
+    async def _cache_access(self, job: StoredJob) -> tuple[str, ...]:
+        storage = job.object.document["spec"].get("storage")
+        name = storage.get("modelCacheClaim") if isinstance(storage, dict) else None
+        if not isinstance(name, str) or not name:
+            return ()
+        claim = await self._api.get(OWNED_KINDS["PersistentVolumeClaim"], job.owner.namespace, name)
+        return tuple(claim["spec"].get("accessModes", ())) if claim is not None else ()
 
     async def _queue(self, job: StoredJob, workload: WorkloadView | None) -> Queue:
         if self._kueue is None:

@@ -139,7 +139,7 @@ FAILED = {
 
 # By the beginning of the reason of the condition Admitted.
 NOT_ADMITTED = {
-    "NoKueue": "install Kueue and give the operator its rights (chart value kueue.enabled), or leave spec.queueName out",
+    "NoKueue": "install Kueue and give the operator its rights (chart: kueue.enabled), or leave spec.queueName out",
     "Deactivated": "mend why it was deactivated, then set spec.active of its Workload to true",
     "Inadmissible": "kubectl get localqueues: is there one of this name, and does its ClusterQueue exist?",
     "": "kubectl get workloads, kubectl describe clusterqueue: what its quota is used for",

@@ -467,6 +467,40 @@ async def test_an_invalid_job_is_told_what_is_wrong_and_gets_nothing() -> None:
     assert world.events() == ["Invalid"]
 
 
+@pytest.mark.parametrize(
+    ("modes", "topology", "accepted"),
+    [
+        (["ReadWriteOnce"], "Any", False),
+        (["ReadWriteOnce"], "DifferentNodes", False),
+        (["ReadWriteOnce"], "SameNode", True),
+        (["ReadWriteOncePod"], "SameNode", False),
+        (["ReadWriteOnce", "ReadWriteMany"], "Any", True),
+        (["ReadOnlyMany"], "DifferentNodes", True),
+    ],
+)
+async def test_a_model_cache_that_two_nodes_cannot_mount_is_refused(
+    modes: list[str], topology: str, accepted: bool
+) -> None:
+    world = World({"storage.modelCacheClaim": "models", "placement.topology": topology})
+    metadata = {"name": "models", "namespace": "default"}
+    world.server.put("persistentvolumeclaims", {"metadata": metadata, "spec": {"accessModes": modes}})
+    await world.settle()
+    assert (world.condition("Accepted")["status"] == "True") is accepted
+    assert bool(world.server.of("deployments")) is accepted
+    if not accepted:
+        assert "models is ReadWriteOnce" in world.condition("Accepted")["message"]
+
+
+async def test_a_job_that_runs_is_not_refused_for_its_cache() -> None:
+    world = World({"storage.modelCacheClaim": "models"})
+    await world.settle()
+    metadata = {"name": "models", "namespace": "default"}
+    world.server.put("persistentvolumeclaims", {"metadata": metadata, "spec": {"accessModes": ["ReadWriteOnce"]}})
+    world.restart()
+    await world.settle()
+    assert world.condition("Accepted")["status"] == "True"
+
+
 async def test_events_that_cannot_be_posted_stop_nothing() -> None:
     world = World()
     world.server.fault = lambda method, path: (
