@@ -69,6 +69,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "nonsense in the lock": with_content("trainer.lock", b"\xff" * 64),
     "stray files everywhere": with_strays,
     "a replay folder that is a file": with_a_file_for_a_folder,
+    "damaged facts": with_content("facts.json", b"\xff"),
     "facts that are a folder": lambda run: with_a_folder_for_a_file(run / "facts.json"),
 }
 

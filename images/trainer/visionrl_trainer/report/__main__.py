@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s report: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the trainer, whose end is this process's end
-    os.nice(19)
+    os.nice(10)
     folder, report = RunFolder(Path(arguments[0])), TrainerReport(phase="Starting")
     os.set_blocking(sys.stdin.fileno(), False)
     rest, ended = b"", False

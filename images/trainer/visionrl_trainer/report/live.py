@@ -17,8 +17,10 @@ from visionrl_trainer.sync.service import StatusPublisher
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
-LAST_PAGE_SECONDS = 15.0
-"""What the last page may take; a pod has 30 s to end."""
+STOP_SECONDS = 20.0
+"""What the last page of a trainer that was stopped may take; a pod has 30 s to end."""
+END_SECONDS = 120.0
+"""The same where the run has ended: the page of the result is worth waiting for on a busy machine."""
 COMMAND = (sys.executable, "-m", "visionrl_trainer.report")
 
 
@@ -34,7 +36,8 @@ async def kept_up_to_date(publisher: StatusPublisher) -> AsyncIterator[None]:
         following.cancel()
         with not_essential("the last report"):
             if publisher.report_file is not None:
-                await asyncio.wait_for(writer.close(publisher.report_file, publisher.report), LAST_PAGE_SECONDS)
+                limit = END_SECONDS if publisher.report.phase in ("Complete", "Failed") else STOP_SECONDS
+                await asyncio.wait_for(writer.close(publisher.report_file, publisher.report), limit)
 
 
 async def _follow(writer: _Writer, publisher: StatusPublisher) -> None:
@@ -73,12 +76,8 @@ class _Writer:
         return self.process
 
     async def close(self, file: Path, report: TrainerReport) -> None:
-        """Ask for the last page, and wait for it."""
-        try:
-            process = await self.write(file, report)
-            assert process.stdin is not None
-            process.stdin.close()
-            await process.wait()
-        finally:
-            if self.process is not None and self.process.returncode is None:
-                self.process.kill()
+        """Ask for the last page, and wait for it. The process ends by itself, with its input."""
+        process = await self.write(file, report)
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
