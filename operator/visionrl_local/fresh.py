@@ -11,7 +11,8 @@ from visionrl_local.folder import LocalError, LocalFolder
 
 # In the order of deletion. The job comes last: a deletion that was cut off leaves a folder that is still a run's.
 MADE_BY_RUNS = (
-    *("checkpoints", "adapters", "base", "probe", "warm-start", "films", "logs", "secret"),
+    *("checkpoints", "adapters", "base", "probe", "warm-start", "films", "tensorboard", "logs", "secret"),
+    *("trackio", "wandb", "mlflow.db"),
     *("traces.db", "traces.db-shm", "traces.db-wal", "traces.db-journal", "metrics.jsonl", "evaluations.jsonl"),
     *("summary.json", "facts.json", "report.html", "submitted.json"),
     *("status.json.damaged", "status.json", "config.json", "job"),

@@ -36,6 +36,7 @@ from visionrl.job.operations import (
 )
 from visionrl.job.rollout import DEFAULT_ENVIRONMENT, ENV_NAME, POLICIES, EnvSettings, PolicySettings, Rollout
 from visionrl.job.spec import Job, JobSpec, Metadata
+from visionrl.job.tracking import Mlflow, Tracking, Trackio, Wandb
 from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, SupervisedData, Training, WarmStart
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Lifecycle",
     "Lora",
     "Metadata",
+    "Mlflow",
     "Model",
     "NonNegativeInt",
     "Overrides",
@@ -86,8 +88,11 @@ __all__ = [
     "TaskApp",
     "TinyModel",
     "Toleration",
+    "Tracking",
+    "Trackio",
     "Trainer",
     "Training",
     "Vllm",
+    "Wandb",
     "WarmStart",
 ]

@@ -11,6 +11,7 @@ from visionrl.job.components import Inference, TaskApp, Trainer
 from visionrl.job.model import PolicyModel
 from visionrl.job.operations import FailurePolicy, Lifecycle, Overrides, Placement, Storage
 from visionrl.job.rollout import Rollout
+from visionrl.job.tracking import Tracking
 from visionrl.job.training import Algorithm, Evaluation, Training
 
 
@@ -25,6 +26,7 @@ class JobSpec(Model):
     rollout: Rollout = Rollout()
     training: Training
     evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
     storage: Storage = Storage()
     placement: Placement = Placement()
     failure_policy: FailurePolicy = FailurePolicy()

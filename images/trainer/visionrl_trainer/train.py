@@ -50,6 +50,7 @@ from visionrl_trainer.state.run import RunState, RunStore
 from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.service import StatusPublisher
 from visionrl_trainer.sync.weight_sync import WeightSync
+from visionrl_trainer.tracking import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class _Run:
             Sampler(self.taskapp, spec, job.name, context.inference_url, self.expect, self.meter.episode)
         )
         self.films = FilmMaker(self.folder.films)
+        self.trackers = Trackers(job, self.folder.root)
         self.sync_seconds = 0.0
 
     async def train(self) -> None:
@@ -147,6 +149,7 @@ class _Run:
         finally:
             await self.rollouts.close()
             await self.films.close()
+            await asyncio.to_thread(self.trackers.close)
         await self._checkpoint()
         self._finish()
 
@@ -187,6 +190,7 @@ class _Run:
         }
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)
+        self.trackers.log("training", record, iteration + 1)
         check(self.folder.metrics.records(), spec.training.guards)
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
             self.state = self._after(record, await compute(self.store.publish, self.policy))
@@ -295,6 +299,7 @@ class _Run:
                 self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
             )
             self.store.evaluations.append({"iteration": iteration, **found.summary()})
+            self.trackers.log("evaluation", found.summary(), iteration)
             with not_essential("the film"):
                 film = await films.record(self.taskapp, spec, policy, iteration)
                 await asyncio.to_thread(films.save, film, self.folder.films)

@@ -45,6 +45,7 @@ def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "", defaults: P
             # Threads that spin while they wait for one without a core make a training step several times slower.
             ("OMP_WAIT_POLICY", "PASSIVE"),
         ),
+        env_from=job.spec.tracking.secret_ref,
         urls=("taskApp", "inference"),
         pod_affinity=trainer_affinity(job),
         probes={
