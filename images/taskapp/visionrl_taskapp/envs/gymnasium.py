@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -241,6 +242,8 @@ def _prompt(title: str, names: Sequence[str], instructed: bool, style: PromptSty
 
 
 def _make(settings: Settings) -> Any:
+    # pygame, which many games import, greets on the standard output, where a command's JSON goes.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
         import gymnasium
     except ImportError:

@@ -159,9 +159,11 @@ class TaskApp:
     async def openapi(self, _request: Request) -> Response:
         return json_response(openapi.document())
 
-    async def rollout(self, request: Request) -> Response:
-        data = parse_json(await read_body(request))
-        return raw(await self.runs.response(parse_request(data), partial(self._play, unused_fields(data))))
+    async def rollout(self, http: Request) -> Response:
+        data = parse_json(await read_body(http))
+        # In a thread: an environment that was not asked for before may take seconds to be examined.
+        request = await asyncio.to_thread(parse_request, data)
+        return raw(await self.runs.response(request, partial(self._play, unused_fields(data))))
 
     async def done(self, request: Request) -> Response:
         """The client needs a run no more, `{"run_id": …}`: its cached response is dropped. The body may be empty."""
