@@ -126,7 +126,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
 
     places = admission.places if admission is not None else {}
     plan = Plan() if stop is not None or places is None else _plan(job_object, job, status, places, observed, now)
-    desired = [*base_manifests(job, owner, observed.spare_key), *plan.workloads]
+    desired = [*base_manifests(job, owner, observed.spare_key, observed.rules.scraped_by), *plan.workloads]
     desired += [seal(change.make)] if change.make is not None else []
     timers = [deadline.at for deadline in lifecycle.deadlines(job.spec, status)]
     timers += [plan.retry_at] if plan.retry_at else []

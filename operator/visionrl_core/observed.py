@@ -114,6 +114,8 @@ class ClusterRules:
     """Whether a new job's pod templates may go beyond the *restricted* Pod Security Standard."""
     pod_defaults: PodDefaults = NO_DEFAULTS
     """What all pods of jobs get."""
+    scraped_by: tuple[Mapping[str, Any], ...] = ()
+    """NetworkPolicy peers that may read metrics of servers and trainers; none of them without one."""
 
 
 NO_RULES = ClusterRules()

@@ -118,6 +118,7 @@ async def _controller(
         allowed_images=options.allowed_images,
         allow_privileged=options.allow_privileged,
         pod_defaults=PodDefaults(options.pod_template, options.fixed_ids),
+        scraped_by=options.scraped_by,
     )
     kueue = await _kueue(api, options)
     reconciler = Reconciler(api, store, probes, metrics, rules, kueue)

@@ -65,6 +65,8 @@ class Options:
     """Whether pods of jobs name user and group."""
     allow_privileged: bool = False
     """Whether pod templates of jobs may go beyond the *restricted* Pod Security Standard."""
+    scraped_by: tuple[Mapping[str, Any], ...] = ()
+    """NetworkPolicy peers that may read metrics of jobs."""
     lease_name: str = "visionrl-operator"
     """Operators that share it elect one leader."""
     lease_namespace: str = "default"
@@ -139,6 +141,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "tolerations (default: nothing)",
     )
     run.add_argument(
+        "--scraped-by",
+        metavar="JSON",
+        type=_peers,
+        help="list of NetworkPolicy peers that may read /metrics of jobs' servers and trainers (default: nobody)",
+    )
+    run.add_argument(
         "--fixed-ids",
         action=argparse.BooleanOptionalAction,
         help="without it, pods of jobs name no user and group: for clusters that assign them, as OpenShift does "
@@ -198,6 +206,19 @@ def _template(text: str) -> dict[str, Any]:
     if wrong:
         raise argparse.ArgumentTypeError(wrong[0])
     return found
+
+
+def _peers(text: str) -> tuple[dict[str, Any], ...]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    known = {"podSelector", "namespaceSelector", "ipBlock"}
+    if not isinstance(found, list) or not all(
+        isinstance(peer, dict) and peer and peer.keys() <= known for peer in found
+    ):
+        raise argparse.ArgumentTypeError("must be a list of peers with podSelector, namespaceSelector or ipBlock")
+    return tuple(found)
 
 
 def _prefixes(text: str) -> tuple[str, ...]:

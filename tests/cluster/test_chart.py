@@ -240,6 +240,18 @@ def test_the_right_to_read_secrets_can_be_limited_to_some_namespaces() -> None:
     }
 
 
+def test_metrics_of_jobs_can_be_scraped() -> None:
+    assert "PodMonitor" not in kinds(render())
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    found = render(
+        *("--set", "metrics.jobs.podMonitor.enabled=true"), *("--set-json", f"metrics.jobs.from={json.dumps(peers)}")
+    )
+    selected = only(found, "PodMonitor")["spec"]
+    assert selected["namespaceSelector"] == {"any": True}
+    assert selected["podMetricsEndpoints"][0]["path"] == "/metrics"
+    assert options.parse(["run", *arguments(found)], {}).scraped_by == tuple(peers)
+
+
 def test_what_all_pods_of_jobs_get_reaches_the_operator() -> None:
     default = options.parse(["run", *arguments(render())], {})
     assert (default.pod_template, default.fixed_ids, default.allow_privileged) == ({}, True, False)

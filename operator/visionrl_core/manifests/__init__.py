@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from visionrl.job import Job
 from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, key_digest, seal
 from visionrl_core.manifests.config import config_map, secret
@@ -14,14 +17,14 @@ from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.manifests.workloads import service
 
 
-def base_manifests(job: Job, owner: Owner, key: str) -> list[Manifest]:
+def base_manifests(job: Job, owner: Owner, key: str, scraped_by: Sequence[Mapping[str, Any]] = ()) -> list[Manifest]:
     """What a job needs for as long as it exists, in the order of creation: configuration, claim, addresses."""
     claim, export = run_claim(job, owner), export_policy(job, owner)
     manifests = [
         secret(owner, key),
         config_map(job, owner),
         *([claim] if claim else []),
-        *network_policies(job, owner),
+        *network_policies(job, owner, scraped_by),
         *([export] if export else []),
         *(service(owner, component) for component in COMPONENTS),
     ]

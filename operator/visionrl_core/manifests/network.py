@@ -6,6 +6,9 @@ from its checkpoint on any node.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from visionrl.job import Job
 from visionrl_core.manifests.common import (
     COMPONENT_LABEL,
@@ -22,8 +25,10 @@ _HTTP = [{"protocol": "TCP", "port": PORT}]
 _DNS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
 
 
-def network_policies(job: Job, owner: Owner) -> list[Manifest]:
+def network_policies(job: Job, owner: Owner, scraped_by: Sequence[Mapping[str, Any]] = ()) -> list[Manifest]:
+    """``scraped_by``: NetworkPolicy peers that may read metrics."""
     policies = [_between_components(owner), _operator_reads_report(owner)]
+    policies += [_metrics(owner, scraped_by)] if scraped_by else []
     return [*policies, _hub(owner)] if model_comes_from_hub(job) else policies
 
 
@@ -61,6 +66,22 @@ def _operator_reads_report(owner: Owner) -> Manifest:
             "podSelector": {"matchLabels": selector(owner.name, "trainer")},
             "policyTypes": ["Ingress"],
             "ingress": [{"from": [operator], "ports": _HTTP}],
+        },
+    )
+
+
+def _metrics(owner: Owner, peers: Sequence[Mapping[str, Any]]) -> Manifest:
+    """Whoever may reach the port may ask for metrics without a key, and for nothing else."""
+    measured = {"key": COMPONENT_LABEL, "operator": "In", "values": [SUFFIXES["inference"], SUFFIXES["trainer"]]}
+    return owned_manifest(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        f"{owner.name}-metrics",
+        owner,
+        spec={
+            "podSelector": {"matchLabels": selector(owner.name), "matchExpressions": [measured]},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [dict(peer) for peer in peers], "ports": _HTTP}],
         },
     )
 

@@ -127,7 +127,8 @@ def _admitted(job: Job, owner: Owner, queue: Queue, found: WorkloadView, observe
     }
     refused = ""
     if not holds_quota(observed):  # what runs already stays where it is
-        wrong = (conflict(pods, places.get(name, Place())) for name, pods in pod_makers(job, owner).items())
+        made = pod_makers(job, owner, observed.rules.pod_defaults)
+        wrong = (conflict(pods, places.get(name, Place())) for name, pods in made.items())
         refused = next(filter(None, wrong), "") or _topology(found)
     return Admission(True, "Admitted", f"by queue {job.spec.queue_name}{_shown(found)}", places, refused)
 
@@ -186,11 +187,10 @@ def workload_change(
     if found is None:
         wanted = succeeded is None and not job.spec.suspend and not holding
         known = job.spec.queue_priority_class is None or queue.priority is not None
-        return WorkloadChange(
-            make=workload(job, owner, queue.api_version, queue.priority, observed.rules.pod_defaults)
-            if wanted and known
-            else None
-        )
+        if not (wanted and known):
+            return WorkloadChange()
+        defaults = observed.rules.pod_defaults
+        return WorkloadChange(make=workload(job, owner, queue.api_version, queue.priority, defaults))
     if found.deleting:
         return WorkloadChange()
     if succeeded is not None:

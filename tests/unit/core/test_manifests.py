@@ -13,6 +13,7 @@ from visionrl.job import Job
 from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
 from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
+from visionrl_core.manifests.network import network_policies
 from visionrl_core.manifests.storage import claim_of
 from visionrl_core.manifests.trainer import trainer_job
 
@@ -307,6 +308,15 @@ def test_every_field_is_one_that_kubernetes_knows(changes: dict[str, Any]) -> No
         version = manifest["apiVersion"].rpartition("/")[2]
         typed = api.deserialize(json.dumps(manifest), f"{version.capitalize()}{manifest['kind']}", "application/json")
         assert api.sanitize_for_serialization(typed) == manifest
+
+
+def test_metrics_are_reached_by_those_whom_the_cluster_names() -> None:
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    names = {name["metadata"]["name"]: name for name in network_policies(job(), OWNER, [monitoring])}
+    rule = names["demo-metrics"]["spec"]
+    assert rule["ingress"] == [{"from": [monitoring], "ports": [{"protocol": "TCP", "port": 8000}]}]
+    assert rule["podSelector"]["matchExpressions"][0]["values"] == ["inference", "trainer"]
+    assert "demo-metrics" not in {name["metadata"]["name"] for name in network_policies(job(), OWNER)}
 
 
 # --- pod templates of jobs and clusters

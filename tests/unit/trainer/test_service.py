@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from tests.support.ports import free_port
 from visionrl.adapters import write_manifest
-from visionrl.status import TrainerReport
+from visionrl.status import Progress, TrainerReport
 from visionrl_trainer.sync import service
 from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher, application, serve
@@ -45,6 +45,19 @@ async def test_health_needs_no_key_and_everything_else_does(client: httpx.AsyncC
             answer = await client.get(path, headers=headers)
             assert answer.status_code == 401
             assert "right" not in answer.text
+
+
+async def test_metrics_are_open_and_hold_the_numbers_of_the_report(
+    client: httpx.AsyncClient, publisher: StatusPublisher
+) -> None:
+    publisher.update(progress=Progress(iteration=3, total=9, reward=1.5))
+    answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    lines = answer.text.splitlines()
+    assert "visionrl_trainer_iteration 3" in lines
+    assert "visionrl_trainer_reward 1.5" in lines
+    assert 'visionrl_trainer_phase{phase="Training"} 1' in lines
+    assert "None" not in answer.text
 
 
 async def test_the_report_is_what_the_status_shows(client: httpx.AsyncClient) -> None:

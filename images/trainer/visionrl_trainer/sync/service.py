@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from visionrl.adapters import MANIFEST
 from visionrl.connections import connection_limit, limited_protocol, raise_file_limit
 from visionrl.status import TrainerReport
+from visionrl_trainer.report.prometheus import CONTENT_TYPE, metrics_text
 from visionrl_trainer.report.route import PAGE, report_page
 from visionrl_trainer.sync.publish import AdapterStore
 
@@ -48,14 +49,17 @@ class StatusPublisher:
         self.update(policy=self.report.policy.model_copy(update=versions))
 
 
+OPEN = frozenset({"/health", "/metrics"})
+
+
 class RequireKey:
-    """Requires the job's key on every path except ``/health``."""
+    """Requires the job's key on every path except ``/health`` and ``/metrics``."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self.app, self.expected = app, f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
+        if scope["type"] == "http" and scope["path"] not in OPEN:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self.expected) and scope["path"] != PAGE:
                 await JSONResponse({"error": "unauthorized"}, status_code=401)(scope, receive, send)
@@ -71,6 +75,9 @@ def application(publisher: StatusPublisher, key: str) -> Starlette:
 
     async def status(request: Request) -> Response:
         return Response(publisher.report.model_dump_json(by_alias=True), media_type="application/json")
+
+    async def metrics(request: Request) -> Response:
+        return Response(metrics_text(publisher.report), media_type=CONTENT_TYPE)
 
     async def adapter(request: Request) -> Response:
         stores, params = (publisher.adapters, publisher.probes), request.path_params
@@ -94,6 +101,7 @@ def application(publisher: StatusPublisher, key: str) -> Starlette:
         Route(PAGE, page),
         Route("/health", health),
         Route("/status", status),
+        Route("/metrics", metrics),
         Route("/adapters/{name}/{file}", adapter),
         Route("/base/{file}", base),
     ]
