@@ -14,7 +14,7 @@ from typing import Literal
 from visionrl.job import Component, FailurePolicy, Job
 from visionrl.status import Attempt, ComponentFailure, JobStatus
 from visionrl_core.clock import moment, stamp
-from visionrl_core.manifests.common import Ref, key_digest
+from visionrl_core.manifests.common import Ref
 from visionrl_core.manifests.config import key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_core.policies import failure, ledger
@@ -66,18 +66,18 @@ def settle(
         if outcome is not None:
             return status, outcome
         return next_attempt(status, failed.cause, entry.counted, now), None
-    if live(status) and run is not None and run.outcome == "Active" and run.key not in ("", current_key(job, observed)):
+    key = current_key(job, observed)
+    if live(status) and key and run is not None and run.outcome == "Active" and run.key not in ("", key):
         return next_attempt(status, KEY_REPLACED, False, now), None
     if stop is not None and live(status):
         return next_attempt(status, stop, False, now), None
     return status, None
 
 
-def current_key(job: Job, observed: Observed) -> str:
-    """Digest of the key that components should have: that of the Secret, or of the one that is about to be made."""
-    if observed.has(Ref("Secret", key_name(job.name))):
-        return observed.key or ""
-    return key_digest(observed.spare_key)
+def current_key(job: Job, observed: Observed) -> str | None:
+    """Digest of the key that components should have; None while there is no Secret: the executor makes a key, which
+    nobody can decide, and pods follow."""
+    return observed.key or "" if observed.has(Ref("Secret", key_name(job.name))) else None
 
 
 def next_attempt(status: JobStatus, cause: str, counted: bool, now: datetime) -> JobStatus:

@@ -118,7 +118,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         return DesiredState(
             status=_report(job_object, job, verdict, status, observed, admission, outcome, Plan(), now),
             manifests=_exporter(job_object, job, status, observed),
-            deletions=_deletions_at_the_end(job, job_object.owner, result, observed, admission),
+            deletions=_deletions_at_the_end(job, job_object.owner, result, observed, stop is not None),
             workload_status=change.status,
             requeue_at=expires,
             delete_job=expires is not None and expires <= now,
@@ -126,7 +126,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
 
     places = admission.places if admission is not None else {}
     plan = Plan() if stop is not None or places is None else _plan(job_object, job, status, places, observed, now)
-    desired = [*base_manifests(job, owner, observed.spare_key, observed.rules.scraped_by), *plan.workloads]
+    desired = [*base_manifests(job, owner, scraped_by=observed.rules.scraped_by), *plan.workloads]
     desired += [seal(change.make)] if change.make is not None else []
     timers = [deadline.at for deadline in lifecycle.deadlines(job.spec, status)]
     timers += [plan.retry_at] if plan.retry_at else []
@@ -176,21 +176,18 @@ def _plan(
 ) -> Plan:
     """Task app first; inference once its base model exists; the trainer when what it needs is ready."""
     owner, key, defaults = job_object.owner, attempts.current_key(job, observed), observed.rules.pod_defaults
-    resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
-    workloads = [
-        _kept(
-            placed(task_app_deployment(job, owner, key, defaults), places.get("taskApp", Place())),
-            {"resources": resources, "key": key},
-            observed,
-        ),
-    ]
     inference_exists = observed.has(Ref("Deployment", component_name(job.name, "inference")))
     inference_waits = readiness.inference_waits_for(job.spec, observed, inference_exists)
-    if inference_waits is None:
-        deployment = placed(inference_deployment(job, owner, key, defaults), places.get("inference", Place()))
-        workloads.append(_kept(deployment, {"key": key}, observed))
-
     trainer_waits, retry_at = _trainer_waits(job, status, observed, now)
+    if key is None:  # pods carry its digest: they are decided about once it is made
+        return Plan((), inference_waits, trainer_waits, retry_at)
+
+    resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
+    task_app = placed(task_app_deployment(job, owner, key, defaults), places.get("taskApp", Place()))
+    workloads = [_kept(task_app, {"resources": resources, "key": key}, observed)]
+    if inference_waits is None:
+        inference = placed(inference_deployment(job, owner, key, defaults), places.get("inference", Place()))
+        workloads.append(_kept(inference, {"key": key}, observed))
     if trainer_waits is None:
         trainer = trainer_job(job, status.attempt, owner, key, defaults)
         workloads.append(placed(trainer, places.get("trainer", Place())))
@@ -233,12 +230,12 @@ def _exporter(job_object: JobObject, job: Job, status: JobStatus, observed: Obse
     owner = job_object.owner
     if status.result is None or status.result.export in (None, "Exported"):
         return ()
-    policy = export_policy(job, owner)
+    policy, key = export_policy(job, owner), attempts.current_key(job, observed)
     needed = [
-        secret(owner, observed.spare_key),
+        secret(owner),
         config_map(job, owner),
         *([policy] if policy else []),
-        export_job(job, status.attempt, owner, attempts.current_key(job, observed), observed.rules.pod_defaults),
+        *([export_job(job, status.attempt, owner, key, observed.rules.pod_defaults)] if key is not None else []),
     ]
     return tuple(sealed for sealed in map(seal, needed) if _needs_applying(sealed, observed))
 
@@ -258,10 +255,9 @@ def _deletions(job: Job, status: JobStatus, observed: Observed, all_pods: bool) 
 
 
 def _deletions_at_the_end(
-    job: Job, owner: Owner, result: Result, observed: Observed, admission: Admission | None
+    job: Job, owner: Owner, result: Result, observed: Observed, all_pods: bool
 ) -> tuple[Ref, ...]:
-    """A trainer that has ended stays for its log, unless a sidecar of it still holds the node. Servers stay for
-    *KeepAll*, unless the queue took their quota."""
+    """A trainer that has ended stays for its log, unless a sidecar of it still holds the node."""
     claim = results.claim_to_delete(job, owner, result, observed)
     exporters = [Ref("Job", name) for name in observed.exports if name != result.export_job]
     trainers = [
@@ -269,8 +265,8 @@ def _deletions_at_the_end(
         for run in observed.trainers
         if (run.outcome == "Active" or run.holds_node) and not run.deleting
     ]
-    has_quota = admission is None or admission.admitted
-    keep = job.spec.lifecycle.cleanup_policy == "KeepAll" and has_quota
+    # Of a job that ended while a queue had taken its quota back, none may stay.
+    keep = job.spec.lifecycle.cleanup_policy == "KeepAll" and not all_pods
     return (*trainers, *exporters, *(() if keep else _servers(job, observed)), *((claim,) if claim else ()))
 
 

@@ -125,8 +125,6 @@ NO_RULES = ClusterRules()
 class Observed:
     """Everything that exists of a job."""
 
-    spare_key: str
-    """A fresh random key, used where the job has no Secret yet."""
     rules: ClusterRules = NO_RULES
     accepted: Job | None = None
     """The job in the ConfigMap: the specification that the components run with."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -16,7 +14,7 @@ import httpx
 from visionrl.job import Component, Job
 from visionrl.status import TrainerReport
 from visionrl_core.manifests.common import ATTEMPT_LABEL, Manifest, Ref, component_name, key_digest, ref
-from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
+from visionrl_core.manifests.config import JOB_FILE, config_name, key_in, key_name, with_fresh_key
 from visionrl_core.observed import ClusterRules, Observed, ObservedComponent, TrainerRun
 from visionrl_core.report import MAX_REPORT_BYTES, read_report
 from visionrl_local.container import Argv, Launch, launch
@@ -68,7 +66,6 @@ class LocalMachine:
             objects.setdefault(Ref("Secret", key_name(self._job_name)), {})
         trainers = tuple(sorted((self._run_of(name) for name in self._trainers()), key=lambda run: run.attempt))
         return Observed(
-            spare_key=secrets.token_urlsafe(32),
             rules=ClusterRules(allow_privileged=True),  # a process has the user's rights in any case
             accepted=self._accepted,
             objects=objects,
@@ -89,8 +86,9 @@ class LocalMachine:
         previous = self._objects.get(name)
         match child["kind"]:
             case "Secret":
-                self._key = base64.b64decode(child["data"][KEY_FILE]).decode()
+                self._key = key_in(with_fresh_key(child))
                 self.repair_files()
+                self.changed.set()  # what runs needs it
             case "ConfigMap" if name.name == config_name(self._job_name):
                 self._job_text = child["data"][JOB_FILE]
                 self._accepted = Job.model_validate_json(self._job_text)

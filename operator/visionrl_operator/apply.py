@@ -9,6 +9,7 @@ from typing import Any
 from visionrl_core.decide import MADE_ONCE
 from visionrl_core.kinds import JOB, OWNED_KINDS, POD, WORKLOAD, Kind, Kueue
 from visionrl_core.manifests.common import OWNER_ANNOTATION, Manifest, Owner, Ref, ref
+from visionrl_core.manifests.config import with_fresh_key
 from visionrl_operator.api import Api, Body
 from visionrl_operator.status_writer import Outdated
 from visionrl_operator.store import Key, OwnedObject, Store
@@ -18,10 +19,6 @@ class NameTaken(Exception):
     """An object of that name exists and belongs to something else."""
 
 
-class KeyConflict(Exception):
-    """The job's Secret exists already, with another key than the one that the other manifests were made for."""
-
-
 class Applier:
     """Writes owned objects. The answers go to the store, so that the next decision knows them before the watch does."""
 
@@ -29,25 +26,25 @@ class Applier:
         self._api, self._store = api, store
         self._kinds = OWNED_KINDS | ({WORKLOAD: kueue.workload} if kueue is not None else {})
 
-    async def apply(self, owner: Owner, manifest: Manifest) -> None:
-        """Make the object match the manifest. Raises :class:`NameTaken`, :class:`KeyConflict`, ``ApiError``."""
+    async def apply(self, owner: Owner, manifest: Manifest) -> Body | None:
+        """Make the object match the manifest: the object as it is now; None while a former one is being deleted. Raises
+        :class:`NameTaken`, ``ApiError``."""
         target, kind = ref(manifest), self._kinds[manifest["kind"]]
         existing = self._store.owned(Key(owner.namespace, owner.name)).get(target)
         if existing is not None and existing.owner_uid != owner.uid:
             raise _taken(target)
         if existing is not None and existing.deleting:
-            return  # made again once it is gone
+            return None  # made again once it is gone
+        if kind.name == "Secret":
+            return await self._create(kind, owner, with_fresh_key(manifest))
         if kind.name in MADE_ONCE:
             made = await self._create(kind, owner, manifest)
         else:
             if existing is None:
                 await self._refuse_taken(kind, owner, target)
             made = await self._api.apply(kind, owner.namespace, target.name, manifest)
-        if kind.name == "Secret":
-            if made["data"] != manifest["data"]:
-                raise KeyConflict(str(target))
-            return
         self._store.note(kind.name, made)
+        return made
 
     async def delete(self, owner: Owner, target: Ref) -> None:
         """Delete the object after its pods: it exists until they are gone. No error where it is gone already."""

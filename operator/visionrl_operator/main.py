@@ -27,7 +27,7 @@ from visionrl_core.kinds import JOB, OWNED_SELECTOR, Kueue
 from visionrl_core.manifests.merge import PodDefaults
 from visionrl_core.observed import ClusterRules
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
-from visionrl_operator.apply import KeyConflict, NameTaken
+from visionrl_operator.apply import NameTaken
 from visionrl_operator.health import Health, serve
 from visionrl_operator.leader import Leader
 from visionrl_operator.metrics import Metrics
@@ -188,9 +188,6 @@ async def _work(
                 queue.add_after(key, outcome.again_after)
         except Outdated:
             result = "outdated"  # the newer object is on its way
-            queue.add_after(key, CONFIRM_SECONDS)
-        except KeyConflict:
-            result = "outdated"  # made by another operator at the same time
             queue.add_after(key, CONFIRM_SECONDS)
         except (ApiError, NameTaken, TimeoutError) as error:
             result = "error"

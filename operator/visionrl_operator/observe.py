@@ -59,7 +59,6 @@ def observe(
     asked: Asked,
     report: TrainerReport | None,
     idle: timedelta,
-    spare_key: str,
     rules: ClusterRules,
     contested: Mapping[Ref, str],
 ) -> Observed:
@@ -77,7 +76,6 @@ def observe(
         if pod.component == SUFFIXES["trainer"] and pod.owner_uid not in runs and pod.phase not in ENDED
     ]
     return Observed(
-        spare_key=spare_key,
         rules=rules,
         accepted=accepted_job(config) if config and not job.status.get("accepted") else None,
         objects=existing,

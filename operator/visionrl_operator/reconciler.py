@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +28,7 @@ from visionrl_core.manifests.common import (
     ref,
     trainer_job_name,
 )
-from visionrl_core.manifests.config import KEY_FILE, key_name
+from visionrl_core.manifests.config import key_in, key_name
 from visionrl_core.manifests.queue import workload_name
 from visionrl_core.manifests.storage import claim_of
 from visionrl_core.observed import NO_RULES, ClusterRules, StuckPod
@@ -136,6 +134,11 @@ class Reconciler:
     async def reconcile(self, key: Key) -> ReconcileResult:
         """Make it so. Raises ``ApiError``, ``NameTaken``, ``Outdated``: the pass is to be repeated."""
         job = self._store.job(key)
+        return await self._pass(key, is_new=job is not None and not job.status)
+
+    async def _pass(self, key: Key, is_new: bool) -> ReconcileResult:
+        """``is_new``: nobody has looked at the job before."""
+        job = self._store.job(key)
         if job is None or job.deleting:
             self._probes.stop(key)
             self._memories.pop(key, None)
@@ -150,9 +153,9 @@ class Reconciler:
         workload = workload_of(job, objects)
         self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
         report = self._probes.report(key)
-        spare_key, contested = secrets.token_urlsafe(32), memory.repairs.contested()
+        contested = memory.repairs.contested()
         idle = self._probes.idle(key)
-        observed = observe(job, objects, asked, report, idle, spare_key, self._rules, contested)
+        observed = observe(job, objects, asked, report, idle, self._rules, contested)
         decision = decide(job.object, previous, observed, now)
         decision, braked = _without_braked(decision, memory.repairs, objects)
         status = self._with_refusal(job, decision.status)
@@ -164,13 +167,17 @@ class Reconciler:
             await self._applier.write_workload(job.owner, workload[0], decision.workload_status)
         first = Ref("Deployment", component_name(key.name, "taskApp"))
         if any(ref(manifest) == first for manifest in decision.manifests):
-            events += self._created(job, existed=observed.has(first))
+            events += self._created(job, is_new, existed=observed.has(first))
         await self._post(job.owner, events, now)
 
         timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
         timers += [look_again] if look_again is not None else []
         timers += braked
         timers += [] if status.finished else [RESYNC_SECONDS * random.uniform(1 - RESYNC_JITTER, 1 + RESYNC_JITTER)]
+        if any(manifest["kind"] == "Secret" for manifest in decision.manifests):
+            # Its key was random: pods, which carry its digest, are decided about now.
+            following = await self._pass(key, is_new)
+            return ReconcileResult(wrote=True, again_after=following.again_after)
         wrote = wrote or bool(decision.manifests or decision.deletions or decision.workload_status)
         return ReconcileResult(wrote, min(timers, default=None))
 
@@ -375,13 +382,13 @@ class Reconciler:
         key, target, memory = Key(job.owner.namespace, job.owner.name), ref(manifest), self._memory(job)
         before = self._store.owned(key).get(target)
         try:
-            await self._applier.apply(job.owner, manifest)
+            made = await self._applier.apply(job.owner, manifest)
         except (ApiError, NameTaken) as error:
             why = error.message if isinstance(error, ApiError) else str(error)
             self._memory(job).refusal = f"cannot make {ref(manifest)}: {why}"
             raise
-        if manifest["kind"] == "Secret":
-            memory.key = key_digest(base64.b64decode(manifest["data"][KEY_FILE]).decode())
+        if manifest["kind"] == "Secret" and made is not None:
+            memory.key = key_digest(key_in(made))
             memory.key_seen = self._clock()
         return memory.repairs.note(manifest, before, self._store.owned(key).get(target))
 
@@ -394,10 +401,10 @@ class Reconciler:
 
     # --- events
 
-    def _created(self, job: StoredJob, existed: bool) -> list[JobEvent]:
+    def _created(self, job: StoredJob, is_new: bool, existed: bool) -> list[JobEvent]:
         if existed:
             return []
-        if not job.status:
+        if is_new:
             age = (datetime.now(UTC) - moment(job.created)).total_seconds()
             self._metrics.children_seconds.observe(max(0.0, age))
         return [JobEvent("Normal", "Created", "made configuration, services and task app; the rest follows in order")]
@@ -449,4 +456,4 @@ async def read_key(api: Api, store: Store, key: Key) -> str | None:
         return None
     if not any(owner["uid"] == job.uid for owner in secret["metadata"].get("ownerReferences", ())):
         return None
-    return base64.b64decode(secret["data"][KEY_FILE]).decode()
+    return key_in(secret)

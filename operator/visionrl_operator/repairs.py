@@ -99,8 +99,7 @@ def sealed_or_empty(manifest: Manifest) -> str:
 
 
 def _hash(manifest: Manifest) -> str:
-    # A Secret has another key each time that it is made.
-    return "" if manifest["kind"] == "Secret" else sealed_or_empty(manifest)
+    return sealed_or_empty(manifest)
 
 
 def _differences(manifest: Manifest, live: OwnedObject | None) -> tuple[str, ...]:

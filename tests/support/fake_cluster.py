@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from visionrl.status import JobStatus, TrainerReport
 from visionrl_core.decide import DesiredState, decide
 from visionrl_core.kueue import Flavor, Queue, workload_view
 from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
-from visionrl_core.manifests.config import JOB_FILE, KEY_FILE
+from visionrl_core.manifests.config import JOB_FILE, key_in, with_fresh_key
 from visionrl_core.observed import ExportRun, JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
@@ -54,7 +53,6 @@ class FakeCluster:
     def observe(self) -> Observed:
         accepted = self.objects.get(Ref("ConfigMap", "demo-config"))
         return Observed(
-            spare_key="a-random-key",
             accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
             objects=dict(self.objects),
             deleting=self.deleting,
@@ -98,6 +96,9 @@ class FakeCluster:
             status = merged(self.workload.get("status", {}), decision.workload_status)
             self._write_workload({**self.workload, "status": status})
         self.job_deleted = self.job_deleted or (decision.delete_job and writes > 0)
+        if writes > 0 and any(manifest["kind"] == "Secret" for manifest in decision.manifests):
+            following = self.reconcile(writes)
+            return replace(following, manifests=(*decision.manifests, *following.manifests))
         return decision
 
     def _write_workload(self, written: Manifest) -> None:
@@ -118,7 +119,7 @@ class FakeCluster:
             assert true(self.workload, "Admitted")
             assert takes_quota(self.workload)
             assert not true(self.workload, "Evicted")
-        self.objects[name] = manifest
+        self.objects[name] = with_fresh_key(manifest) if name.kind == "Secret" else manifest
         if name.kind == "Job" and "-export-" in name.name:
             assert name.name not in self.exports
             self.exports[name.name] = ExportRun()
@@ -134,7 +135,7 @@ class FakeCluster:
 
     def _key(self) -> str | None:
         secret = self.objects.get(Ref("Secret", "demo-key"))
-        return key_digest(base64.b64decode(secret["data"][KEY_FILE]).decode()) if secret else None
+        return key_digest(key_in(secret)) if secret else None
 
     def _instance(self) -> str:
         self.instances += 1

@@ -17,7 +17,9 @@ from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.manifests.workloads import service
 
 
-def base_manifests(job: Job, owner: Owner, key: str, scraped_by: Sequence[Mapping[str, Any]] = ()) -> list[Manifest]:
+def base_manifests(
+    job: Job, owner: Owner, key: str | None = None, scraped_by: Sequence[Mapping[str, Any]] = ()
+) -> list[Manifest]:
     """What a job needs for as long as it exists, in the order of creation: configuration, claim, addresses."""
     claim, export = run_claim(job, owner), export_policy(job, owner)
     manifests = [

@@ -61,6 +61,16 @@ def test_trainer_waits_for_task_app_and_inference() -> None:
     assert trainer(0) in cluster.objects
 
 
+def test_a_key_is_nothing_that_can_be_decided() -> None:
+    """It is random: the executor makes it, and pods, which carry its digest, follow."""
+    cluster = FakeCluster()
+    made = {manifest["kind"]: manifest for manifest in cluster.decide().manifests}
+    assert made["Secret"]["data"] == {}
+    assert "Deployment" not in made
+    cluster.reconcile()
+    assert TASK_APP in cluster.objects
+
+
 def test_with_a_warm_start_inference_waits_for_the_base_model() -> None:
     cluster = FakeCluster(WARM_START)
     cluster.reconcile()

@@ -75,7 +75,7 @@ def test_whatever_bit_of_the_status_flips_the_run_continues(
     if status is not None:
         owner = Owner("demo", "default", "local")
         document = job().model_dump(mode="json", by_alias=True)
-        decide(JobObject(owner, 1, document), status, Observed(spare_key="k"), NOW)
+        decide(JobObject(owner, 1, document), status, Observed(), NOW)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "binary", "a list", "too deep"])

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from tests.support import jobs
 from tests.support.jobs import document
-from visionrl_core.container_images import RELEASED
 from visionrl_core.manifests.common import Ref
-from visionrl_core.observed import Observed
+from visionrl_core.observed import NO_RULES, Observed
 from visionrl_core.pods import component_of, pod_view, run_of, run_view
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
 from visionrl_operator.store import Entry, Key, OwnedObject, Store
@@ -251,7 +250,7 @@ def test_a_trainer_whose_pod_is_taken_away_has_failed_unless_we_took_it() -> Non
 def look(store: Store, asked: Asked | None = None) -> Observed:
     stored = store.job(DEMO)
     assert stored is not None
-    return observe(stored, store.owned(DEMO), asked or Asked(key=None), None, timedelta(0), "spare", RELEASED, {})
+    return observe(stored, store.owned(DEMO), asked or Asked(key=None), None, timedelta(0), NO_RULES, {})
 
 
 def test_only_what_the_job_owns_exists() -> None:
