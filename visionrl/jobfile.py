@@ -65,15 +65,16 @@ def read_job_file(path: Path, train_data: Path | None = None, changes: Mapping[s
         raise JobFileError(str(path), [Problem("", str(error))]) from None
     if path.suffix == ".toml":
         return _converted(text, path, train_data, changes or {})
-    return _checked(text, str(path), path.parent, changes or {})
+    return parse_job_file(text, str(path), path.parent, changes)
 
 
 def parse_job(text: str, source: str = "job", folder: Path = Path()) -> Job:
     """Parse and check one YAML document; ``folder`` is where relative paths begin."""
-    return _checked(text, source, folder).job
+    return parse_job_file(text, source, folder).job
 
 
-def _checked(text: str, source: str, folder: Path, changes: Mapping[str, Any] | None = None) -> JobFile:
+def parse_job_file(text: str, source: str, folder: Path, changes: Mapping[str, Any] | None = None) -> JobFile:
+    """The same with where its fields are written; ``changes`` as for :func:`read_job_file`."""
     try:
         data, lines = parse_yaml(text)
     except DocumentError as error:

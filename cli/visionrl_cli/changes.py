@@ -1,11 +1,22 @@
-"""``--set KEY=VALUE``: values that take precedence over those of a job file."""
+"""``--set KEY=VALUE`` and the like: a job file under values of the command line, or such values alone."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from visionrl.documents import DocumentError, parse_yaml
+from visionrl.jobfile import JobFile, parse_job_file, read_job_file
+from visionrl.reference.shared import job_name
+
+NO_FILE = """apiVersion: visionrl.dev/v1alpha1
+kind: VisionRLJob
+metadata: {{name: {name}}}
+spec:
+  training: {{iterations: 1}}
+"""
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:
@@ -29,3 +40,12 @@ def assignment(text: str) -> tuple[str, Any]:
         return path, parse_yaml(f"value: {value}\n")[0]["value"]
     except DocumentError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def job_file(path: Path | None, changes: Mapping[str, Any], train_data: Path | None = None) -> JobFile:
+    """The job of a file under these changes; without a file, that of its model alone, named after it. Raises what
+    :func:`visionrl.jobfile.read_job_file` raises."""
+    if path is not None:
+        return read_job_file(path, train_data, changes)
+    name = job_name(Path(str(changes.get("model.base", "job"))).name)
+    return parse_job_file(NO_FILE.format(name=name), "visionrl train", Path(), changes)

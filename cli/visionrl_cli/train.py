@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from visionrl.job import WarmStart
-from visionrl.jobfile import JobFile, JobFileError, read_job_file
+from visionrl.jobfile import JobFile, JobFileError
 from visionrl.problems import Problem, located
-from visionrl_cli.changes import add_set
+from visionrl_cli.changes import add_set, job_file
 from visionrl_cli.extras import needed_packages
 from visionrl_cli.files import unusable
 from visionrl_cli.flags import add_fields, given
@@ -47,19 +47,15 @@ EXAMPLES = """examples:
 """
 SECTION = "training.warmStart"
 FLAGS = ("trains", "steps", "batch_size", "learning_rate", "optimizer", "weight_decay")
+POLL_VARIABLE = "SYNTH_TRAIN_TEST_POLL_TIMEOUT"
 STILL_RUNS = 3
 """Exit code: the watching ended before the job did."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", choices=("auto", "rl", "sft"), default="auto", help="what to train with")
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        help="job file, or the reference's TOML; not needed for sft on this machine with --model and --data",
-    )
-    parser.add_argument("--model", metavar="NAME", help="model.base: the model to begin with")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="job file, or the reference's TOML")
+    parser.add_argument("--model", metavar="NAME", help="model.base; without --config, all else has its default")
     parser.add_argument("--data", metavar="FILE", type=Path, help="training data (default: the job's)")
     parser.add_argument("--val", metavar="FILE", type=Path, help="validation data (default: the job's)")
     add_set(parser)
@@ -68,7 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rl.add_argument("--iterations", metavar="N", type=_positive, help="training.iterations")
     rl.add_argument("--task-url", metavar="URL", help="not used: a job starts its own task app (or TASK_APP_URL)")
     rl.add_argument("--poll", action=argparse.BooleanOptionalAction, default=True, help="watch until the job ends")
-    rl.add_argument("--poll-timeout", metavar="S", type=_seconds, help="watch this long at most (default: no limit)")
+    rl.add_argument(
+        "--poll-timeout",
+        metavar="S",
+        type=_seconds,
+        default=os.environ.get(POLL_VARIABLE) or None,
+        help=f"watch this long at most; takes precedence over {POLL_VARIABLE} (default: no limit)",
+    )
     rl.add_argument(
         "--poll-interval", metavar="S", type=_seconds, default=2.0, help="seconds between looks (default: 2)"
     )
@@ -85,10 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
+    if options.config is None and options.model is None:
+        options.usage_error("give --config FILE, or --model NAME")
     kind = _kind(options)
-    if options.config is None and not (kind == "sft" and options.model and options.data):
-        options.usage_error("--config FILE is needed: a job file, or the reference's TOML")
-    if kind == "sft" and not (options.context or options.namespace or options.in_cluster):
+    elsewhere = options.context or options.namespace or (options.in_cluster and not options.local)
+    if kind == "sft" and not elsewhere:
         return _supervised(options)
     return _submitted(options, kind)
 
@@ -98,8 +101,10 @@ def _kind(options: argparse.Namespace) -> str:
         return str(options.type)
     if options.data is not None or options.config is None:
         return "sft"
+    if options.config == Path("-"):  # can be read once only
+        return "rl"
     try:
-        return read_job_file(options.config).job.spec.algorithm.type
+        return job_file(options.config, _changes(options)).job.spec.algorithm.type
     except (JobFileError, OSError):
         return "rl"  # told by who reads the file next, with the flags
 
@@ -142,7 +147,7 @@ def _submitted(options: argparse.Namespace, kind: str) -> int:
     for name, file in (("train", options.data), ("val", options.val)):
         changes |= {f"{SECTION}.data.{name}": str(file)} if file else {}
     try:
-        found = read_job_file(options.config, None, changes)
+        found = job_file(options.config, changes)
         place = place_of(options)
         _warn(found)
         place.submit(found.job)
@@ -154,7 +159,7 @@ def _submitted(options: argparse.Namespace, kind: str) -> int:
         view = choose_view(name, options.json, options.stream_format)
         record = watch(place, name, view, options.poll_interval, options.poll_timeout)
     except (JobFileError, OSError) as error:
-        return unusable(options.config, error)
+        return unusable(options.config or Path("visionrl train"), error)
     except PlaceError as error:
         _say(f"visionrl: {error}")
         return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from visionrl.component import ConfigurationError
-from visionrl.job import (
-    API_VERSION,
-    KIND,
-    Algorithm,
-    Job,
-    JobSpec,
-    Rollout,
-    SupervisedData,
-    Training,
-    WarmStart,
-)
-from visionrl.jobfile import parse_job, read_job_file, with_values
+from visionrl.job import Algorithm, Job, JobSpec, Rollout, SupervisedData, Training, WarmStart
 from visionrl.problems import problems
-from visionrl.reference.shared import job_name
+from visionrl_cli.changes import job_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +20,6 @@ class TrainOptions:
     """What the user asked for."""
 
     config: Path | None
-    """None: the defaults of a job file, with the model of `changes`."""
     data: Path | None
     val: Path | None
     output: Path | None
@@ -61,7 +48,7 @@ class Plan:
 
 def make_plan(options: TrainOptions) -> Plan:
     """Raises :class:`ConfigurationError`, or what :func:`visionrl.jobfile.read_job_file` raises."""
-    job = read_job_file(options.config, options.data, options.changes).job if options.config else _of_flags(options)
+    job = job_file(options.config, options.changes, options.data).job
     known = job.spec.training.warm_start
     data = _data(options, known)
     values = {**(known.model_dump() if known else {}), **options.settings, "episodes": None, "data": data}
@@ -69,22 +56,9 @@ def make_plan(options: TrainOptions) -> Plan:
         warm_start = WarmStart.model_validate(values, by_alias=False, by_name=True)
     except ValidationError as error:
         listed = "; ".join(str(problem) for problem in problems(error, WarmStart, "training.warmStart"))
-        source = f"{options.config}, with the flags" if options.config else "the flags"
-        raise ConfigurationError(f"{source}: {listed}") from None
+        raise ConfigurationError(f"{options.config or 'visionrl train'}, with the flags: {listed}") from None
     output = options.output or Path("runs") / f"{job.name}-sft"
     return Plan(job.model_copy(update={"spec": _supervised(job.spec, warm_start)}), output, data)
-
-
-def _of_flags(options: TrainOptions) -> Job:
-    """The job without a file."""
-    model = str(options.changes["model.base"])
-    document = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": job_name(Path(model).name)},
-        "spec": {"model": {"base": model}, "training": {"iterations": 1}},
-    }
-    return parse_job(json.dumps(with_values(document, options.changes)), "the flags")
 
 
 def _data(options: TrainOptions, known: WarmStart | None) -> SupervisedData:
@@ -94,7 +68,7 @@ def _data(options: TrainOptions, known: WarmStart | None) -> SupervisedData:
         return SupervisedData(train=str(train), val=str(val) if val else None)
     if known is None or known.data is None:
         raise ConfigurationError(
-            f"--data FILE is needed: {options.config} names no files in training.warmStart.data"
+            f"--data FILE is needed: {options.config or 'without a job file, nothing'} names no files"
             + (" (its episodes are played by visionrl run)" if known else "")
         )
     return known.data.model_copy(update={"val": str(options.val.absolute())}) if options.val else known.data

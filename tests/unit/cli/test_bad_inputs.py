@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 
 from tests.unit.test_documents import BOMB
 from visionrl_cli import main
+from visionrl_cli.program import COMMANDS
 
 GOOD = (Path(__file__).parents[3] / "configs" / "crafter-tiny.yaml").read_text()
 
@@ -31,6 +36,7 @@ FILES: dict[str, bytes] = {
     "thousands of digits": GOOD.replace("iterations: 10", f"iterations: {'9' * 5000}").encode(),
     "a key that is a list": GOOD.encode() + b"? [a, b]\n: c\n",
     "a tag": GOOD.replace("iterations: 10", "iterations: !!python/object:os.system x").encode(),
+    "several objects": b"apiVersion: v1\nkind: List\nitems: [{a: 1}, {b: 2}]\n",
     "a label": GOOD.replace("name: crafter-tiny", 'name: crafter-tiny\n  labels: {"a b": "x"}').encode(),
     "a claim": GOOD.encode() + b"  storage: {runClaim: ../../etc}\n",
 }
@@ -41,6 +47,8 @@ VERBS: dict[str, Callable[[str], list[str]]] = {
     "convert": lambda file: ["convert", file],
     "eval": lambda file: ["eval", "--policy", "crafter-random", "--config", file],
     "train": lambda file: ["train", "--config", file, "--data", "train.jsonl"],
+    "train rl": lambda file: ["train", "--type", "rl", "--config", file, "--no-poll"],
+    "task-app deploy": lambda file: ["task-app", "deploy", file],
     "filter": lambda file: ["filter", "--config", file],
 }
 
@@ -139,3 +147,90 @@ def test_a_database_is_no_folder_for_traces(capsys: pytest.CaptureFixture[str]) 
     Path("x.db").write_bytes(b"")
     assert main(["eval", "--policy", "crafter-random", "--seeds", "0-1", "--trace-db", "x.db"]) == 1
     assert "--trace-db x.db is a file; name the folder" in capsys.readouterr().err
+
+
+SERVERS = """
+  uid: 1-2
+  resourceVersion: '7'
+  generation: 2
+  creationTimestamp: 2026-01-01T00:00:00Z
+  managedFields: [{manager: kubectl}]"""
+LIVE = f"{GOOD}status:\n  phase: Running\n".replace("  name: crafter-tiny", f"  name: crafter-tiny{SERVERS}")
+"""As kubectl get -o yaml prints an object."""
+
+
+def given_on_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize("verb", ["validate", "render"])
+def test_what_kubectl_prints_is_taken_also_from_standard_input(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("live.yaml").write_text(LIVE)
+    assert main(VERBS[verb]("live.yaml")) == 0
+    given_on_stdin(monkeypatch, LIVE.encode())
+    assert main(VERBS[verb]("-")) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("filter", "convert")])
+def test_standard_input_that_cannot_be_used_is_told(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given_on_stdin(monkeypatch, FILES["two documents"])
+    assert main(VERBS[verb]("-")) == 1
+    assert "-: must have one document, found 2; give each a file of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["NaN", "infinity", "beyond 64 bits"])
+def test_a_number_that_is_none_is_told_by_its_field(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("job.yaml").write_bytes(FILES[name])
+    for verb in ("validate", "run", "train", "train rl", "render", "eval"):
+        assert main(VERBS[verb]("job.yaml")) == 1
+        told = capsys.readouterr().err
+        assert re.search(r"job.yaml:\d+: spec\.[\w.]+: (must be|is beyond 64 bits)", told), told
+        assert "--fresh" not in told
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from visionrl_cli import main
+from visionrl_cli.program import COMMANDS
+sys.exit(main(sys.argv[2:]))
+"""
+"""Ctrl-C in the middle of the start: when a module is imported."""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("visionrl_cli.program", ["--help"]),
+        ("visionrl_cli.validate", VERBS["validate"]("job.yaml")),
+        ("pydantic", VERBS["render"]("job.yaml")),
+        ("visionrl_local.run", VERBS["run"]("job.yaml")),
+        ("numpy", VERBS["train"]("job.yaml")),
+        ("visionrl_cli.places.watch", VERBS["train rl"]("job.yaml")),
+        ("visionrl_cli.places.actions", ["jobs", "list"]),
+        ("visionrl_core.crd", ["doctor"]),
+        ("visionrl_cli.evaluation.session", VERBS["eval"]("job.yaml")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_ctrl_c_while_it_starts_is_one_line(module: str, words: list[str]) -> None:
+    Path("job.yaml").write_text(GOOD)
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, module, *words], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.strip()) == (130, "visionrl: stopped")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "eval"])  # whose --version is the policy's
+def test_every_command_knows_the_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("visionrl ")

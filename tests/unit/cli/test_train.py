@@ -180,21 +180,31 @@ def test_a_chart_shows_the_last_values_between_its_marks() -> None:
     assert len(list(bars([-1.0, 1.0], 40))) == 8
 
 
-def test_supervised_training_needs_no_file_but_a_model_and_data(tmp_path: Path) -> None:
-    from visionrl_cli.supervised.plan import TrainOptions, make_plan
-
-    changes = {"model.base": "Qwen/Qwen3-VL-4B-Instruct", "rollout.envConfig.imageSize": 64}
-    settings = {"trains": "adapter", "steps": 5}
-    plan = make_plan(TrainOptions(None, tmp_path / "t.jsonl", None, None, settings, changes, False, False))
-    assert plan.job.name == "qwen3-vl-4b-instruct"
-    assert plan.job.spec.model.base == "Qwen/Qwen3-VL-4B-Instruct"
-    assert plan.job.spec.rollout.env_config.image_size == 64
-    assert (plan.warm_start.steps, plan.data.train) == (5, str(tmp_path / "t.jsonl"))
-
-
-@pytest.mark.parametrize("words", [["--type", "rl"], ["--type", "sft", "--model", "m"], ["--data", "d.jsonl"]])
-def test_else_a_file_is_needed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_enough_to_begin_with(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--model",
+        "Qwen/Qwen3-VL-4B-Instruct",
+        "--set",
+        "inference.gpu={}",
+        "--set",
+        "trainer.gpu={}",
+        "--no-poll",
+    ]
+    assert in_cluster("train", "--type", "rl", *words) == 0
+    assert server.objects.get("visionrljobs", "qwen3-vl-4b-instruct")["spec"]["training"] == {"iterations": 1}
+    assert main(["train", "--type", "sft", "--model", "tiny", "--data", "none.jsonl"]) == 1
+    assert "training.warmStart.steps: required" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        main(["train", *words])
+        in_cluster("train", "--type", "rl")
     assert ended.value.code == 2
-    assert "--config FILE is needed" in capsys.readouterr().err
+
+
+def test_the_references_variable_limits_the_watching(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SYNTH_TRAIN_TEST_POLL_TIMEOUT", "0.05")
+    assert in_cluster("train", "--config", "job.yaml", "--poll-interval", "0.01") == 3
+    monkeypatch.setenv("SYNTH_TRAIN_TEST_POLL_TIMEOUT", "soon")
+    with pytest.raises(SystemExit):
+        in_cluster("train", "--config", "job.yaml")
+    assert "'soon' is no number of seconds" in capsys.readouterr().err
