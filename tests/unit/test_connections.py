@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 
 from tests.support.ports import free_port
-from visionrl_taskapp.server import protocol
-from visionrl_taskapp.server.protocol import HEAD_LIMIT, limited_protocol
+from visionrl import connections
+from visionrl.connections import HEAD_LIMIT, limited_protocol
 
 LIMIT = 8
 slow_requests: list[int] = []
@@ -151,13 +151,13 @@ def test_a_head_that_is_too_large_is_told_so(port: int) -> None:
 def test_a_request_that_does_not_arrive_is_hung_up_on(
     port: int, monkeypatch: pytest.MonkeyPatch, beginning: bytes
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.2)
     with connect(port, beginning) as connection:
         wait_until(lambda: is_closed(connection))
 
 
 def test_a_request_that_drips_is_hung_up_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.5)
 
     def drips() -> bool:
         with contextlib.suppress(ConnectionError):
@@ -171,7 +171,8 @@ def test_a_request_that_drips_is_hung_up_on(port: int, monkeypatch: pytest.Monke
 def test_an_idle_connection_and_a_long_request_outlive_the_time_for_heads(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 3.0)  # far more than a busy machine needs to read what has arrived
+    # Far more than a busy machine needs to read what has arrived.
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 3.0)
     with connect(port, b"GET / HTTP/1.1\r\n\r\n") as idle, connect(port, b"GET /slow HTTP/1.1\r\n\r\n") as slow:
         assert idle.recv(2**16).startswith(b"HTTP/1.1 200")
         with connect(port) as silent:
