@@ -1,7 +1,7 @@
 """Reinforcement learning of a vision model from the command line: the reference system's two tests, by their names.
 
-A task app is not deployed apart from a job here: a job starts its own. `TASK_APP_WARMUP_TIMEOUT` is the longest time,
-in seconds, that it may take to be ready.
+A job deploys a task app of its own. `TASK_APP_WARMUP_TIMEOUT` is the longest time, in seconds, that it may take to be
+ready.
 """
 
 from __future__ import annotations
