@@ -99,7 +99,7 @@ def command(options: argparse.Namespace) -> int:
 def _kind(options: argparse.Namespace) -> str:
     if options.type != "auto":
         return str(options.type)
-    if options.data is not None or options.config is None:
+    if options.data is not None:
         return "sft"
     if options.config == Path("-"):  # can be read once only
         return "rl"
@@ -139,8 +139,6 @@ def _submitted(options: argparse.Namespace, kind: str) -> int:
         from visionrl_cli.places.watch import choose_view, watch
     if options.task_url or os.environ.get("TASK_APP_URL"):
         _say("note: --task-url and TASK_APP_URL are not used: a job starts its own task app")
-    if options.config is None:
-        options.usage_error("--config FILE is needed for a job in a cluster")
     changes = _changes(options)
     changes |= {"algorithm.type": "sft"} if kind == "sft" else {}
     changes |= {_camel(name): value for name, value in given(options).items()}
