@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -160,3 +161,19 @@ def test_an_image_keeps_its_bases_packages_and_takes_the_rest_as_locked(
 
 
 BASE = {"torch": "2.13.0+cu130", "pyyaml": "6.1"}
+
+
+# --- the repository
+
+LARGEST_FILE = 4 << 20
+
+
+def test_what_is_committed_is_source_and_no_environment() -> None:
+    """`git add` takes whatever lies around."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    files = [Path(name) for name in listed.decode().split("\0") if name]
+    assert [file for file in files if {"site-packages", "node_modules"} & set(file.parts)] == []
+    present = [ROOT / file for file in files if (ROOT / file).is_file()]
+    assert [file for file in present if file.stat().st_size > LARGEST_FILE] == []
