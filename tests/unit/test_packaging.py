@@ -165,7 +165,7 @@ BASE = {"torch": "2.13.0+cu130", "pyyaml": "6.1"}
 
 # --- the repository
 
-LARGEST_FILE = 4 << 20
+LARGEST_FILE = 1 << 20
 
 
 def test_what_is_committed_is_source_and_no_environment() -> None:
