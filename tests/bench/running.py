@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from visionrl.status import Progress, TrainerReport
 from visionrl_core.crd import crd
 from visionrl_core.kinds import JOB, OWNED_SELECTOR, POD
 from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT
-from visionrl_operator.api import Api, KubernetesTransport
+from visionrl_operator.api import Api, ApiError, KubernetesTransport
 
 ITERATION_SECONDS, EPISODES_PER_SECOND = 6.0, 1.0
 READ_SECONDS = 60.0
@@ -74,6 +75,8 @@ async def trainers() -> AsyncIterator[None]:
                 writer.write(head.encode() + body)
                 await writer.drain()
         except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
             writer.close()
 
     async with await asyncio.start_server(answer, "0.0.0.0", PORT, backlog=1024):
@@ -112,15 +115,17 @@ async def run_pods(api: Api, jobs: int, limit_s: float) -> None:
             "conditions": [{"type": "Ready", "status": "True"}],
             "containerStatuses": [container],
         }
-        async with slots:
-            await api.patch_status(POD, NAMESPACE, pod["metadata"]["name"], {"status": status})
+        with contextlib.suppress(ApiError):  # a busy API server: in the next round
+            async with slots:
+                await api.patch_status(POD, NAMESPACE, pod["metadata"]["name"], {"status": status})
+            done.add(pod["metadata"]["uid"])
 
     async with asyncio.timeout(limit_s):
         while len(done) < len(COMPONENTS) * jobs:
             found = (await api.list(POD, NAMESPACE, labelSelector=OWNED_SELECTOR, resourceVersion="0"))["items"]
             fresh = [pod for pod in found if pod["metadata"]["uid"] not in done]
-            await asyncio.gather(*(one(pod, len(done) + index) for index, pod in enumerate(fresh)))
-            done |= {pod["metadata"]["uid"] for pod in fresh}
+            began = len(done)
+            await asyncio.gather(*(one(pod, began + index) for index, pod in enumerate(fresh)))
             say(f"{len(done)} of {len(COMPONENTS) * jobs} pods run")
             await asyncio.sleep(2)
 
