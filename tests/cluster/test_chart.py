@@ -318,3 +318,33 @@ def test_a_value_that_cannot_be_is_refused_by_its_name(setting: str, names: str)
     done = helm("template", RELEASE, CHART, "--set", setting)
     assert done.returncode != 0
     assert names in done.stderr
+
+
+KUEUE = "kueue.x-k8s.io"
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (["--set", "kueue.enabled=true"], True),
+        (["--set", "kueue.enabled=true,scope=namespaced"], True),
+        (["--api-versions", f"{KUEUE}/v1beta1"], True),
+        (["--api-versions", f"{KUEUE}/v1beta2", "--set", "scope=namespaced"], False),  # it would need a ClusterRole
+        (["--api-versions", f"{KUEUE}/v1beta2", "--set", "kueue.enabled=false"], False),
+        ([], False),
+    ],
+)
+def test_rights_on_queues_are_given_where_there_are_queues(options: list[str], given: bool) -> None:
+    rules = [
+        (item["kind"], resource)
+        for item in render(*options)
+        for rule in item.get("rules") or ()
+        if KUEUE in rule["apiGroups"]
+        for resource in rule["resources"]
+    ]
+    assert bool(rules) is given
+    if given:
+        assert {resource for _, resource in rules} == {
+            "workloads", "workloads/status", "resourceflavors", "workloadpriorityclasses",
+        }  # fmt: skip
+        assert ("ClusterRole", "resourceflavors") in rules, "flavors are the cluster's"

@@ -237,6 +237,7 @@ def test_fields_without_effect_are_doubted(changes: dict[str, Any], path: str) -
         {"storage.runClaim": "../../etc"},
         {"storage.modelCacheClaim": "a_b"},
         {"storage": {"runSize": "1Gi", "storageClassName": "Fast"}},
+        {"queueName": ""},
         {"queueName": "q\nx: y"},
         {"queueName": "q" * 64},
         {"trainer.image": "evil\n  privileged: true"},
