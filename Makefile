@@ -14,7 +14,7 @@ TORCH := $(shell grep ^torch requirements/cpu.lock)
 TORCH_VERSION := $(patsubst torch==%,%,$(filter torch==%,$(TORCH)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo learn test check cluster-test cluster cluster-down e2e-kind images cpu-base images-cpu crds bench faults soak clean
+.PHONY: help setup demo learn test check cluster-test cluster cluster-down e2e-kind images cpu-base images-cpu crds bench docs docs-reference faults soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -94,6 +94,13 @@ check: setup ## Formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: docs-reference ## Build the documentation site in site/ with Zensical (installed in .docs-venv, not locked)
+	test -x .docs-venv/bin/zensical || { $(PYTHON) -m venv .docs-venv && .docs-venv/bin/pip install -qq 'zensical>=0.0.70,<0.1'; }
+	.docs-venv/bin/zensical build --clean
+
+docs-reference: setup ## Generate docs/job.md from the job model
+	$(BIN)/python -m recipes.job_reference > docs/job.md
 
 bench: setup .cache/trl/.complete ## Measure what this machine can, and write docs/benchmarks.md (an hour on two cores)
 	$(BIN)/python -m tests.bench

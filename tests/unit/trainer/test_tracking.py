@@ -20,6 +20,12 @@ def job(tracking: dict[str, Any] | None = None) -> Job:
     )
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than a run waits."""
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 300.0)
+
+
 def tracked(tracking: dict[str, Any], folder: Path) -> None:
     """A run of three iterations."""
     found = Trackers(job(tracking), folder)
