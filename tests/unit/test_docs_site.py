@@ -21,7 +21,8 @@ def test_the_jobs_reference_is_what_the_model_says() -> None:
 
 def test_every_page_is_in_the_site() -> None:
     site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
-    assert set(re.findall(r"[\w-]+\.md", str(site["nav"]))) == {page.name for page in ROOT.glob("docs/*.md")}, "add it to nav"
+    pages = {page.name for page in ROOT.glob("docs/*.md")}
+    assert set(re.findall(r"[\w-]+\.md", str(site["nav"]))) == pages, "nav in zensical.toml"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -75,11 +75,15 @@ def imported(*folders: str) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+TRACKERS = ("mlflow", "trackio", "wandb")
+"""Large, and only for jobs whose `tracking` names them: users install them."""
+
+
 def test_the_lock_has_what_the_code_imports() -> None:
     """An environment that grew by hand hides what a fresh one lacks."""
     distributions, known = packages_distributions(), locked()
     modules = [path.stem for folder in ("cli", "operator", "images", "tests") for path in (ROOT / folder).rglob("*")]
-    ours = {"tests", "visionrl", *modules}
+    ours = {"tests", "visionrl", *TRACKERS, *modules}
     peers = locked("trl").keys()  # what a benchmark compares with, in an environment of its own
     missing = {
         name
