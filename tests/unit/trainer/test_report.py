@@ -90,6 +90,7 @@ def test_it_says_what_became_of_the_run(tmp_path: Path, phase: str, ended: bool,
     said = TrainerReport(phase="Starting") if phase == "Starting" else report(phase, "the cause", iteration=7)
     page = render(RunFolder(tmp_path), said, ended)
     assert words in text(page)
+    assert ("expected end" in page) == (not ended and phase != "Starting")
     assert ("the cause" in page) == (phase in ("Failed", "WaitingForInference"))
 
 

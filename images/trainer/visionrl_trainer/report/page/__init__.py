@@ -78,7 +78,7 @@ def render(folder: RunFolder, report: TrainerReport, ended: bool) -> str:
         message=report.message if state_class in ("failed", "running") else "",
         progress=report.progress if report.progress.total else None,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        facts=_facts(report, metrics, evaluations, _json(folder.facts_file)),
+        facts=_facts(report, metrics, evaluations, _json(folder.facts_file), ended),
         rewards=_with_divs(rewards, placed),
         training=_with_divs(training, placed),
         time=_with_divs(time, placed),
@@ -128,7 +128,11 @@ def _state(report: TrainerReport, ended: bool) -> tuple[str, str]:
 
 
 def _facts(
-    report: TrainerReport, metrics: Sequence[Record], evaluations: Sequence[Record], machine: Mapping[str, str]
+    report: TrainerReport,
+    metrics: Sequence[Record],
+    evaluations: Sequence[Record],
+    machine: Mapping[str, str],
+    ended: bool,
 ) -> list[tuple[str, str]]:
     facts = []
     for name, record in (("before", evaluations[:1]), ("after", evaluations[1:][-1:])):
@@ -142,7 +146,7 @@ def _facts(
             ("episodes per minute", f"{report.progress.episodes_per_minute or math.nan:.1f}"),
             ("policy", last.get("version", "")),
         ]
-    if report.progress.eta and report.phase not in ("Complete", "Failed"):
+    if report.progress.eta and not ended:
         facts.append(("expected end", report.progress.eta))
     return [*((name, value) for name, value in facts if value not in ("", "nan")), *machine.items()]
 
