@@ -343,6 +343,60 @@ def test_a_queued_job_waits_runs_gives_way_and_comes_back(world: World) -> None:
         kueue.remove()
 
 
+def test_a_claim_outlives_its_job_and_a_lost_one_is_told(world: World) -> None:
+    def claims() -> list[dict[str, Any]]:
+        selector = f"{OURS},visionrl.dev/job=demo"
+        return list(world.kube.kubectl.get("pvc", "-l", selector, "-n", world.namespace)["items"])
+
+    world.apply({"storage": {"runSize": "1Gi"}})
+    with world.operator() as operator:
+        operator.wait_ready()
+        world.wait(lambda: world.condition("ResultKept")["reason"] == "ClaimMade", "the claim")
+        world.wait(lambda: len(claims()) == 1, "one claim")
+        [claim] = claims()
+        for component in ("taskapp", "inference"):
+            world.pod_runs(component)
+        world.pod_runs("trainer", "127.0.7.9")
+        world.wait(lambda: bool(world.status().get("attempts")), "the first attempt")
+        world.pod_ends("trainer", 137, "OOMKilled")  # no pod protects the claim any more
+        world.kubectl("delete", "pvc", claim["metadata"]["name"], "--wait=false")
+        world.wait(lambda: "ClaimLost" in world.events(), "the news", 120)
+        world.wait(lambda: world.condition("ResultKept")["reason"] == "ClaimMadeAnew", "another claim")
+        [again] = claims()
+        assert again["metadata"]["name"] == claim["metadata"]["name"]
+        assert again["metadata"]["uid"] != claim["metadata"]["uid"]
+
+        world.kubectl("delete", "vrl", "demo")
+        wait_until(
+            lambda: world.objects() == {f"persistentvolumeclaim/{again['metadata']['name']}"}, "the rest to go", 120
+        )
+
+
+def test_a_deleted_key_rolls_all_components_together(world: World) -> None:
+    world.apply({"failurePolicy.backoffSeconds": 0.0})
+    with world.operator() as operator:
+        operator.wait_ready()
+        for component in ("taskapp", "inference"):
+            world.pod_runs(component)
+        world.pod_runs("trainer", "127.0.7.10")
+        world.wait(lambda: bool(world.status().get("attempts")), "the first attempt")
+        pods = {component: world.pod_of(component) for component in ("taskapp", "inference", "trainer")}
+        world.kubectl("delete", "secret", "demo-key")
+        operator.stop()
+    with world.operator() as operator:  # which looks at once; the other one would have within five minutes
+        operator.wait_ready()
+        world.wait(lambda: "secret/demo-key" in world.objects(), "another key")
+        for component in ("taskapp", "inference"):
+            world.kubectl("delete", "pod", pods[component], "--force", "--grace-period=0", "--ignore-not-found")
+            world.wait(
+                lambda component=component: world.pod_of(component) not in ("", pods[component]), f"a {component}"
+            )
+            world.pod_runs(component)
+        world.kubectl("delete", "pod", pods["trainer"], "--force", "--grace-period=0", "--ignore-not-found")
+        world.wait(lambda: world.status()["attempt"] == 1, "the next attempt", 120)
+        assert world.status()["restarts"] == 0, "nothing failed"
+
+
 # --- operators that die, and several at once
 
 
