@@ -79,6 +79,13 @@ def run(options: RunOptions) -> int:
     return 1
 
 
+def left_to_a_cluster(job: Job) -> list[str]:
+    """What the job asks for and this machine does not do."""
+    if job.spec.storage.export is None:
+        return []
+    return [f"storage.export is for a cluster; here, visionrl fetch {job.name} copies what was trained"]
+
+
 def _agrees() -> bool:
     """Ask on a terminal; elsewhere ``--fresh`` was said by a program, or by somebody who cannot be asked."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -116,7 +123,7 @@ class _Execution:
             claims=[claim] if claim else [],
         )
         self.signals = Signals(on_second=self.machine.kill)
-        for note in self.notes:
+        for note in (*self.notes, *left_to_a_cluster(job)):
             self.view.note(note)
         watch = asyncio.create_task(self.machine.watch())
         try:

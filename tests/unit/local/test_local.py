@@ -21,6 +21,7 @@ from visionrl_core.manifests import all_manifests
 from visionrl_core.manifests.common import Owner
 from visionrl_local.container import Launch, launch
 from visionrl_local.folder import LocalFolder, tail
+from visionrl_local.run import left_to_a_cluster
 from visionrl_local.summary import summary_rows, verdict
 from visionrl_local.text import progress_line
 
@@ -41,6 +42,21 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Component,
     folder = LocalFolder(tmp_path / "runs" / "demo")
     found = [launch(template, "demo", folder, PORTS, {"trainer": "1"}) for template in templates]
     return {each.component: each for each in found}
+
+
+def test_what_this_machine_leaves_to_a_cluster_is_said() -> None:
+    assert left_to_a_cluster(job()) == []
+    [note] = left_to_a_cluster(job({"storage.export": {"adapter": "s3://models/crafter"}}))
+    assert "visionrl fetch demo" in note
+
+
+def test_a_variable_of_a_secret_is_the_users_own_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+    source = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    spec = job({"overrides.trainer": {"env": [{"name": "HF_TOKEN", "valueFrom": source}]}})
+    children = all_manifests(spec, 0, Owner("demo", "default", "local"), "k")
+    [trainer] = [child["spec"]["template"] for child in children if child["kind"] == "Job"]
+    assert launch(trainer, "demo", LocalFolder(tmp_path / "demo"), PORTS, {}).env["HF_TOKEN"] == "hf_of_the_user"
 
 
 def test_services_become_loopback_ports(launches: dict[Component, Launch]) -> None:
