@@ -270,3 +270,9 @@ def test_a_reason_is_one_that_kubernetes_allows(reason: str) -> None:
 def test_a_reason_stays_readable() -> None:
     [condition] = with_times([], [Finding("InferenceReady", False, "OutOfnvidia.com/gpu")], 1, NOW)
     assert condition.reason == "OutOfnvidia_com_gpu"
+
+
+def test_an_empty_queue_is_refused() -> None:
+    verdict = validate(document({"queueName": ""}), None)
+    assert (verdict.job, verdict.reason) == (None, "Invalid")
+    assert "spec.queueName" in verdict.message
