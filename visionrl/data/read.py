@@ -76,7 +76,7 @@ def image_parts(message: dict[str, Any]) -> list[dict[str, Any]]:
 class TraceDatabase:
     """A traces.db. Every method raises :class:`FilterError` for a file that is damaged or something else."""
 
-    TABLES: ClassVar = ("session_traces", "session_timesteps", "events", "outcome_rewards", "images")
+    TABLES: ClassVar[tuple[str, ...]] = ("session_traces", "session_timesteps", "events", "outcome_rewards", "images")
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -58,7 +58,7 @@ class ReferenceTraces(TraceDatabase):
         with self._told():
             rows = self._connection.execute(_CALLS, (session.session_id,)).fetchall()
         with self._understood(f"episode {session.session_id}"):
-            decisions = []
+            decisions: list[TracedDecision] = []
             for event, turn, text in rows:
                 for record in _records(text):
                     number = len(decisions) if turn is None else turn
@@ -102,8 +102,8 @@ def _decision(turn: int, record: dict[str, Any]) -> TracedDecision:
     names = iter([name for name, _ in _images(record)])
     calls = record.get("output_tool_calls") or []
     actions, error = _actions(calls)
-    usage = record.get("usage") or {}
-    counts = [usage.get("input_tokens"), usage.get("output_tokens")]
+    usage: dict[str, Any] = record.get("usage") or {}
+    counts: list[Any] = [usage.get("input_tokens"), usage.get("output_tokens")]
     return TracedDecision(
         turn=turn,
         messages=[

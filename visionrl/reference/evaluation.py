@@ -90,9 +90,9 @@ def _seeds(file: Conversion) -> tuple[int, ...] | None:
     """A list of integers, or a text such as "100-199"; else those that a number of episodes and a first seed make."""
     found, count = file.raw("eval.seeds"), file.integer("eval.num_episodes")
     first = file.integer("task.config.seed_start")
-    if found is None and count is None:
-        return None
     if found is None:
+        if count is None:
+            return None
         found = f"{first or 0}-{(first or 0) + count - 1}"
     text = ",".join(map(str, found)) if isinstance(found, list) else str(found)
     try:
