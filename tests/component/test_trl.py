@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from visionrl_cli import main
 pytestmark = [pytest.mark.slow]
 
 STEP = Path(__file__).parents[1] / "support" / "trl_step.py"
-WITHOUT_TOOLS = {"request_params": {"raw_params": {"tools": []}}}
+WITHOUT_TOOLS: dict[str, Any] = {"request_params": {"raw_params": {"tools": []}}}
 """TRL's trainer puts no tools into a prompt with images."""
 
 

@@ -14,7 +14,7 @@ LEAST: dict[str, Any] = {"run_id": "r", "mode": "eval", "policy": {"policy_name"
 
 def test_what_it_leaves_open_is_the_default() -> None:
     """Its models write every optional field."""
-    nothing = {"env_id": None, "env_name": None, "config": {}, "seed": None}
+    nothing: dict[str, Any] = {"env_id": None, "env_name": None, "config": {}, "seed": None}
     request = {
         **LEAST,
         "env": nothing,
