@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 from pathlib import Path
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
-from visionrl_trainer.report.replay import Replay, ReplayFrame, load_all
+
+from visionrl_trainer.report.films import Film, FilmTurn
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 LEAST_SIDE = 320
@@ -21,9 +23,13 @@ class MovingError(Exception):
     """Why there is nothing to show; the message is for the user."""
 
 
-def recordings(run: Path) -> list[Replay]:
-    """All recordings of a run, by iteration. Raises :class:`MovingError` where there are none."""
-    found = load_all(run / "films")
+def recordings(run: Path) -> list[Film]:
+    """The films of a run's evaluations, by iteration; a damaged one is left out. Raises :class:`MovingError` where
+    there are none."""
+    found = []
+    for path in sorted((run / "films").glob("[0-9]*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(Film.model_validate_json(path.read_bytes()))
     if not found:
         raise MovingError(
             f"{run}: no recorded episode in {run / 'films'}; a run records one at every evaluation "
@@ -32,36 +38,37 @@ def recordings(run: Path) -> list[Replay]:
     return found
 
 
-def write(replay: Replay, out: Path, seconds: float) -> None:
+def write(film: Film, out: Path, seconds: float) -> None:
     """Write it. Raises :class:`MovingError`, ``OSError``."""
     form = FORMATS.get(out.suffix.lower())
     if form is None:
         raise MovingError(f"{out}: its name must end with {' or '.join(FORMATS)}")
-    pictures = [_picture(index, frame) for index, frame in enumerate(replay.frames) if frame.png]
+    pictures = [_picture(index, turn) for index, turn in enumerate(film.turns) if turn.image]
     if not pictures:
-        raise MovingError(f"the recording of iteration {replay.iteration} has no frames: its policy sees text")
+        raise MovingError(f"the recording of iteration {film.iteration} has no frames: its policy sees text")
     first, *rest = pictures
     first.save(out, form, save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
 
 
-def _picture(index: int, frame: ReplayFrame) -> Image.Image:
+def _picture(index: int, turn: FilmTurn) -> Image.Image:
     """The frame, enlarged, above what followed."""
     try:
-        seen = Image.open(io.BytesIO(base64.b64decode(frame.png, validate=True))).convert("RGB")
-    except (binascii.Error, UnidentifiedImageError, ValueError) as error:
+        data = base64.b64decode(turn.image.partition(",")[2], validate=True)
+        seen = Image.open(io.BytesIO(data)).convert("RGB")
+    except (binascii.Error, UnidentifiedImageError, OSError, ValueError) as error:
         raise MovingError(f"frame {index} of the recording is damaged: {error}") from None
     scale = max(1, -(-LEAST_SIDE // seen.width))
     large = seen.resize((seen.width * scale, seen.height * scale), Image.Resampling.NEAREST)
     picture = Image.new("RGB", (large.width, large.height + CAPTION), "black")
     picture.paste(large)
     draw = ImageDraw.Draw(picture)
-    draw.text((4, large.height + 2), caption(index, frame), fill="white")
-    if frame.unlocked:
-        draw.text((4, large.height + 14), f"+ {', '.join(frame.unlocked)}", fill="yellow")
+    draw.text((4, large.height + 2), caption(index, turn), fill="white")
+    if turn.events:
+        draw.text((4, large.height + 14), f"+ {', '.join(turn.events)}", fill="yellow")
     return picture
 
 
-def caption(index: int, frame: ReplayFrame) -> str:
+def caption(index: int, turn: FilmTurn) -> str:
     """ "3: move_left, do"."""
-    done = ", ".join(frame.actions) or "nothing"
-    return f"{index + 1}: {done}{'' if frame.valid else ' (no valid tool call)'}"
+    done = ", ".join(turn.actions) or "nothing"
+    return f"{index + 1}: {done}{'' if turn.valid else ' (no valid tool call)'}"

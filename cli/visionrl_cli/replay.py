@@ -35,13 +35,14 @@ def command(options: argparse.Namespace) -> int:
         found = recordings(options.run)
         if options.list:
             for each in found:
-                print(f"{each.iteration:>6}  seed {each.seed}  {len(each.frames)} turns  {each.policy}")
+                told = f"seed {each.seed}, {len(each.turns)} turns, score {each.score:.2f}"
+                print(f"{each.iteration:>6}  {told}  {each.policy}")
             return 0
         chosen = next((each for each in reversed(found) if options.iteration in (None, each.iteration)), None)
         if chosen is None:
             listed = ", ".join(str(each.iteration) for each in found)
             raise MovingError(f"no recording of iteration {options.iteration}; there are {listed}")
-        out = options.out or Path(f"{options.run.resolve().name}-{chosen.iteration}.gif")
+        out: Path = options.out or Path(f"{options.run.resolve().name}-{chosen.iteration}.gif")
         write(chosen, out, options.seconds)
     except MovingError as error:
         print(f"visionrl: {error}", file=sys.stderr)
@@ -49,7 +50,7 @@ def command(options: argparse.Namespace) -> int:
     except OSError as error:
         print(f"{error.filename}: {error.strerror}" if error.filename else f"visionrl: {error}", file=sys.stderr)
         return 1
-    print(f"{out}: iteration {chosen.iteration}, seed {chosen.seed}, {len(chosen.frames)} turns")
+    print(f"{out}: iteration {chosen.iteration}, seed {chosen.seed}, {len(chosen.turns)} turns")
     return 0
 
 

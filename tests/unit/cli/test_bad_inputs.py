@@ -201,7 +201,6 @@ class Interrupts:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupts())
 from visionrl_cli import main
-from visionrl_cli.program import COMMANDS
 sys.exit(main(sys.argv[2:]))
 """
 """Ctrl-C in the middle of the start: when a module is imported."""

@@ -58,13 +58,14 @@ def test_a_name_that_kubernetes_refuses_is_refused(capsys: pytest.CaptureFixture
 
 def put_recording(iteration: int, content: str | None = None) -> None:
     """Three frames of different colours."""
-    frames = []
+    turns = []
     for colour in ("green", "red", "blue"):
         buffer = io.BytesIO()
-        Image.new("RGB", (64, 64), colour).save(buffer, "PNG")
-        png = base64.b64encode(buffer.getvalue()).decode()
-        frames.append({"png": png, "actions": ["do"], "unlocked": ["collect_wood"], "valid": True})
-    recorded = json.dumps({"iteration": iteration, "policy": "p", "seed": 7, "frames": frames})
+        Image.new("RGB", (64, 64), colour).save(buffer, "WEBP")
+        image = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        told = {"text": "", "actions": ["do"], "events": ["collect_wood"], "reward": 1.0, "valid": True}
+        turns.append({"image": image, **told})
+    recorded = json.dumps({"iteration": iteration, "policy": "p", "seed": 7, "score": 1.0, "turns": turns})
     folder = Path("runs/demo/films")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{iteration:06d}.json").write_text(recorded if content is None else content)
