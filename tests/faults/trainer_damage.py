@@ -17,7 +17,7 @@ import torch
 
 from tests.faults.trainer_kills import Outcome, Trainer, open_ledger
 
-KILLED_AT = 115
+KILLED_AT = 130
 """A write in the third iteration."""
 
 

@@ -60,6 +60,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 def scenario_job(scenario: str, data: Path) -> Job:
     changes: dict[str, Any] = {
+        "tracking": {"tensorboard": False},  # its thread writes when it likes
         "model.dtype": "float32",
         "model.lora": {"r": 2, "alpha": 4},
         "rollout.envConfig": {"imageSize": SIZE},
