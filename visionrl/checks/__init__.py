@@ -2,7 +2,6 @@
 
 from visionrl.checks.contradictions import (
     MIN_SAMPLING_TEMPERATURE,
-    RESERVED_ENV,
     contradictions,
     contradictions_without,
 )
@@ -14,6 +13,7 @@ from visionrl.checks.derived import (
     takes_images,
     uses_vision,
 )
+from visionrl.checks.pod_templates import RESERVED_ENV
 from visionrl.checks.warnings import warnings
 from visionrl.problems import Problem
 

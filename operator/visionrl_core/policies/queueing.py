@@ -23,14 +23,14 @@ from visionrl.status import JobStatus
 from visionrl_core import attempts
 from visionrl_core.clock import stamp
 from visionrl_core.kueue import Assignment, Queue, WorkloadView
-from visionrl_core.manifests.common import SUFFIXES, Manifest, Owner, Ref
+from visionrl_core.manifests.common import COMPONENTS, SUFFIXES, Manifest, Owner, Ref
 from visionrl_core.manifests.queue import Place, conflict, made_for, pod_makers, workload, workload_name
 from visionrl_core.observed import Observed, ObservedComponent
 
 # Evictions after which a job stands in line again at once; after others Kueue says when.
 REQUEUED_AT_ONCE = ("Preempted", "NodeFailures")
 MAX_MESSAGE = 1000
-COMPONENT_OF: dict[str, Component] = {suffix: component for component, suffix in SUFFIXES.items()}
+COMPONENT_OF: dict[str, Component] = {SUFFIXES[component]: component for component in COMPONENTS}
 
 
 @dataclass(frozen=True)
