@@ -31,7 +31,7 @@ def interleaved(
     alternating order, so that what else the machine does hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(-1, rounds):
-        for name in sides if round_ % 2 else reversed(sides):
+        for name in sides if round_ % 2 else reversed(list(sides)):
             began = clock()
             sides[name]()
             if round_ >= 0:

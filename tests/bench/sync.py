@@ -36,7 +36,7 @@ class StandInPolicy:
     """What publishing needs of a policy."""
 
     def __init__(self) -> None:
-        text = true_width_config(36, 24).text_config
+        text: Any = true_width_config(36, 24).text_config
         hidden, heads, wide = text.hidden_size, text.num_attention_heads, text.intermediate_size
         query, key = heads * text.head_dim, text.num_key_value_heads * text.head_dim
         shapes = {

@@ -192,11 +192,11 @@ class Trl:
 
     def __init__(self, shape: Shape, model: Path, rows: Sequence[Row], checkpointing: bool) -> None:
         import torch
-        from datasets import Dataset  # type: ignore[import-not-found]
+        from datasets import Dataset
         from peft import LoraConfig
         from PIL import Image
         from transformers import AutoModelForImageTextToText, AutoProcessor
-        from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
+        from trl import GRPOConfig, GRPOTrainer
 
         from visionrl.job import LINEAR_LAYERS
 

@@ -49,7 +49,7 @@ def job(kube: kube_cluster.Running, release: Release) -> Iterator[Callable[[str]
 
 
 @pytest.fixture(scope="session")
-def volume(kube: kube_cluster.Running) -> dict[str, str]:  # noqa: F811
+def volume(kube: kube_cluster.Running) -> dict[str, Any]:  # noqa: F811
     """``spec.storage`` of a job whose run folder outlives its pods; on a cluster of others, of its default class."""
     return {
         "runSize": "1Gi",

@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from visionrl.status import Phase
 from visionrl_core.container_images import RELEASED
+from visionrl_core.manifests.common import USER
 from visionrl_core.manifests.network import OPERATOR_LABELS
-from visionrl_core.manifests.pods import USER
 from visionrl_operator.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]

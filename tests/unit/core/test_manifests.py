@@ -367,7 +367,7 @@ def test_a_template_is_merged_by_name() -> None:
 
 def test_a_gpu_pod_keeps_its_toleration() -> None:
     extra = {"key": "team", "operator": "Exists"}
-    pod = patched({"spec": {"tolerations": [extra]}}, **{"trainer.gpu": {}})
+    pod = patched({"spec": {"tolerations": [extra]}}, NO_DEFAULTS, **{"trainer.gpu": {}})
     assert [toleration["key"] for toleration in pod["spec"]["tolerations"]] == ["nvidia.com/gpu", "team"]
 
 

@@ -1,6 +1,6 @@
 """Gymnasium's environments: what is promised, how frames are fitted, what is said of those that cannot be played."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -26,7 +26,7 @@ RED_BALL = {
 class Dial(gymnasium.Env[Any, Any]):
     """Two dials; succeeds by its info at 2-1. Its copies are new games, as Atari's are."""
 
-    metadata: ClassVar = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     action_space = spaces.MultiDiscrete([3, 2])
     observation_space = spaces.Box(0, 3, (2,), np.int64)
 
@@ -53,7 +53,7 @@ class Dial(gymnasium.Env[Any, Any]):
         return other
 
 
-gymnasium.register("Dial-v0", entry_point=Dial, max_episode_steps=4)
+gymnasium.register("Dial-v0", entry_point=lambda **settings: Dial(**settings), max_episode_steps=4)
 DIAL = {"id": "Dial-v0", "imageSize": 64}
 
 

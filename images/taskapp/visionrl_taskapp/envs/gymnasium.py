@@ -152,7 +152,8 @@ class BabyBot:
         from minigrid.utils.baby_ai_bot import BabyAIBot
 
         game = copy.deepcopy(environment.game)
-        bot, plan, last = BabyAIBot(game), [], None
+        bot, last = BabyAIBot(game), None
+        plan: list[str] = []
         while len(plan) < max_actions:
             last = bot.replan(last)
             plan.append(self._names[int(last)])
