@@ -1,8 +1,8 @@
 """A pod with one container, as a process: probes, restarts with back-off, and its state.
 
 Probes mean what they mean in Kubernetes: the others wait for the start-up probe, which limits the time of the start; a
-failed readiness probe is only reported; a failed liveness probe ends the container. A container that hangs is found
-sooner, by :mod:`visionrl_local.health`.
+failed readiness probe is only reported; a failed liveness probe ends the container, later if it computes. A container
+that hangs is found sooner, by :mod:`visionrl_local.health`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ FIRST_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 # A container that was ready for this long has recovered: the next crash is the first one again.
 HEALTHY_SECONDS = 60.0
 TAIL_LINES = 15
+# A container that computes and does not answer gets so many times the patience of its liveness probe: on a machine that
+# does too much at once, nobody answers in time.
+BUSY_ROUNDS = 5
 PORT_TRIES, PORT_RETRY_SECONDS = 40, 0.25
 
 
@@ -183,7 +186,10 @@ class LocalPod:
         self._set_ready(True)
         readiness = asyncio.create_task(self._follow_readiness())
         try:
-            await self._probed(self.launch.liveness, until=False)
+            for _ in range(BUSY_ROUNDS):
+                await self._probed(self.launch.liveness, until=False)
+                if self.pulse.idle:
+                    break
         finally:
             readiness.cancel()
         return f"no answer on {self.launch.liveness.path} any more"
