@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 BASE_PATH = "/base"
 MAX_BASE_BYTES = 1 << 40
 RETRY_SECONDS = 2.0
+REFUSALS = 60
+"""So many in a row are believed: two minutes, longer than a trainer that is being replaced takes to end."""
 REPORT_SECONDS = 30.0
 """Time between two log lines while the trainer is waited for."""
 
@@ -43,25 +45,29 @@ async def fetch_base(
     """The trainer's warm-started base at ``<cache>/base-<digest>``, waited for and verified; ``cache`` exists.
 
     A directory that is there and holds exactly these files is used again. An interrupted or damaged download is
-    repeated; only a trainer that has no base to give (404) or refuses the key ends the wait (:class:`ModelError`).
+    repeated. A trainer that keeps saying that it has no base to give (404) or that it refuses the key ends the wait
+    (:class:`ModelError`); one that says so for a moment may be a former one, with a former key.
     """
-    started, reported = time.monotonic(), -REPORT_SECONDS
+    started, reported, refusals = time.monotonic(), -REPORT_SECONDS, 0
     async with trainer() as client:
         while True:
             try:
                 return await _fetch_base_once(client, cache)
-            except MissingError:
-                raise ModelError("the trainer has no base model: it runs this job without training.warmStart") from None
-            except KeyRefusedError:
-                raise ModelError(
-                    "the trainer refuses the key: VISIONRL_KEY_FILE differs between the job's components"
-                ) from None
             except FetchError as error:
+                refusals = refusals + 1 if isinstance(error, MissingError | KeyRefusedError) else 0
+                if refusals > REFUSALS:
+                    raise _refused(error) from None
                 waited = time.monotonic() - started
                 if waited - reported >= REPORT_SECONDS:
                     logger.info("waiting for the trainer's base model (%.0f s): %s", waited, error)
                     reported = waited
                 await sleep(RETRY_SECONDS)
+
+
+def _refused(error: FetchError) -> ModelError:
+    if isinstance(error, KeyRefusedError):
+        return ModelError("the trainer refuses the key: VISIONRL_KEY_FILE differs between the job's components")
+    return ModelError("the trainer has no base model: it runs this job without training.warmStart")
 
 
 async def _fetch_base_once(client: httpx.AsyncClient, cache: Path) -> Path:

@@ -93,11 +93,22 @@ async def test_it_waits_while_nobody_listens(trainer: StandInTrainer, cache: Pat
 
 
 async def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(trainer: StandInTrainer, cache: Path) -> None:
+    async def at_once(_: float) -> None: ...
+
     with pytest.raises(ModelError, match="VISIONRL_KEY_FILE"):
-        await fetch_base(functools.partial(trainer_client, trainer.url, "wrong"), cache)
+        await fetch_base(functools.partial(trainer_client, trainer.url, "wrong"), cache, sleep=at_once)
     (trainer.root / "base").rename(trainer.root / "elsewhere")
     with pytest.raises(ModelError, match="warmStart"):
-        await fetch_base(functools.partial(trainer_client, trainer.url, KEY), cache)
+        await fetch_base(functools.partial(trainer_client, trainer.url, KEY), cache, sleep=at_once)
+
+
+async def test_a_former_trainer_with_a_former_key_is_outwaited(trainer: StandInTrainer, cache: Path) -> None:
+    client = trainer_client(trainer.url, "former")
+
+    async def trainer_is_replaced(_: float) -> None:
+        client.headers["Authorization"] = f"Bearer {KEY}"
+
+    assert (await fetch_base(lambda: client, cache, sleep=trainer_is_replaced)).is_dir()
 
 
 def test_a_path_is_used_where_it_lies(tmp_path: Path) -> None:
