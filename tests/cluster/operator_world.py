@@ -17,6 +17,9 @@ from visionrl.status import TrainerReport
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError, wait_until
 
+LOSES_ITS_RESULT = "ValidWithWarnings"
+"""The event of the jobs of these tests: their run folder is ephemeral."""
+
 FIRST_OBJECTS = {
     "secret/demo-key",
     "configmap/demo-config",

@@ -20,7 +20,7 @@ from .fake_kueue import KueueActs
 from .kube import cluster as kube_cluster
 from .kube.host import KubeError, wait_until
 from .kube.layout import Cluster
-from .operator_world import FIRST_OBJECTS, KINDS, OURS, FakeTrainer, World
+from .operator_world import FIRST_OBJECTS, KINDS, LOSES_ITS_RESULT, OURS, FakeTrainer, World
 
 pytestmark = pytest.mark.cluster
 
@@ -98,7 +98,7 @@ def test_a_job_that_was_there_first_gets_all_objects_and_then_peace(world: World
         world.wait_for_objects()
         world.wait(lambda: world.condition("TaskAppReady")["reason"] == "Unschedulable", "the scheduler's answer")
         assert world.status()["reason"] == "taskApp: Unschedulable (no nodes available to schedule pods)"
-        assert world.events() == ["Created"]
+        assert world.events() == [LOSES_ITS_RESULT, "Created"]
 
         shown = world.kubectl("get", "vrl", "demo", "--no-headers").split()
         assert shown[:2] == ["demo", "Pending"]
@@ -144,7 +144,7 @@ def test_a_whole_life(world: World) -> None:
         world.pod_ends("trainer", 0, "Completed")
         world.wait(lambda: world.status()["phase"] == "Complete", "the end")
         world.wait(lambda: not any("deployment" in name for name in world.objects()), "the servers' end")
-        assert world.events() == ["Created", "Ready", "Restarted", "Ready", "Completed"]
+        assert world.events() == [LOSES_ITS_RESULT, "Created", "Ready", "Restarted", "Ready", "Completed"]
         assert "job.batch/demo-trainer-1" in world.objects(), "the trainer's log stays"
 
 

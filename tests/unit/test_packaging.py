@@ -75,6 +75,25 @@ def imported(*folders: str) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+NOT_NEEDED_ON_A_CPU = {"triton", "torchaudio", "torchcodec", "httpx-sse", "tenacity"}
+"""What locked packages ask for and this project's use of them does not reach."""
+
+
+def test_the_locked_versions_fit_each_other() -> None:
+    """pip is told to install exactly these, without asking what they require of each other."""
+    known = locked()
+    wrong = [
+        f"{name} wants {wanted}, locked is {known.get(canonicalize_name(wanted.name))}"
+        for name in known
+        # Which build of torch is installed depends on where pip looks.
+        for wanted in (Requirement(text.replace("+cpu", "")) for text in requires(name) or ())
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        if canonicalize_name(wanted.name) not in NOT_NEEDED_ON_A_CPU
+        if not wanted.specifier.contains(known.get(canonicalize_name(wanted.name), "0"), prereleases=True)
+    ]
+    assert wrong == []
+
+
 TRACKERS = ("mlflow", "trackio", "wandb")
 """Large, and only for jobs whose `tracking` names them: users install them."""
 
