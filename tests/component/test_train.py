@@ -201,5 +201,5 @@ def test_data_that_cannot_be_used_is_named_by_file_line_and_field(
 
 
 def test_a_job_without_files_needs_the_flag(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--config", str(job)]) == 1
+    assert main(["train", "--type", "sft", "--config", str(job)]) == 1
     assert "--data FILE is needed" in capsys.readouterr().err
