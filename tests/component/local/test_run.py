@@ -193,9 +193,10 @@ def test_the_job_file_is_followed_while_it_runs(start: Start, tmp_path: Path) ->
 
 
 def test_a_suspended_job_holds_no_process_and_resumes(start: Start, tmp_path: Path) -> None:
-    run = start({}, "trainer=train:2")
+    endless = {"training.iterations": 100_000}  # it cannot be complete before it is suspended
+    run = start(endless, "trainer=train:0")
     run.wait_for_phase("Running")
-    write_job(tmp_path / "job.yaml", {"suspend": True})
+    write_job(tmp_path / "job.yaml", {**endless, "suspend": True})
     run.wait_for(lambda event: event.get("status", {}).get("reason") == "suspended")
     assert [pid for pid in run.processes() if pid != run.process.pid] == []
     write_job(tmp_path / "job.yaml", {"suspend": False})
