@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from visionrl_cli.values import json_object
 
 HELP = "whether a server of your own speaks the rollout contract"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="base URL of the server")
-    parser.add_argument("--config", metavar="JSON", type=_object, default={}, help="env.config of the episodes")
+    parser.add_argument("--config", metavar="JSON", type=json_object, default={}, help="env.config of the episodes")
     parser.add_argument(
         "--model-host", metavar="HOST", default="127.0.0.1", help="this machine's address as the server sees it"
     )
@@ -35,13 +36,3 @@ def conforms(url: str, key_file: Path | None, config: dict[str, Any], model_host
         failed += bool(outcome.problem)
         print(f"FAIL  {outcome.name}: {outcome.problem}" if outcome.problem else f"ok    {outcome.name}", flush=True)
     return 1 if failed else 0
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object")
-    return value

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from visionrl.documents import DocumentError, parse_json
 from visionrl.job import DEFAULT_ENVIRONMENT, POLICIES
 from visionrl.seeds import parse_seeds
 from visionrl_cli.extras import needed_packages
+from visionrl_cli.values import json_object
 
 DESCRIPTION = """Play one episode per seed and report the return (in Crafter, unique achievements) with a 95 % interval.
 
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control", choices=("grey", "shuffled"), help="show a grey image, or the images of another episode"
     )
     game.add_argument(
-        "--policy-config", metavar="JSON", type=_json_object, help="""policy settings, such as '{"history_turns": 0}'"""
+        "--policy-config", metavar="JSON", type=json_object, help="""policy settings, such as '{"history_turns": 0}'"""
     )
     where = parser.add_argument_group("task app and traces")
     where.add_argument("--task-app", "--url", metavar="URL", help="use this one; its key from ENVIRONMENT_API_KEY")
@@ -133,13 +132,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = parse_json(text)
-    except DocumentError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, found {type(value).__name__}")
-    return value

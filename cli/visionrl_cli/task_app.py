@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from pathlib import Path
 
 from visionrl_cli import conformance
 from visionrl_cli.extras import needed_packages
+from visionrl_cli.values import seconds
 
 DESCRIPTION = """Serve a task app on this machine, deploy one to a cluster, ask one what it is, check one of your own.
 
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
 """
 WARMUP_VARIABLE = "TASK_APP_WARMUP_TIMEOUT"
 WARMUP_SECONDS = 300.0
+_seconds = seconds(lambda value: 0 <= value < 1e6)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,13 +98,3 @@ def port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text[:6]) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return seconds

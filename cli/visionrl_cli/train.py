@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from visionrl_cli.extras import needed_packages
 from visionrl_cli.files import unusable
 from visionrl_cli.flags import add_fields, given
 from visionrl_cli.places.choice import WHERE, add_place, place_of
+from visionrl_cli.values import seconds
 
 DESCRIPTION = f"""Train: --type rl starts the job of a file and watches it, --type sft learns from a file of examples.
 
@@ -48,6 +48,7 @@ EXAMPLES = """examples:
 SECTION = "training.warmStart"
 FLAGS = ("trains", "steps", "batch_size", "learning_rate", "optimizer", "weight_decay")
 POLL_VARIABLE = "SYNTH_TRAIN_TEST_POLL_TIMEOUT"
+_seconds = seconds(lambda value: 0 < value < 1e9)
 STILL_RUNS = 3
 """Exit code: the watching ended before the job did."""
 
@@ -201,13 +202,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return seconds
