@@ -7,6 +7,7 @@ from typing import Literal
 from visionrl.job import Job, Resources
 from visionrl_core.manifests.common import Manifest, Owner, digest, labels, owned_manifest, selector
 from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
+from visionrl_core.manifests.network import network_policy
 from visionrl_core.manifests.pods import (
     CACHE_DIR,
     RUN_DIR,
@@ -70,17 +71,7 @@ def export_policy(job: Job, owner: Owner) -> Manifest | None:
     export = job.spec.storage.export
     if export is None or (not export.merged_model and all(url.startswith(CLAIM_URL) for url in urls(job))):
         return None
-    return owned_manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        f"{owner.name}-export",
-        owner,
-        spec={
-            "podSelector": {"matchLabels": selector(owner.name, EXPORT)},
-            "policyTypes": ["Egress"],
-            "egress": [{}],
-        },
-    )
+    return network_policy(owner, "export", {"matchLabels": selector(owner.name, EXPORT)}, egress=[{}])
 
 
 def urls(job: Job) -> list[str]:

@@ -39,64 +39,44 @@ def model_comes_from_hub(job: Job) -> bool:
 
 def _between_components(owner: Owner) -> Manifest:
     """The job's components reach each other and the cluster's DNS; everything else is closed."""
-    components = [{"podSelector": {"matchLabels": selector(owner.name)}}]
-    return owned_manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        f"{owner.name}-parts",
+    components = {"matchLabels": selector(owner.name)}
+    peers = [{"podSelector": components}]
+    return network_policy(
         owner,
-        spec={
-            "podSelector": {"matchLabels": selector(owner.name)},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": components, "ports": _HTTP}],
-            "egress": [{"to": components, "ports": _HTTP}, {"ports": _DNS}],
-        },
+        "parts",
+        components,
+        ingress=[{"from": peers, "ports": _HTTP}],
+        egress=[{"to": peers, "ports": _HTTP}, {"ports": _DNS}],
     )
 
 
 def _operator_reads_report(owner: Owner) -> Manifest:
     """The operator, in whichever namespace it runs, reads the trainer's ``/status``."""
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR_LABELS}}
-    return owned_manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        f"{owner.name}-report",
-        owner,
-        spec={
-            "podSelector": {"matchLabels": selector(owner.name, "trainer")},
-            "policyTypes": ["Ingress"],
-            "ingress": [{"from": [operator], "ports": _HTTP}],
-        },
-    )
+    trainer = {"matchLabels": selector(owner.name, "trainer")}
+    return network_policy(owner, "report", trainer, ingress=[{"from": [operator], "ports": _HTTP}])
 
 
 def _metrics(owner: Owner, peers: Sequence[Mapping[str, Any]]) -> Manifest:
     """Whoever may reach the port may ask for metrics without a key, and for nothing else."""
-    measured = {"key": COMPONENT_LABEL, "operator": "In", "values": [SUFFIXES["inference"], SUFFIXES["trainer"]]}
-    return owned_manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        f"{owner.name}-metrics",
-        owner,
-        spec={
-            "podSelector": {"matchLabels": selector(owner.name), "matchExpressions": [measured]},
-            "policyTypes": ["Ingress"],
-            "ingress": [{"from": [dict(peer) for peer in peers], "ports": _HTTP}],
-        },
-    )
+    ingress = [{"from": [dict(peer) for peer in peers], "ports": _HTTP}]
+    return network_policy(owner, "metrics", _inference_and_trainer(owner), ingress=ingress)
 
 
 def _hub(owner: Owner) -> Manifest:
     """Server and trainer download the base model."""
-    downloads = {"key": COMPONENT_LABEL, "operator": "In", "values": [SUFFIXES["inference"], SUFFIXES["trainer"]]}
-    return owned_manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        f"{owner.name}-hub",
-        owner,
-        spec={
-            "podSelector": {"matchLabels": selector(owner.name), "matchExpressions": [downloads]},
-            "policyTypes": ["Egress"],
-            "egress": [{"ports": [{"protocol": "TCP", "port": 443}]}],
-        },
-    )
+    https = [{"protocol": "TCP", "port": 443}]
+    return network_policy(owner, "hub", _inference_and_trainer(owner), egress=[{"ports": https}])
+
+
+def _inference_and_trainer(owner: Owner) -> Manifest:
+    """Selects their pods."""
+    either = {"key": COMPONENT_LABEL, "operator": "In", "values": [SUFFIXES["inference"], SUFFIXES["trainer"]]}
+    return {"matchLabels": selector(owner.name), "matchExpressions": [either]}
+
+
+def network_policy(owner: Owner, name: str, pods: Manifest, **rules: list[Manifest]) -> Manifest:
+    """The NetworkPolicy ``JOB-name`` of the selected pods: ``ingress``, ``egress`` or both."""
+    types = [direction.capitalize() for direction in rules]
+    spec = {"podSelector": pods, "policyTypes": types, **rules}
+    return owned_manifest("networking.k8s.io/v1", "NetworkPolicy", f"{owner.name}-{name}", owner, spec=spec)
