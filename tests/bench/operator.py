@@ -15,11 +15,11 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import httpx
@@ -40,6 +40,7 @@ NAMESPACE = "bench"
 FIRST_CHILDREN = {"ConfigMap": 1, "NetworkPolicy": 2, "Service": 3, "Deployment": 2}
 SERVERS = ("kube-apiserver", "etcd", "kube-controller", "kube-scheduler")
 TICKS = os.sysconf("SC_CLK_TCK")
+R = TypeVar("R")
 
 
 @dataclass
@@ -294,6 +295,29 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="opbench", help="of the cluster that is brought up")
+    parser.add_argument("--cidr", default="10.203.0.0/16", help="its network")
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+
+
+def on_a_control_plane(
+    options: argparse.Namespace, measured: Callable[[argparse.Namespace, Path], Coroutine[Any, Any, R]]
+) -> R:
+    """What is measured on a cluster without nodes that is brought up for it, and taken down in any case."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster = Cluster.of(options.name, options.cidr)
+    try:
+        kube = kube_cluster.up(cluster, control_plane_only=True)
+        kube.kubectl.apply(crd(cel=False))
+        kube.kubectl("create", "namespace", NAMESPACE)
+        kube.kubectl.wait_for("serviceaccount", "default", "-n", NAMESPACE)
+        kube.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
+        return asyncio.run(measured(options, kube.kubeconfig))
+    finally:
+        kube_cluster.down(cluster)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.operator", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000, help="created at once (default: 1000)")
@@ -302,25 +326,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=16, help="of the operator (default: 16)")
     parser.add_argument("--quiet", type=float, default=60, help="seconds of quiet (default: 60)")
     parser.add_argument("--limit", type=float, default=600, help="give up after this many seconds (default: 600)")
-    parser.add_argument("--name", default="opbench", help="of the cluster that is brought up")
-    parser.add_argument("--cidr", default="10.203.0.0/16", help="its network")
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
+    add_cluster(parser)
     return parser.parse_args()
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down either way
     options = parse()
-    cluster = Cluster.of(options.name, options.cidr)
-    try:
-        kube = kube_cluster.up(cluster, control_plane_only=True)
-        kube.kubectl.apply(crd(cel=False))
-        kube.kubectl("create", "namespace", NAMESPACE)
-        kube.kubectl.wait_for("serviceaccount", "default", "-n", NAMESPACE)
-        kube.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
-        results = asyncio.run(measure(options, kube.kubeconfig))
-    finally:
-        kube_cluster.down(cluster)
+    results = on_a_control_plane(options, measure)
     print(json.dumps(asdict(results))) if options.json else show(results)
 
 

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,13 +21,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.operator import NAMESPACE, cpu_seconds, percentile, post, running, say
-from tests.cluster.kube import cluster as kube_cluster
-from tests.cluster.kube.layout import Cluster
+from tests.bench.operator import (
+    NAMESPACE,
+    add_cluster,
+    cpu_seconds,
+    on_a_control_plane,
+    percentile,
+    post,
+    running,
+    say,
+)
 from tests.support.operator_process import Operator
 from tests.support.ports import free_port
 from visionrl.status import Progress, TrainerReport
-from visionrl_core.crd import crd
 from visionrl_core.kinds import JOB, OWNED_SELECTOR, POD
 from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
@@ -233,25 +238,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=3, help="of measuring (default: 3)")
     parser.add_argument("--workers", type=int, default=16, help="of the operator (default: 16)")
     parser.add_argument("--limit", type=float, default=1800, help="seconds until all must train (default: 1800)")
-    parser.add_argument("--name", default="opbench", help="of the cluster that is brought up")
-    parser.add_argument("--cidr", default="10.203.0.0/16", help="its network")
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
+    add_cluster(parser)
     return parser.parse_args()
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down either way
     options = parse()
-    cluster = Cluster.of(options.name, options.cidr)
-    try:
-        kube = kube_cluster.up(cluster, control_plane_only=True)
-        kube.kubectl.apply(crd(cel=False))
-        kube.kubectl("create", "namespace", NAMESPACE)
-        kube.kubectl.wait_for("serviceaccount", "default", "-n", NAMESPACE)
-        kube.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
-        results = asyncio.run(measure(options, kube.kubeconfig))
-    finally:
-        kube_cluster.down(cluster)
+    results = on_a_control_plane(options, measure)
     print(json.dumps(asdict(results))) if options.json else show(results)
 
 
