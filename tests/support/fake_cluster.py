@@ -10,7 +10,7 @@ from tests.support.fake_api import merged
 from tests.support.fake_kueue import FakeKueue, takes_quota, true, webhook
 from tests.support.jobs import document
 from visionrl.job import Job
-from visionrl.status import JobStatus, TrainerReport
+from visionrl.status import JobStatus, Progress, TrainerReport
 from visionrl_core.decide import DesiredState, decide
 from visionrl_core.kueue import Flavor, Queue, workload_view
 from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
@@ -18,6 +18,7 @@ from visionrl_core.manifests.config import JOB_FILE, key_in, with_fresh_key
 from visionrl_core.observed import ExportRun, JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
 
 OWNER = Owner("demo", "default", "uid-1")
+TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -249,3 +250,40 @@ class FakeCluster:
             self.wait(301)
         self.reconcile()
         self.deletions_complete()
+
+
+def trainer(attempt: int) -> Ref:
+    return Ref("Job", f"demo-trainer-{attempt}")
+
+
+def running(spec: dict[str, Any] | None = None) -> FakeCluster:
+    """A job whose trainer runs."""
+    cluster = FakeCluster(spec or {})
+    cluster.reconcile()
+    return started(cluster)
+
+
+def started(cluster: FakeCluster) -> FakeCluster:
+    """The job's servers become ready, and its trainer runs."""
+    cluster.servers_ready()
+    cluster.reconcile()
+    cluster.trainer_starts()
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    return cluster
+
+
+def reason(status: JobStatus, condition: str) -> str:
+    found = status.condition(condition)  # type: ignore[arg-type]
+    assert found is not None, f"no condition {condition}"
+    return found.reason
+
+
+def complete(spec: dict[str, Any]) -> FakeCluster:
+    cluster = running(spec)
+    cluster.report = TrainerReport(phase="Complete", progress=Progress(iteration=3, total=3))
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.status.phase == "Complete"
+    return cluster

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fake_cluster import START, FakeCluster
+from tests.support.fake_cluster import START, FakeCluster, running
 from visionrl.job import FailurePolicy
 from visionrl.status import ComponentFailure
 from visionrl_core.clock import moment
@@ -20,17 +20,6 @@ from visionrl_core.policies.failure import Failure
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 POLICY = FailurePolicy()
 CRASH = Failure("inference", 1, "Error")
-
-
-def running() -> FakeCluster:
-    cluster = FakeCluster()
-    cluster.reconcile()
-    cluster.servers_ready()
-    cluster.reconcile()
-    cluster.trainer_starts()
-    cluster.reconcile()
-    assert cluster.status.phase == "Running"
-    return cluster
 
 
 def crash_and_recover(cluster: FakeCluster) -> None:

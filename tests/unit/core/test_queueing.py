@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_cluster import OWNER, FakeCluster
+from tests.support.fake_cluster import OWNER, TASK_APP, FakeCluster, started
 from tests.support.fake_kueue import FakeKueue, condition, true, webhook
 from tests.support.jobs import WARM_START, job
 from visionrl.status import JobStatus
@@ -16,7 +16,6 @@ from visionrl_core.manifests.common import Ref
 from visionrl_core.manifests.queue import workload
 from visionrl_core.policies.failure import QUEUED_AGAIN
 
-TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
 WORKLOAD = Ref("Workload", "demo-workload")
 
 
@@ -29,13 +28,7 @@ def queued(spec: dict[str, Any] | None = None, **kueue: Any) -> FakeCluster:
 
 
 def running(spec: dict[str, Any] | None = None, **kueue: Any) -> FakeCluster:
-    cluster = queued(spec, **kueue)
-    cluster.servers_ready()
-    cluster.reconcile()
-    cluster.trainer_starts()
-    cluster.reconcile()
-    assert cluster.status.phase == "Running"
-    return cluster
+    return started(queued(spec, **kueue))
 
 
 def evicted(cluster: FakeCluster, reason: str = "Preempted") -> FakeCluster:
