@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_api import Died
-from tests.unit.operator.test_reconciler import World, running
+from tests.support.reconciling import World, running
 
 EXPORT = {"storage.export": {"adapter": "s3://bucket/crafter"}}
 COPY = {"to": "s3://bucket/crafter", "digest": "0" * 64, "bytes": 42}

@@ -12,8 +12,8 @@ import json
 from typing import Any
 
 from tests.support.fake_api import Died, FakeApi
+from tests.support.reconciling import World
 from tests.unit.operator.test_export import COPY, EXPORT, container, exporter_pod, exporters
-from tests.unit.operator.test_reconciler import World
 from visionrl_core.kinds import Kueue
 
 SERVERS = {"demo-taskapp": "taskapp", "demo-inference": "inference"}

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.fake_api import KUEUE, failure
 from tests.support.fake_kueue import FakeKueue, condition, takes_quota, true, webhook
+from tests.support.reconciling import DEMO
 from tests.unit.operator.test_kills import LivingWorld
-from tests.unit.operator.test_reconciler import DEMO
 from visionrl_operator.status_writer import Outdated
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fake_api import Died
 from tests.support.jobs import document
-from tests.unit.operator.test_reconciler import CLAIM, DEMO, World, running
+from tests.support.reconciling import CLAIM, DEMO, World, running
 from visionrl_core.container_images import named
 from visionrl_core.manifests import pods
 from visionrl_core.manifests.common import Ref
