@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.trainer import StandInTrainer, named_by_content
 
 MODULE = "model.language_model.layers.0.self_attn.q_proj"
 RANK, OUT, IN = 4, 12, 8
+BASE = {f"{MODULE}.weight": (OUT, IN)}
 CONFIG = {
     "peft_type": "LORA",
     "r": RANK,
@@ -25,6 +27,12 @@ CONFIG = {
     "modules_to_save": None,
 }
 """As peft writes it, with fewer keys."""
+
+
+def filled(*shape: int, value: float = 1.0) -> Any:
+    import torch
+
+    return torch.full(shape, value)
 
 
 def write_adapter(folder: Path, **changes: object) -> None:
