@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,7 @@ from visionrl.durable import write_atomically
 from visionrl.job import Job
 from visionrl.status import Score
 from visionrl_trainer.algo.advantages import with_advantages
-from visionrl_trainer.algo.early_stopping import check, check_rejected
+from visionrl_trainer.algo.early_stopping import check, check_rejected, watched
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import update
 from visionrl_trainer.model.compute import compute
@@ -103,6 +103,8 @@ class _Run:
     """The parts of a run, and its state."""
 
     state: RunState
+    history: list[Mapping[str, Any]]
+    """Of all iterations, what the guards look at."""
 
     def __init__(
         self,
@@ -136,6 +138,7 @@ class _Run:
         self.folder.warm_start.forget_checkpoints()
         if self.state.reference is not None:
             await compute(self.policy.set_reference, self.store.reference(self.state))
+        self.history = [watched(record) for record in self.folder.metrics.records()]
         self._report_state()
         await self._sync()
         try:
@@ -191,7 +194,8 @@ class _Run:
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)
         self.trackers.log("training", record, iteration + 1)
-        check(self.folder.metrics.records(), spec.training.guards)
+        self.history.append(watched(record))
+        check(self.history, spec.training.guards)
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
             self.state = self._after(record, await compute(self.store.publish, self.policy))
             if self.state.iteration % spec.training.checkpoint_every == 0:

@@ -20,6 +20,14 @@ class TrainingDiverged(ConfigurationError):
     """Training has failed, and neither more iterations nor a retry would help; the message names guard and limit."""
 
 
+WATCHED = ("skipped_updates", "invalid_rate", "entropy")
+
+
+def watched(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What :func:`check` needs of an iteration's metrics; all the rest of them grows with the batch."""
+    return {name: record[name] for name in WATCHED if name in record}
+
+
 def check(metrics: Sequence[Mapping[str, Any]], guards: Guards) -> None:
     """Raise :class:`TrainingDiverged` where the last ``patience`` iterations all break a limit.
 
