@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from visionrl.documents import DocumentError
+from visionrl_cli.files import given_key
 from visionrl_cli.values import json_object
 
 HELP = "whether a server of your own speaks the rollout contract"
@@ -25,9 +26,9 @@ def conforms(url: str, key_file: Path | None, config: dict[str, Any], model_host
     """Ask the server as the trainer does, answer its model calls, print what does not follow the contract; the exit
     code."""
     try:
-        key = key_file.read_text().strip() if key_file else os.environ.get("ENVIRONMENT_API_KEY", "")
-    except OSError as error:
-        print(f"--key-file {key_file}: {error.strerror}", file=sys.stderr)
+        key = given_key(key_file)
+    except (DocumentError, OSError) as error:
+        print(f"--key-file {key_file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     from visionrl.conformance import check  # httpx takes a moment
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from visionrl.documents import DocumentError, read_text
+from visionrl.documents import DocumentError
 from visionrl.errors import leaves
 from visionrl.job import FIRST_TRAINING_SEED
 from visionrl.jobfile import JobFileError
@@ -21,6 +20,7 @@ from visionrl_cli.evaluation.plan import EvalOptions, Plan, make_plan
 from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
 from visionrl_cli.evaluation.text import EvalError
 from visionrl_cli.evaluation.view import View, choose_view, show
+from visionrl_cli.files import given_key
 from visionrl_local.folder import LocalError, LocalFolder
 from visionrl_local.run import Signals
 from visionrl_local.view import error, refuse
@@ -148,7 +148,7 @@ class Session:
 def task_app_key(file: Path | None) -> str:
     """The key of a remote task app. Raises :class:`EvalError`, ``OSError``."""
     try:
-        key = read_text(file).strip() if file else os.environ.get("ENVIRONMENT_API_KEY", "").strip()
+        key = given_key(file)
     except DocumentError as problem:
         raise EvalError(f"{file} {problem}") from None
     if not key:
