@@ -19,6 +19,7 @@ DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 MAX_POD_SETS = 8
 REQUEUE_SECONDS = 60
+STOPPED = ("ClusterQueueStopped", "LocalQueueStopped")
 
 
 # --- the webhook
@@ -114,6 +115,8 @@ class FakeKueue:
     """Admission checks; they pass when a test says so."""
     pods_ready_timeout: float | None = None
     backoff_limit: int | None = None
+    stopped: bool = False
+    """The queue's stopPolicy holds its Workloads back."""
     clock: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     passed: dict[str, list[Body]] = field(default_factory=dict)
     """``podSetUpdates`` of the checks that have passed."""
@@ -129,7 +132,8 @@ class FakeKueue:
         return [now for now, then in zip(found, before, strict=True) if now != then]
 
     def preempt(self, workload: Body, reason: str = "Preempted") -> Body:
-        """Quota is wanted by somebody else, and stays reserved until its owner gives it back."""
+        """Quota is wanted by somebody else, or the queue is stopped; it stays reserved until its owner gives it back."""
+        self.stopped = self.stopped or reason in STOPPED
         taken = copy.deepcopy(workload)
         self._set(taken, "Evicted", True, reason, f"{reason} to accommodate a workload of a higher priority")
         if reason == "Preempted":
@@ -148,6 +152,9 @@ class FakeKueue:
         if gone and not reserved(workload) and requeued.get("status") == "False":
             status.pop("requeueState", None)
             self._set(workload, "Requeued", True, "Reactivated", "The workload was reactivated")
+        if requeued.get("status") == "False" and requeued.get("reason") in STOPPED and not self.stopped:
+            restarted = requeued["reason"].replace("Stopped", "Restarted")
+            self._set(workload, "Requeued", True, restarted, "The queue was restarted after being stopped")
         at = status.get("requeueState", {}).get("requeueAt")
         if requeued.get("status") == "False" and requeued.get("reason") == "PodsReadyTimeout" and self._over(at):
             self._set(workload, "Requeued", True, "BackoffFinished", "The workload backoff was finished")
@@ -195,7 +202,7 @@ class FakeKueue:
 
     def _schedule(self, workloads: list[Body]) -> None:
         used = sum(pods(each) for each in workloads if takes_quota(each))
-        waiting = [each for each in workloads if active(each) and not reserved(each)]
+        waiting = [each for each in workloads if active(each) and not reserved(each) and not self.stopped]
         waiting = [each for each in waiting if condition(each, "Requeued").get("status") != "False"]
         for each in sorted(waiting, key=lambda each: -(each["spec"].get("priority") or 0)):
             if each["spec"].get("queueName") != self.queue:

@@ -215,12 +215,10 @@ class Life(RuleBasedStateMachine):
             return
         cluster = self.cluster
         cluster.change({"training.groupSize": 8, "model.lora": {}})
-        if cluster.kueue is not None and cluster.workload is not None:  # people look after what Kueue left to them
-            cluster.workload["spec"]["active"] = True
-            cluster.kueue.pods_ready_timeout = None
-            for condition in cluster.workload.get("status", {}).get("conditions", []):
-                if condition["type"] == "Requeued":
-                    condition["status"] = "True"
+        if cluster.kueue is not None:  # people look after what Kueue left to them
+            cluster.kueue.pods_ready_timeout, cluster.kueue.stopped = None, False
+            if cluster.workload is not None:
+                cluster.workload["spec"]["active"] = True
         cluster.settle()
         self.status_moves_forward()
         decision = cluster.decide()
