@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_CONFIGURATION = 2
 """The configuration cannot work: a retry would fail in the same way."""
+EXIT_HUNG = 70
+"""The component found that it hangs (:mod:`visionrl.hang`)."""
 
 
 class ConfigurationError(Exception):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from visionrl.component import EXIT_CONFIGURATION
 from visionrl.job import Component, FailurePolicy, Job
 from visionrl.status import Attempt, ComponentFailure, JobStatus
 from visionrl_core.clock import moment, stamp
@@ -18,7 +19,7 @@ from visionrl_core.manifests.common import Ref
 from visionrl_core.manifests.config import key_name
 from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
 from visionrl_core.policies import failure, ledger
-from visionrl_core.policies.failure import CONFIGURATION_ERROR, Failure
+from visionrl_core.policies.failure import Failure
 
 KEPT_ATTEMPTS = 10
 KEY_REPLACED = "its key was replaced: all components start with the new one"
@@ -183,4 +184,4 @@ def _record(
 
 
 def _failed_reason(failed: Failure) -> str:
-    return "ConfigurationError" if failed.exit_code == CONFIGURATION_ERROR else "FailurePolicy"
+    return "ConfigurationError" if failed.exit_code == EXIT_CONFIGURATION else "FailurePolicy"

@@ -19,12 +19,13 @@ from typing import Any
 
 import httpx
 
+from visionrl.vitals import LOOK_SECONDS, vitals
 from visionrl_core.clock import stamp
 from visionrl_core.observed import ObservedComponent
 from visionrl_local import processes
 from visionrl_local.container import Launch, Probe
 from visionrl_local.folder import tail
-from visionrl_local.health import LOOK_SECONDS, Pulse
+from visionrl_local.health import Pulse
 from visionrl_local.ports import LOOPBACK, port_in_use
 from visionrl_local.process import GuardedProcess
 
@@ -173,8 +174,8 @@ class LocalPod:
     async def _feel_pulse(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            vitals = await asyncio.to_thread(processes.vitals, self.launch.mark)
-            if why := self.pulse.look(vitals, silent=self._answered and not self.state.ready):
+            seen = await asyncio.to_thread(lambda: vitals(processes.processes_with(self.launch.mark)))
+            if why := self.pulse.look(seen, silent=self._answered and not self.state.ready):
                 self.condemn(why)
 
     async def _probe(self) -> str:

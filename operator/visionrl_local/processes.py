@@ -1,4 +1,4 @@
-"""Finds, observes and kills the processes of a run, also those whose parent is gone.
+"""Finds and kills the processes of a run, also those whose parent is gone.
 
 Every process of a run carries a mark in its environment, which its descendants inherit. So the processes that a killed
 supervisor or guard left behind are found without a file of process ids, which could be stale and name a stranger.
@@ -19,7 +19,6 @@ from pathlib import Path
 MARK = "VISIONRL_LOCAL_PROCESS"
 # A program that renames itself (vLLM's engine does) must not overwrite its environment: setproctitle's own variable.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 END_SECONDS = 10.0
 """How long killed processes may take to end; one that waits for a dead disk takes longer."""
 
@@ -35,18 +34,6 @@ class Supervisor:
     def mark(self, component: str) -> str:
         """The value of :data:`MARK` of a component's processes."""
         return f"{self.token} {component} {self.root}"
-
-
-@dataclass(frozen=True)
-class Vitals:
-    """The state of a component's processes at one moment, from the kernel."""
-
-    cpu_seconds: float
-    """CPU time used so far."""
-    stopped: bool
-    """A process is stopped (SIGSTOP)."""
-    active: bool
-    """A thread runs, or waits for a core or a disk."""
 
 
 def left_behind(supervisor: Supervisor) -> dict[int, str]:
@@ -83,18 +70,6 @@ def kill(pids: dict[int, str] | list[int]) -> list[int]:
     return left
 
 
-def vitals(mark: str) -> Vitals:
-    """The state of all processes with this mark."""
-    pids = processes_with(mark)
-    states = [state for pid in pids if (state := _state(Path(f"/proc/{pid}"))) is not None]
-    threads = [state for pid in pids for state in _threads(pid)]
-    return Vitals(
-        cpu_seconds=sum(ticks for _, ticks in states) / TICKS_PER_SECOND,
-        stopped=any(letter == "T" for letter, _ in states),
-        active=any(letter in ("R", "D") for letter, _ in threads),
-    )
-
-
 def _marked() -> Iterator[tuple[int, str]]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and (mark := _mark_of(int(entry.name))) is not None:
@@ -108,20 +83,4 @@ def _mark_of(pid: int) -> str | None:
             if variable.startswith(prefix):
                 mark = os.fsdecode(variable.removeprefix(prefix))
                 return mark if mark.count(" ") >= 2 else None
-    return None
-
-
-def _threads(pid: int) -> Iterator[tuple[str, int]]:
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            if (state := _state(thread)) is not None:
-                yield state
-
-
-def _state(folder: Path) -> tuple[str, int] | None:
-    """State letter and CPU ticks, those of ended children included (proc_pid_stat(5))."""
-    with contextlib.suppress(OSError):
-        # pid (name) state ppid …; the name may hold spaces and parentheses.
-        fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        return fields[0], sum(int(ticks) for ticks in fields[11:15])
     return None

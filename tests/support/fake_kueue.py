@@ -132,7 +132,7 @@ class FakeKueue:
         return [now for now, then in zip(found, before, strict=True) if now != then]
 
     def preempt(self, workload: Body, reason: str = "Preempted") -> Body:
-        """Quota is wanted by somebody else, or the queue is stopped; it stays reserved until its owner gives it back."""
+        """Quota is wanted by somebody else, or the queue stops; it stays reserved until its owner gives it back."""
         self.stopped = self.stopped or reason in STOPPED
         taken = copy.deepcopy(workload)
         self._set(taken, "Evicted", True, reason, f"{reason} to accommodate a workload of a higher priority")

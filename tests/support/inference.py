@@ -148,6 +148,11 @@ class InferenceServer:
         finally:
             self.kill()
 
+    def wait(self) -> int:
+        """Its exit code, when it has ended by itself."""
+        assert self.process is not None
+        return self.process.wait(120)
+
     def kill(self) -> None:
         """SIGKILL to the whole process group: vLLM's engine would outlive its API server."""
         if self.process is not None:

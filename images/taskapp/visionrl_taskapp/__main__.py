@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import logging.config
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ import uvicorn
 
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.connections import connection_limit, limited_protocol, raise_file_limit
+from visionrl.hang import watch
 from visionrl.rollout import EnvSpec
 from visionrl_taskapp.envs.registry import EnvironmentRefused, Prepared, prepare
 from visionrl_taskapp.policies.completions import completion_url
@@ -164,6 +167,10 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, taskapp: TaskApp) -> None:
         super().__init__(config)
         self._taskapp = taskapp
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        watch(asyncio.get_running_loop())
+        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)

@@ -11,6 +11,7 @@ import sys
 from visionrl.checks import exports_base
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.errors import leaves
+from visionrl.hang import watch
 from visionrl.status import TrainerReport
 from visionrl_trainer.report.last import leave_report
 from visionrl_trainer.report.live import kept_up_to_date
@@ -60,10 +61,13 @@ async def _main() -> int:
 
 async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
     """Run until the end, an error or SIGTERM; the report shows which."""
-    from visionrl_trainer.train import run  # torch and transformers: seconds; the service answers meanwhile
+    # torch and transformers: seconds; the service answers meanwhile
+    from visionrl_trainer.model.compute import computing
+    from visionrl_trainer.train import run
 
     task = asyncio.ensure_future(run(context, context.job(), publisher))
     loop = asyncio.get_running_loop()
+    watch(loop, computing)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     async with kept_up_to_date(publisher):

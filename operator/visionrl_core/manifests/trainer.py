@@ -51,8 +51,8 @@ def trainer_job(job: Job, attempt: int, owner: Owner, key: str = "", defaults: P
         probes={
             "startupProbe": probe(1, STARTUP_SECONDS),
             "readinessProbe": probe(2, 3),
-            # A long update may hold the interpreter; only a trainer that is silent for minutes is taken for hung.
-            "livenessProbe": probe(30, 10, timeout=10),
+            # An update may hold the interpreter; a deadlock is found by the trainer itself (visionrl.hang).
+            "livenessProbe": probe(10, 12, timeout=10),
         },
     )
     job_manifest = owned_manifest(

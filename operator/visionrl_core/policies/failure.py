@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from visionrl.component import EXIT_CONFIGURATION, EXIT_HUNG
 from visionrl.job import Component, FailurePolicy, FailureRule
 from visionrl.status import Attempt
 from visionrl_core.clock import moment
 from visionrl_core.observed import ObservedComponent
 
-CONFIGURATION_ERROR = 2
 MAX_BACKOFF = timedelta(seconds=300)
 # An attempt that lasted this long was healthy: the delay starts over, as the kubelet's does.
 HEALTHY = timedelta(seconds=600)
@@ -93,13 +93,13 @@ def type_of(failure: Failure) -> FailureType:
         return "Rejected"
     if failure.reason in DISRUPTIONS:
         return "Disrupted"
-    return "Hung" if failure.reason in HANGS else "Crashed"
+    return "Hung" if failure.reason in HANGS or failure.exit_code == EXIT_HUNG else "Crashed"
 
 
 def action(policy: FailurePolicy, failure: Failure) -> Action:
     """What the first matching rule says. A configuration error fails whatever the rules say: it would fail again.
     Without a matching rule, what the cluster caused restarts uncounted and everything else restarts."""
-    if failure.exit_code == CONFIGURATION_ERROR:
+    if failure.exit_code == EXIT_CONFIGURATION:
         return "Fail"
     rule = rule_for(policy, failure)
     if rule is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from tests.support.inference import (
@@ -27,6 +28,7 @@ from tests.support.inference import (
 )
 from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest
+from visionrl.component import EXIT_HUNG
 from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
@@ -286,10 +288,15 @@ def test_a_written_tool_call_is_a_dozen_tokens_and_keeps_its_text(rig: Rig, clie
     assert with_tools == plain
 
 
-def test_a_server_killed_with_its_store_gone_serves_the_same_name_again(rig: Rig) -> None:
+def test_a_server_whose_engine_stops_ends_and_serves_the_same_name_again_with_its_store_gone(rig: Rig) -> None:
     frame = random_frame(3)
     with rig.server.client() as client:
         process = client.get("/health").headers[SERVER_HEADER]
+        [engine] = [each for each in psutil.Process(rig.server.pid).children() if "EngineCore" in each.name()]
+        engine.suspend()
+        with pytest.raises(httpx.HTTPError):  # it answers probes all the while
+            complete(client, rig.first, frame)
+    assert rig.server.wait() == EXIT_HUNG
     rig.server.kill()
     shutil.rmtree(rig.server.cache / "adapters")
     rig.server.start()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tests.support.fake_cluster import FakeCluster, reason, running, trainer
+from visionrl.component import EXIT_HUNG
 from visionrl.status import Progress, TrainerReport
 from visionrl_core.manifests.common import Ref
 from visionrl_core.observed import ObservedComponent, StuckPod
@@ -30,6 +31,20 @@ def test_a_trainer_that_reports_nothing_new_is_followed_by_another() -> None:
     cluster.trainer_starts()
     cluster.reconcile()
     assert cluster.status.phase == "Running"
+
+
+def test_a_component_that_finds_itself_hanging_is_started_again_and_called_hung() -> None:
+    cluster = running()
+    cluster.crash("inference", EXIT_HUNG)
+    cluster.reconcile()
+    cluster.servers_ready()
+    cluster.trainer_ends(EXIT_HUNG)
+    cluster.reconcile()
+    assert cluster.status.phase == "Restarting"
+    assert [(entry.component, entry.type) for entry in cluster.status.failures] == [
+        ("inference", "Hung"),
+        ("trainer", "Hung"),
+    ]
 
 
 def test_a_trainer_that_always_hangs_fails_the_job() -> None:

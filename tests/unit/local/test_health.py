@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from visionrl_local.health import LOOK_SECONDS, Pulse
-from visionrl_local.processes import MARK, Supervisor, Vitals, kill, left_behind, processes_with, vitals
+from visionrl.vitals import LOOK_SECONDS, Vitals, vitals
+from visionrl_local.health import Pulse
+from visionrl_local.processes import MARK, Supervisor, kill, left_behind, processes_with
 
 
 def looks(
@@ -93,11 +94,11 @@ def test_vitals_say_what_a_process_does(tmp_path: Path) -> None:
         assert busy.stdout is not None
         busy.stdout.readline()
         mark = supervisor.mark("trainer")
-        while vitals(mark).cpu_seconds < 0.1:
+        while vitals(processes_with(mark)).cpu_seconds < 0.1:
             pass
-        assert not vitals(mark).stopped
+        assert not vitals(processes_with(mark)).stopped
         busy.send_signal(signal.SIGSTOP)
-        while not vitals(mark).stopped:
+        while not vitals(processes_with(mark)).stopped:
             pass
         assert kill(processes_with(mark)) == []  # also a stopped one
-    assert vitals(mark) == Vitals(0.0, False, False)
+    assert vitals(processes_with(mark)) == Vitals(0.0, False, False)

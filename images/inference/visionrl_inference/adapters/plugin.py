@@ -21,6 +21,7 @@ from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from visionrl.adapters import LOADED_PATH
 from visionrl.component import ComponentContext
+from visionrl.hang import watch
 from visionrl_inference.adapters.check import AdapterError, check_adapter, weight_shapes
 from visionrl_inference.adapters.resolver import AdapterSource
 from visionrl_inference.adapters.retire import Retirement
@@ -84,6 +85,7 @@ class AdapterPlugin:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         self.server = VllmServer(engine_client, state.openai_serving_models)
         retirement = Retirement(self.server, self.source.store, keep=adapters_in_use(self.job))
+        watch(asyncio.get_running_loop(), self.server.generates)
         self._sweeping = asyncio.create_task(retirement.run())  # a task lives as long as its reference
 
     async def loaded(self) -> dict[str, dict[str, str]]:
@@ -107,6 +109,10 @@ class VllmServer:
 
     def loaded(self) -> set[str]:
         return set(self.models.lora_requests)
+
+    def generates(self) -> bool:
+        """A request is in the engine."""
+        return self.engine.output_processor.has_unfinished_requests()  # type: ignore[no-any-return]
 
     def busy(self) -> set[str]:
         states = list(self.engine.output_processor.request_states.values())

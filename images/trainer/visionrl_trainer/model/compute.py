@@ -18,6 +18,20 @@ T = TypeVar("T")
 _THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
 
+_calls = 0
+
+
+def computing() -> bool:
+    """Whether a call waits or runs."""
+    return _calls > 0
+
+
 async def compute(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """Run a function in the compute thread, after the calls that were made before."""
-    return await asyncio.get_running_loop().run_in_executor(_THREAD, functools.partial(function, *arguments, **named))
+    global _calls
+    _calls += 1
+    try:
+        call = functools.partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(_THREAD, call)
+    finally:
+        _calls -= 1

@@ -1,0 +1,88 @@
+"""What processes do at one moment, from the kernel: whether they compute, and whether they are stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOK_SECONDS = 5.0
+"""Time between two looks. Times are counted in looks, so that the sleep of the machine, or a stop of this process,
+counts for nobody."""
+IDLE_SHARE = 0.05
+"""Of one core: processes that use less do not compute. Answering probes takes less than a tenth of this."""
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """The state of a component's processes at one moment."""
+
+    cpu_seconds: float
+    """CPU time used so far."""
+    stopped: bool
+    """A process is stopped (SIGSTOP)."""
+    active: bool
+    """A thread runs, or waits for a core or a disk."""
+
+
+@dataclass
+class Idleness:
+    """For how long processes have not computed."""
+
+    looks: int = 0
+    _cpu_seconds: float = 0.0
+
+    def look(self, vitals: Vitals) -> bool:
+        """Take in one look; whether they compute."""
+        # A sum that falls has lost a process: something happened.
+        used, self._cpu_seconds = abs(vitals.cpu_seconds - self._cpu_seconds), vitals.cpu_seconds
+        works = used >= IDLE_SHARE * LOOK_SECONDS or vitals.active
+        self.looks = 0 if works else self.looks + 1
+        return works
+
+
+def vitals(pids: Iterable[int]) -> Vitals:
+    """The state of all these processes; the thread that asks is left out."""
+    folders = [Path(f"/proc/{pid}") for pid in pids]
+    states = [state for folder in folders if (state := _state(folder)) is not None]
+    threads = [state for folder in folders for state in _threads(folder)]
+    return Vitals(
+        cpu_seconds=sum(state.ticks for state in states) / _TICKS_PER_SECOND,
+        stopped=any(state.letter == "T" for state in states),
+        active=any(state.letter in ("R", "D") for state in threads),
+    )
+
+
+def session() -> list[int]:
+    """The processes of this process's session (setsid(2)): in a container, those that its first process has started."""
+    mine = os.getsid(0)
+    pids = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+    return [pid for pid in pids if (state := _state(Path(f"/proc/{pid}"))) is not None and state.session == mine]
+
+
+@dataclass(frozen=True)
+class _State:
+    letter: str
+    session: int
+    ticks: int
+    """Of the CPU, those of ended children included."""
+
+
+def _threads(folder: Path) -> Iterator[_State]:
+    with contextlib.suppress(OSError):
+        for thread in (folder / "task").iterdir():
+            if thread.name != str(threading.get_native_id()) and (state := _state(thread)) is not None:
+                yield state
+
+
+def _state(folder: Path) -> _State | None:
+    """proc_pid_stat(5)."""
+    with contextlib.suppress(OSError):
+        # pid (name) state ppid pgrp session …; the name may hold spaces and parentheses.
+        fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return _State(fields[0], int(fields[3]), sum(int(ticks) for ticks in fields[11:15]))
+    return None
