@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 from tests.support.ports import free_port
@@ -166,6 +167,11 @@ class InferenceServer:
         """The server's process, leader of its group."""
         assert self.process is not None
         return self.process.pid
+
+    def engine(self) -> psutil.Process:
+        """vLLM's engine, a child of its API server."""
+        [engine] = [each for each in psutil.Process(self.pid).children() if "EngineCore" in each.name()]
+        return engine
 
     def client(self, key: str = KEY) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 
 from tests.support.inference import (
@@ -28,7 +28,6 @@ from tests.support.inference import (
 )
 from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest
-from visionrl.component import EXIT_HUNG
 from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
@@ -288,15 +287,24 @@ def test_a_written_tool_call_is_a_dozen_tokens_and_keeps_its_text(rig: Rig, clie
     assert with_tools == plain
 
 
-def test_a_server_whose_engine_stops_ends_and_serves_the_same_name_again_with_its_store_gone(rig: Rig) -> None:
+def test_a_server_whose_engine_dies_while_it_loads_an_adapter_ends_and_serves_the_same_name_again_with_its_store_gone(
+    rig: Rig,
+) -> None:
     frame = random_frame(3)
     with rig.server.client() as client:
         process = client.get("/health").headers[SERVER_HEADER]
-        [engine] = [each for each in psutil.Process(rig.server.pid).children() if "EngineCore" in each.name()]
+        make_adapter(rig.model_dir, rig.adapter("draft"), seed=5)
+        unseen = named_by_content(rig.adapter("draft"), JOB_NAME, 5)
+        engine = rig.server.engine()
         engine.suspend()
-        with pytest.raises(httpx.HTTPError):  # it answers probes all the while
-            complete(client, rig.first, frame)
-    assert rig.server.wait() == EXIT_HUNG
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(complete, client, unseen, frame)
+            while not (rig.server.cache / "adapters" / unseen).exists():
+                time.sleep(0.1)
+            time.sleep(1.0)  # for the engine to be asked; it ends as well where it was not
+            engine.kill()
+            assert rig.server.wait() != 0
+            assert isinstance(answer.exception(), httpx.HTTPError)
     rig.server.kill()
     shutil.rmtree(rig.server.cache / "adapters")
     rig.server.start()

@@ -6,8 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.inference import InferenceServer, tiny_job
+from tests.support.inference import InferenceServer, chat_body, random_frame, tiny_job
 from tests.support.taskapp import taskapp
+from visionrl.component import EXIT_HUNG
 from visionrl.rollout import RolloutResponse
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
@@ -81,3 +82,11 @@ def test_an_unknown_adapter_aborts_the_episode_and_names_it(client: httpx.Client
     assert (answer.aborted, answer.abort_reason) == (True, "inference_error")
     assert answer.abort_message is not None
     assert "404" in answer.abort_message or "503" in answer.abort_message
+
+
+def test_a_server_whose_engine_stands_still_under_a_request_ends(inference: InferenceServer) -> None:
+    """Its probes are answered all the while. The last test: it needs the server no more."""
+    inference.engine().suspend()
+    with inference.client() as client, pytest.raises(httpx.HTTPError):
+        client.post("/v1/chat/completions", json=chat_body("base", random_frame(0)))
+    assert inference.wait() == EXIT_HUNG

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -31,6 +32,12 @@ from visionrl_inference.vllm_args import adapters_in_use
 
 SILENCE_SECONDS = 10.0
 """Longest pause in an answer of the trainer's."""
+
+SHUTDOWN_SECONDS = 5.0
+"""What vLLM may take to shut down by itself."""
+EXIT_FAILED = 1
+
+logger = logging.getLogger("vllm.visionrl")
 
 
 class TrainerResolver(LoRAResolver):
@@ -85,7 +92,8 @@ class AdapterPlugin:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         self.server = VllmServer(engine_client, state.openai_serving_models)
         retirement = Retirement(self.server, self.source.store, keep=adapters_in_use(self.job))
-        watch(asyncio.get_running_loop(), self.server.generates)
+        watch(asyncio.get_running_loop(), self.server.has_work)
+        self.server.end_with_its_engine()
         self._sweeping = asyncio.create_task(retirement.run())  # a task lives as long as its reference
 
     async def loaded(self) -> dict[str, dict[str, str]]:
@@ -101,6 +109,11 @@ def _bound_connections() -> None:
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "visionrl_inference.connections:limited"
 
 
+def _end() -> None:
+    logger.error("the engine is dead, and requests still wait for it: ending")
+    os._exit(EXIT_FAILED)
+
+
 class VllmServer:
     """:class:`~visionrl_inference.adapters.retire.Server` over vLLM's objects."""
 
@@ -110,9 +123,17 @@ class VllmServer:
     def loaded(self) -> set[str]:
         return set(self.models.lora_requests)
 
-    def generates(self) -> bool:
-        """A request is in the engine."""
-        return self.engine.output_processor.has_unfinished_requests()  # type: ignore[no-any-return]
+    def has_work(self) -> bool:
+        """The engine has a request, or a call such as that which loads an adapter."""
+        return bool(self.engine.output_processor.has_unfinished_requests() or self.engine.engine_core.utility_results)
+
+    def end_with_its_engine(self) -> None:
+        """vLLM's own shutdown waits for requests whose calls a dead engine never answers."""
+        loop = asyncio.get_running_loop()
+        if self.engine.errored:
+            loop.call_later(SHUTDOWN_SECONDS, _end)
+        else:
+            loop.call_later(1.0, self.end_with_its_engine)
 
     def busy(self) -> set[str]:
         states = list(self.engine.output_processor.request_states.values())
