@@ -150,6 +150,8 @@ class Attempt(Model):
     """Why it ended, e.g. "trainer: exit code 137 (OOMKilled)"; empty while it runs or when it completed."""
     counted: bool = True
     """Whether its failure counts against `maxRestarts`."""
+    iteration: NonNegativeInt = 0
+    """Iterations of the job that were complete when it ended."""
 
 
 class ComponentFailure(Model):

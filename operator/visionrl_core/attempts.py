@@ -113,7 +113,8 @@ def end(status: JobStatus, cause: str | None, counted: bool, now: datetime) -> J
         return status
     # A pod's clock may run ahead: an attempt never ends before it started.
     ended = stamp(max(now, moment(last.started)))
-    closed = last.model_copy(update={"ended": ended, "cause": cause, "counted": counted})
+    done = status.progress.iteration
+    closed = last.model_copy(update={"ended": ended, "cause": cause, "counted": counted, "iteration": done})
     return status.model_copy(update={"attempts": [*status.attempts[:-1], closed]})
 
 

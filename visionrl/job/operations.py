@@ -96,7 +96,7 @@ class FailurePolicy(Model):
     window_seconds: Seconds = 21_600
     """Failures older than this are forgotten."""
     backoff_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0
-    """Delay before an attempt; doubles with every attempt, up to 300 s."""
+    """Delay before an attempt; doubles with each failure in a row, up to 300 s."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
     """Checked in order. A component whose failure no rule matches is restarted alone; a failure that the cluster caused
     does not count."""

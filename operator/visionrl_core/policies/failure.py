@@ -120,13 +120,15 @@ def retry_at(policy: FailurePolicy, attempts: Sequence[Attempt]) -> datetime | N
 
 
 def backoff(policy: FailurePolicy, attempts: Sequence[Attempt]) -> timedelta:
-    """Delay after the last attempt's end: doubles with each failure in a row."""
+    """Delay after the last attempt's end: doubles with each failure in a row. An attempt that was healthy, or brought
+    the job forward, ends the row."""
     failures = 0
-    for attempt in reversed(attempts):
+    before = [0, *(attempt.iteration for attempt in attempts)]
+    for attempt, iteration in zip(reversed(attempts), reversed(before[:-1]), strict=True):
         if attempt.ended is None or attempt.cause is None or attempt.cause in PLANNED_CAUSES:
             break
         failures += 1
-        if moment(attempt.ended) - moment(attempt.started) >= HEALTHY:
+        if moment(attempt.ended) - moment(attempt.started) >= HEALTHY or attempt.iteration > iteration:
             break
     if failures == 0:
         return timedelta(0)

@@ -47,6 +47,21 @@ def test_a_component_that_finds_itself_hanging_is_started_again_and_called_hung(
     ]
 
 
+def test_an_attempt_that_was_killed_while_it_trained_is_followed_without_a_longer_delay() -> None:
+    cluster = running({"training.iterations": 9, "failurePolicy.maxRestarts": 9})
+    for iteration in range(1, 5):
+        cluster.report = TrainerReport(phase="Training", progress=Progress(iteration=iteration, total=9))
+        cluster.reconcile()
+        cluster.trainer_ends(137)
+        cluster.reconcile()
+        cluster.deletions_complete()
+        cluster.wait(10)
+        cluster.reconcile()
+        cluster.trainer_starts()
+        cluster.reconcile()
+        assert cluster.status.phase == "Running"
+
+
 def test_a_trainer_that_always_hangs_fails_the_job() -> None:
     cluster = running({"failurePolicy.maxRestarts": 1})
     for _ in range(2):

@@ -94,6 +94,13 @@ def test_the_delay_doubles_until_an_attempt_was_healthy(past: list[Attempt], del
     assert backoff(FailurePolicy(), past) == timedelta(seconds=delay)
 
 
+def test_an_attempt_that_brought_the_job_forward_ends_the_row() -> None:
+    done = [0, 3, 3, 3, 4]
+    past = [each.model_copy(update={"iteration": n}) for each, n in zip(attempts(*[1] * 5), done, strict=True)]
+    delays = [backoff(FailurePolicy(), past[:number]).total_seconds() for number in range(1, 6)]
+    assert delays == [10, 10, 20, 40, 10]
+
+
 # --- time
 
 
