@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from visionrl_local import guard, processes
@@ -21,12 +22,16 @@ class GuardedProcess:
     process was killed too, by the next one that works in the run folder.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, launch: Launch) -> None:
-        self._process, self._launch = process, launch
+    def __init__(
+        self, process: asyncio.subprocess.Process, launch: Launch, scratch: tempfile.TemporaryDirectory[str]
+    ) -> None:
+        self._process, self._launch, self._scratch = process, launch, scratch
 
     @classmethod
     async def start(cls, launch: Launch, log: Path) -> GuardedProcess:
-        """Start the process; its output is appended to ``log``. Raises ``OSError``."""
+        """Start the process; its output is appended to ``log``. It has a folder of its own for temporary files, as a
+        container has: vLLM leaves sockets there when it is killed. Raises ``OSError``."""
+        scratch = tempfile.TemporaryDirectory(prefix="visionrl-", ignore_cleanup_errors=True)
         command = [sys.executable, "-I", "-S", guard.__file__, str(launch.grace), *launch.argv]
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -34,19 +39,19 @@ class GuardedProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=launch.env,
+                env={**launch.env, "TMPDIR": scratch.name},
                 # The terminal's Ctrl-C is for this process, which then ends the components in order.
                 start_new_session=True,
             )
-        return cls(process, launch)
+        return cls(process, launch, scratch)
 
     async def wait(self) -> int:
         """The exit code, 128 + n after signal n."""
         code = await self._process.wait()
-        if code >= 0:
-            return code
-        await self._kill_the_rest()
-        return 128 - code
+        if code < 0:
+            await self._kill_the_rest()
+        await asyncio.to_thread(self._scratch.cleanup)
+        return code if code >= 0 else 128 - code
 
     async def stop(self) -> int:
         """SIGTERM, SIGKILL after the grace period; the exit code."""

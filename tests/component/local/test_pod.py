@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support import standin
 from visionrl_local.container import Launch, Probe
 from visionrl_local.pod import Exit, LocalPod
+from visionrl_local.process import GuardedProcess
 from visionrl_local.processes import MARK, Supervisor
 
 
@@ -31,6 +34,20 @@ async def test_a_port_that_a_dying_process_still_holds_is_waited_for(tmp_path: P
                 await changed.wait()
             await pod.stop()
     assert ends == []
+
+
+@pytest.mark.parametrize("end", ["exit 3", "kill -9 $$", "kill -9 $PPID; sleep 600"], ids=["ends", "killed", "guard"])
+def test_temporary_files_of_a_component_end_with_it(tmp_path: Path, end: str) -> None:
+    script = f'mktemp -d "$TMPDIR/XXXX"; {end}'
+    started = dataclasses.replace(launch(tmp_path, 1), argv=["sh", "-c", script])
+
+    async def exit_code() -> int:
+        process = await GuardedProcess.start(started, tmp_path / "log")
+        return await process.wait()
+
+    assert asyncio.run(exit_code()) in (3, 137)
+    [made] = (tmp_path / "log").read_text().splitlines()
+    assert not Path(made).parent.exists()
 
 
 def launch(folder: Path, port: int) -> Launch:
