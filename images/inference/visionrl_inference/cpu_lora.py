@@ -1,9 +1,10 @@
 """LoRA on vLLM's CPU backend, one matrix product per adapter instead of one gathered matrix per token.
 
-vLLM 0.32's CPU kernels have two faults that matter here. They copy the adapter's matrices once for every token of the
-batch, which took half of the tiny model's time. And a token without an adapter has the index -1, which they use as an
+vLLM 0.32's CPU kernels have three faults that matter here. They copy the adapter's matrices once for every token of the
+batch, which took half of the tiny model's time. A token without an adapter has the index -1, which they use as an
 index: such tokens get the adapter in the *last* slot, so the base model answers with somebody else's weights once all
-slots are taken. Registered as a ``vllm.general_plugins`` entry point: the engine's process needs it too.
+slots are taken. And the LM head takes the rows of a prompt's logprobs for the requests of the step: the engine dies
+where their numbers differ. Registered as a ``vllm.general_plugins`` entry point: the engine's process needs it too.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class GroupedLora(PunicaWrapperCPU):
         for slot, rows in self._groups:
             change = x[rows].to(y.dtype) @ w_t_all[slot, 0].T
             y[rows, columns] = y[rows, columns] + change if add_inputs else change
+
+    def add_lora_logits(self, *_: Any, **__: Any) -> None:
+        """Nothing: no adapter that is served changes the LM head (:func:`visionrl_inference.adapters.check`)."""
 
 
 def group_rows(slots: torch.Tensor) -> list[tuple[int, Rows]]:

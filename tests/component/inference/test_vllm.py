@@ -226,6 +226,20 @@ def test_base_and_adapters_in_one_batch_keep_apart(rig: Rig) -> None:
         np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE, err_msg=model)
 
 
+def test_the_logprobs_of_a_prompt_are_computed_beside_other_requests(rig: Rig) -> None:
+    """As a server that was started again is proven while episodes are played."""
+    prompt = {"model": rig.second, "prompt": list(range(100, 164)), "max_tokens": 1, "prompt_logprobs": 1}
+
+    def ask(number: int) -> int:
+        with rig.server.client() as client:
+            if number % 2:
+                return client.post("/v1/completions", json=prompt).status_code
+            return client.post("/v1/chat/completions", json=chat_body(rig.first, random_frame(number))).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(ask, range(32))) == {200}
+
+
 def test_many_first_requests_share_one_download(rig: Rig) -> None:
     weights = f"/adapters/{rig.third}/adapter_model.safetensors"
 

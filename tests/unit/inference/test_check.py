@@ -53,6 +53,17 @@ def test_a_module_that_the_base_lacks_is_refused_unless_no_name_compares(tmp_pat
     check_adapter(tmp_path, {"renamed.weight": (1, 1)}, max_rank=16)
 
 
+def test_an_adapter_of_the_lm_head_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    write_adapter(tmp_path)
+    head = {f"base_model.model.lm_head.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
+    save_file(head, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="the LM head are not served"):
+        check_adapter(tmp_path, {"lm_head.weight": (4, 4)}, max_rank=16)
+
+
 def test_a_rank_above_the_servers_and_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     write_adapter(tmp_path)
     with pytest.raises(AdapterError, match="1 to 2"):

@@ -34,6 +34,20 @@ def test_each_token_gets_its_own_adapter_and_minus_one_none(slots: list[int]) ->
     torch.testing.assert_close(y, expected)
 
 
+def test_logprobs_of_a_prompt_beside_other_requests_leave_the_logits_as_they_are() -> None:
+    """62 rows, where the step has two requests."""
+    import torch
+
+    from visionrl_inference.cpu_lora import GroupedLora
+
+    lora, logits = GroupedLora(64, 16, "cpu"), torch.randn(62, 7)
+    lora._sampler_indices[:2], lora.indices_len[1] = torch.tensor([0, 1]), 2
+    before = logits.clone()
+    zeros_a, zeros_b = torch.zeros(SLOTS, 1, RANK, IN), torch.zeros(SLOTS, 1, 7, RANK)
+    lora.add_lora_logits(logits, torch.randn(62, IN), zeros_a, zeros_b, 1.0)
+    assert torch.equal(logits, before)
+
+
 def test_vllms_cpu_platform_is_told() -> None:
     from vllm.platforms import current_platform
 

@@ -28,6 +28,7 @@ DESCRIPTIVE = frozenset(
 of the tensors, dropout is for training."""
 REQUIRED = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False)}
 """Values of keys that have others which mean another computation."""
+LM_HEAD = "lm_head"
 
 Shape = tuple[int, ...]
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -59,6 +60,8 @@ def check_adapter(folder: Path, base: Mapping[str, Shape], max_rank: int) -> Non
     pairs = _pairs(folder / WEIGHTS)
     comparable = any(f"{module}.weight" in base for module in pairs)
     for module, shapes in pairs.items():
+        if module.rpartition(".")[2] == LM_HEAD:
+            raise AdapterError(f"{module}: adapters of the LM head are not served")
         a, b = shapes.get("A"), shapes.get("B")
         if a is None or b is None:
             raise AdapterError(f"{module} has only one of lora_A and lora_B")
