@@ -15,7 +15,16 @@ from visionrl_core.decide import DesiredState, decide
 from visionrl_core.kueue import Flavor, Queue, workload_view
 from visionrl_core.manifests.common import ATTEMPT_LABEL, KEY_ANNOTATION, Manifest, Owner, Ref, key_digest, ref
 from visionrl_core.manifests.config import JOB_FILE, key_in, with_fresh_key
-from visionrl_core.observed import ExportRun, JobObject, Observed, ObservedComponent, StuckPod, TrainerRun
+from visionrl_core.observed import (
+    NO_RULES,
+    ClusterRules,
+    ExportRun,
+    JobObject,
+    Observed,
+    ObservedComponent,
+    StuckPod,
+    TrainerRun,
+)
 
 OWNER = Owner("demo", "default", "uid-1")
 TASK_APP, INFERENCE = Ref("Deployment", "demo-taskapp"), Ref("Deployment", "demo-inference")
@@ -41,6 +50,7 @@ class FakeCluster:
     deleting: frozenset[Ref] = frozenset()
     exports: dict[str, ExportRun] = field(default_factory=dict)
     job_deleted: bool = False
+    rules: ClusterRules = NO_RULES
     kueue: FakeKueue | None = None
     """Where the job names a queue."""
     workload: Manifest | None = None
@@ -54,6 +64,7 @@ class FakeCluster:
     def observe(self) -> Observed:
         accepted = self.objects.get(Ref("ConfigMap", "demo-config"))
         return Observed(
+            rules=self.rules,
             accepted=Job.model_validate_json(accepted["data"][JOB_FILE]) if accepted else None,
             objects=dict(self.objects),
             deleting=self.deleting,

@@ -100,8 +100,8 @@ def pod_template(
     restart_policy: str,
     attempt: int | None = None,
 ) -> Manifest:
-    """The pod template of a component, with the cluster's defaults and then what the job itself says merged into it.
-    ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
+    """The pod template of a component: the operator's, over it the cluster's defaults, and over both what the job itself
+    says. ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
     volumes = _volumes(job, template)
     spec: Manifest = {
         "restartPolicy": restart_policy,
@@ -114,11 +114,24 @@ def pod_template(
         "securityContext": POD_SECURITY,
         "containers": [_container(job, template, volumes)],
         "volumes": [{"name": volume.name, **volume.source} for volume in volumes],
-        **_scheduling(job, template),
-        **_patched(template.patch),
     }
     own = {"metadata": _metadata(job, owner, key, template, attempt), "spec": spec}
-    return merged(with_defaults(own, defaults), template.patch.pod_template if template.part is None else {})
+    pod = merged(with_defaults(own, defaults), _said(job, template))
+    return merged(pod, template.patch.pod_template if template.part is None else {})
+
+
+def _said(job: Job, template: ComponentTemplate) -> Manifest:
+    """What the job says about the pod in fields of its own."""
+    patch = template.patch
+    container = {
+        "name": SUFFIXES[template.part or template.component],
+        "env": [_variable(variable) for variable in patch.env],
+        **({"imagePullPolicy": patch.image_pull_policy} if patch.image_pull_policy else {}),
+    }
+    return {
+        "metadata": {"labels": patch.labels, "annotations": patch.annotations},
+        "spec": {"containers": [container], **_scheduling(job, template), **_patched(patch)},
+    }
 
 
 def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, attempt: int | None) -> Manifest:
@@ -130,23 +143,15 @@ def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, att
     if template.gpu is not None:
         # A drain may evict these pods (the job resumes from its checkpoint); an autoscaler must not, to save a node.
         annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
-    return {
-        "labels": {**template.patch.labels, **own_labels},
-        "annotations": {**template.patch.annotations, **annotations},
-    }
+    return {"labels": own_labels, "annotations": annotations}
 
 
 def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> Manifest:
-    pull_policy = {"imagePullPolicy": template.patch.image_pull_policy} if template.patch.image_pull_policy else {}
     return {
         "name": SUFFIXES[template.part or template.component],
         "image": images_of(job)[template.component],
-        **pull_policy,
         "command": list(template.command) or ["python", "-m", template.module],
-        "env": [
-            *({"name": name, "value": value} for name, value in _env(job, template)),
-            *(_variable(variable) for variable in template.patch.env),
-        ],
+        "env": [{"name": name, "value": value} for name, value in _env(job, template)],
         **({"envFrom": [{"secretRef": {"name": template.env_from}}]} if template.env_from else {}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(template.resources, template.gpu),

@@ -113,16 +113,18 @@ def placed(pods: Manifest, place: Place) -> Manifest:
     }
 
 
-def conflict(pods: Manifest, place: Place) -> str | None:
-    """What the job says about its pods and the admission says otherwise."""
-    template = pods["spec"]["template"]
+def conflict(pods: Manifest, place: Place, defaults: PodDefaults = NO_DEFAULTS) -> str | None:
+    """What the job, or the cluster's defaults for its pods, say and the admission says otherwise."""
+    template, given = pods["spec"]["template"], defaults.template
+    labels, annotations = (given.get("metadata", {}).get(kind, {}) for kind in ("labels", "annotations"))
     compared = (
-        ("nodeSelector", template["spec"].get("nodeSelector", {}), place.node_selector),
-        ("label", template["metadata"]["labels"], place.labels),
-        ("annotation", template["metadata"]["annotations"], place.annotations),
+        ("nodeSelector", template["spec"].get("nodeSelector", {}), given.get("spec", {}).get("nodeSelector", {}), place.node_selector),
+        ("label", template["metadata"]["labels"], labels, place.labels),
+        ("annotation", template["metadata"]["annotations"], annotations, place.annotations),
     )
-    for what, ours, theirs in compared:
+    for what, ours, default, theirs in compared:
         for key, value in theirs.items():
             if ours.get(key, value) != value:
-                return f"{what} {key} is {ours[key]} in the job and {value} where it was admitted"
+                where = "the chart's jobPods.template" if default.get(key) == ours[key] else "the job"
+                return f"{what} {key} is {ours[key]} in {where} and {value} where it was admitted"
     return None

@@ -127,8 +127,9 @@ def _admitted(job: Job, owner: Owner, queue: Queue, found: WorkloadView, observe
     }
     refused = ""
     if not holds_quota(observed):  # what runs already stays where it is
-        made = pod_makers(job, owner, observed.rules.pod_defaults)
-        wrong = (conflict(pods, places.get(name, Place())) for name, pods in made.items())
+        defaults = observed.rules.pod_defaults
+        made = pod_makers(job, owner, defaults)
+        wrong = (conflict(pods, places.get(name, Place()), defaults) for name, pods in made.items())
         refused = next(filter(None, wrong), "") or _topology(found)
     return Admission(True, "Admitted", f"by queue {job.spec.queue_name}{_shown(found)}", places, refused)
 

@@ -378,6 +378,27 @@ def test_what_a_cluster_gives_all_pods_is_below_what_the_job_says() -> None:
     assert pod["spec"]["priorityClassName"] == "low"
 
 
+def test_fields_of_a_job_are_above_what_a_cluster_gives_all_pods() -> None:
+    metadata = {"labels": {"team": "all"}, "annotations": {"note": "all"}}
+    spec = {"nodeSelector": {"pool": "gpu", "zone": "a"}, "priorityClassName": "low", "serviceAccountName": "all"}
+    own = {
+        "labels": {"team": "games"},
+        "annotations": {"note": "ours"},
+        "nodeSelector": {"zone": "c"},
+        "priorityClassName": "high",
+        "serviceAccountName": "ours",
+        "imagePullSecrets": ["registry"],
+    }
+    pod = patched({}, PodDefaults({"metadata": metadata, "spec": spec}), **{
+        "overrides.trainer": own, "placement.nodeSelector": {"zone": "b", "disk": "fast"},
+    })  # fmt: skip
+    assert pod["metadata"]["labels"]["team"] == "games"
+    assert pod["metadata"]["annotations"]["note"] == "ours"
+    assert pod["spec"]["nodeSelector"] == {"pool": "gpu", "zone": "c", "disk": "fast"}
+    assert (pod["spec"]["priorityClassName"], pod["spec"]["serviceAccountName"]) == ("high", "ours")
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
 def test_where_the_cluster_assigns_users_pods_name_none() -> None:
     context = patched({}, PodDefaults(fixed_ids=False))["spec"]["securityContext"]
     assert context == {

@@ -13,7 +13,9 @@ from tests.support.jobs import WARM_START, job
 from visionrl.status import JobStatus
 from visionrl_core.kueue import Flavor, Queue, workload_view
 from visionrl_core.manifests.common import Ref
+from visionrl_core.manifests.merge import PodDefaults
 from visionrl_core.manifests.queue import workload
+from visionrl_core.observed import ClusterRules
 from visionrl_core.policies.failure import QUEUED_AGAIN
 
 WORKLOAD = Ref("Workload", "demo-workload")
@@ -166,6 +168,31 @@ def test_a_flavor_that_contradicts_the_job_fails_it() -> None:
     assert "nodeSelector gpu is a100 in the job and h200 where it was admitted" in cluster.status.reason
     cluster.reconcile()
     assert condition(the_workload(cluster), "Finished")["reason"] == "FailedToStart"
+
+
+@pytest.mark.parametrize("spec", [{}, {"placement.nodeSelector": {"gpu": "a100"}}])
+def test_a_flavor_that_contradicts_the_clusters_defaults_fails_it_and_says_whose_words_they_are(
+    spec: dict[str, Any],
+) -> None:
+    """A job that says the same as the defaults can change nothing by saying something else."""
+    cluster = FakeCluster({"queueName": "gpus", **spec}, kueue=FakeKueue())
+    cluster.rules = ClusterRules(pod_defaults=PodDefaults({"spec": {"nodeSelector": {"gpu": "a100"}}}))
+    cluster.reconcile()
+    for pod_set in the_workload(cluster)["spec"]["podSets"]:
+        assert pod_set["template"]["spec"]["nodeSelector"] == {"gpu": "a100"}, "Kueue chooses a flavor by these"
+    cluster.kueue_acts()
+    cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert "nodeSelector gpu is a100 in the chart's jobPods.template and h200 where it" in cluster.status.reason
+
+
+def test_a_job_may_say_otherwise_than_the_clusters_defaults_and_goes_where_it_is_admitted() -> None:
+    cluster = FakeCluster({"queueName": "gpus", "placement.nodeSelector": {"gpu": "h200"}}, kueue=FakeKueue())
+    cluster.rules = ClusterRules(pod_defaults=PodDefaults({"spec": {"nodeSelector": {"gpu": "a100"}}}))
+    cluster.reconcile()
+    cluster.kueue_acts()
+    cluster.reconcile()
+    assert cluster.objects[TASK_APP]["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "h200"}
 
 
 def test_nodes_chosen_by_topology_are_refused() -> None:
