@@ -100,8 +100,8 @@ def pod_template(
     restart_policy: str,
     attempt: int | None = None,
 ) -> Manifest:
-    """The pod template of a component: the operator's, over it the cluster's defaults, and over both what the job itself
-    says. ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
+    """The pod template of a component: the operator's, over it the cluster's defaults, and over both what the job says
+    itself. ``key`` is the digest of the job's key; ``attempt`` labels a trainer's pods."""
     volumes = _volumes(job, template)
     spec: Manifest = {
         "restartPolicy": restart_policy,
@@ -135,9 +135,16 @@ def _said(job: Job, template: ComponentTemplate) -> Manifest:
 
 
 def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, attempt: int | None) -> Manifest:
-    own_labels = labels(job.name, template.part or template.component)
-    # A new key replaces the pods: every component reads the key when it starts, and all must have the same.
-    annotations = {CONFIG_ANNOTATION: config_digest(job), OWNER_ANNOTATION: owner.uid, KEY_ANNOTATION: key}
+    part = template.part or template.component
+    own_labels = labels(job.name, part)
+    annotations = {
+        CONFIG_ANNOTATION: config_digest(job),
+        OWNER_ANNOTATION: owner.uid,
+        # A new key replaces the pods: every component reads the key when it starts, and all must have the same.
+        KEY_ANNOTATION: key,
+        # Which one `kubectl logs` and `kubectl exec` mean, where sidecars were injected before it.
+        "kubectl.kubernetes.io/default-container": SUFFIXES[part],
+    }
     if attempt is not None:
         own_labels[ATTEMPT_LABEL] = str(attempt)
     if template.gpu is not None:

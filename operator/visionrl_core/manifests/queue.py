@@ -118,7 +118,12 @@ def conflict(pods: Manifest, place: Place, defaults: PodDefaults = NO_DEFAULTS) 
     template, given = pods["spec"]["template"], defaults.template
     labels, annotations = (given.get("metadata", {}).get(kind, {}) for kind in ("labels", "annotations"))
     compared = (
-        ("nodeSelector", template["spec"].get("nodeSelector", {}), given.get("spec", {}).get("nodeSelector", {}), place.node_selector),
+        (
+            "nodeSelector",
+            template["spec"].get("nodeSelector", {}),
+            given.get("spec", {}).get("nodeSelector", {}),
+            place.node_selector,
+        ),
         ("label", template["metadata"]["labels"], labels, place.labels),
         ("annotation", template["metadata"]["annotations"], annotations, place.annotations),
     )
