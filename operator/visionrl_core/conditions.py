@@ -18,8 +18,8 @@ from visionrl_core.policies.queueing import Admission
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict
 
-# Reasons of a pod that no node has taken yet.
-NOT_SCHEDULED = ("SchedulingGated", "Unschedulable")
+# Reasons of a pod that no node has taken yet, or that the API server does not even take.
+NOT_SCHEDULED = ("FailedCreate", "SchedulingGated", "Unschedulable")
 
 MAX_MESSAGE = 1000
 MAX_REASON = 200
@@ -183,7 +183,7 @@ def why(conditions: Sequence[Condition], views: Sequence[ComponentView], observe
     if by_type["TrainerRunning"].reason == "Restarting":
         return by_type["TrainerRunning"].message
     for view in views:
-        if not view.state.ready and view.state.pods:
+        if not view.state.ready and (view.state.pods or view.state.reason):
             if view.reason == "Starting":
                 return f"{view.component} is starting"
             return f"{view.component}: {view.reason}{f' ({view.message})' if view.message else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,6 +27,10 @@ UNKNOWN_ATTEMPT = -1
 # Reason of a container that waits for its next start: what it failed with says more.
 CRASHED = "CrashLoopBackOff"
 ENDED = frozenset({"Succeeded", "Failed"})
+BELOW_REQUEST = re.compile(r"resources\.requests: Invalid value: .*must be less than or equal to \S+ limit")
+LIMITS_HINT = "the limit is of the job's podTemplate or of a LimitRange of the namespace: kubectl get limitrange"
+# Reason of a container that ended with exit code 0.
+COMPLETED = "Completed"
 # Reason of a trainer whose pod is being deleted by someone else than us: policies.failure knows it as a disruption.
 TERMINATED = "Terminated"
 
@@ -135,11 +140,7 @@ def component_of(pods: Iterable[PodView], creation_failure: str = "") -> Observe
     """The component that a Deployment's pods are: the newest one that is not being deleted, and how many exist."""
     found = sorted(pods, key=lambda pod: (not pod.deleting, pod.created))
     if not found:
-        return (
-            ObservedComponent(reason="FailedCreate", message=creation_failure)
-            if creation_failure
-            else ObservedComponent()
-        )
+        return _not_made(creation_failure) if creation_failure else ObservedComponent()
     return _counted(found[-1].state, len(found))
 
 
@@ -149,16 +150,18 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
     state = _counted(found[-1].state, len(found)) if found else ObservedComponent(message=run.message)
     outcome = run.outcome
     if not found and outcome == "Active" and creation_failure:
-        state = ObservedComponent(reason="FailedCreate", message=creation_failure)
+        state = _not_made(creation_failure)
     elif not found and outcome == "Active" and run.held_by:
         message = f"its Job is suspended by {run.held_by}: exclude this namespace from that queue, or resume the Job"
         state = ObservedComponent(reason="Suspended", message=message)
     ended = next((pod for pod in found if pod.ended), None)
+    if outcome == "Failed" and ended is not None and _completed(ended.state):
+        outcome = "Succeeded"  # it is a sidecar that failed
     if outcome == "Failed" and found and ended is None and not any(pod.deleting for pod in found):
         outcome = "Active"  # the Job's failure came before the pod's: its exit code decides what follows
     if outcome == "Active" and not deleting and ended is not None:
         # Beside a sidecar that keeps running, the Job would stay active for ever.
-        outcome = "Succeeded" if ended.state.exit_code == 0 and ended.phase != "Failed" else "Failed"
+        outcome = "Succeeded" if _completed(ended.state) else "Failed"
         state = _counted(ended.state, len(found))
     taken = next((pod for pod in found if pod.deleting and not pod.ended), None)
     if outcome == "Active" and not deleting and taken is not None:
@@ -168,6 +171,19 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
     holds_node = any(pod.phase not in ENDED for pod in found)
     report = found[-1].report if found else None
     return TrainerRun(run.attempt, outcome, deleting, state, report, run.key, holds_node)
+
+
+def _not_made(why: str) -> ObservedComponent:
+    """A component whose pods the API server refuses. It names a quota, and the bound of a LimitRange, but not whose
+    limit is below what the job requests: a LimitRange gives limits to containers that have none."""
+    hint = f" ({LIMITS_HINT})" if BELOW_REQUEST.search(why) else ""
+    return ObservedComponent(reason="FailedCreate", message=f"{why}{hint}")
+
+
+def _completed(state: ObservedComponent) -> bool:
+    """The component's own container did its work, whatever became of others in its pod. A pod that was evicted did not,
+    even where its container ended in peace."""
+    return state.exit_code == 0 and state.exit_reason in ("", COMPLETED)
 
 
 def export_of(run: RunView, pods: Iterable[PodView]) -> ExportRun:

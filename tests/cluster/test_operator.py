@@ -278,19 +278,31 @@ def test_what_belongs_to_others_is_told_and_left_alone(world: World, kind: str) 
         world.wait_for_objects()
 
 
-def test_a_quota_is_told_in_one_line(world: World) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "no-pods"},
-        "spec": {"hard": {"pods": "0"}},
-    }
-    world.kube.kubectl.apply(quota, namespace=world.namespace)
-    wait_until(lambda: "used" in world.kubectl("get", "quota", "no-pods", "-o", "yaml"), "the quota to be counted", 30)
+REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "quota": ("ResourceQuota", {"hard": {"pods": "0"}}, "exceeded quota: no-pods"),
+    "maximum": (
+        "LimitRange",
+        {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]},
+        "maximum memory usage per Container is 1Mi",
+    ),
+    # Our containers have no CPU limit: the maximum becomes theirs.
+    "limit": ("LimitRange", {"limits": [{"type": "Container", "max": {"cpu": "1m"}}]}, "kubectl get limitrange"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_quota_or_limit_range_is_told_in_one_line(world: World, what: str) -> None:
+    kind, spec, words = REFUSALS[what]
+    api = {"apiVersion": "v1", "kind": kind, "metadata": {"name": "no-pods"}, "spec": spec}
+    world.kube.kubectl.apply(api, namespace=world.namespace)
+    if kind == "ResourceQuota":
+        wait_until(
+            lambda: "used" in world.kubectl("get", "quota", "no-pods", "-o", "yaml"), "the quota to be counted", 30
+        )
     world.apply({"queueName": None})
     with world.operator() as operator:
         operator.wait_ready()
-        world.wait(lambda: "exceeded quota: no-pods" in json.dumps(world.status()), "the reason")
+        world.wait(lambda: words in world.status().get("reason", ""), "the reason")
         assert world.condition("TaskAppReady")["reason"] == "FailedCreate"
 
 

@@ -102,6 +102,15 @@ def test_a_pending_job_says_why_in_one_line() -> None:
     assert cluster.status.reason == "inference: Unschedulable (0/4 nodes: no free NVIDIA-H200)"
 
 
+def test_a_pod_that_cannot_even_be_made_is_the_reason() -> None:
+    cluster = FakeCluster()
+    cluster.reconcile()
+    cluster.task_app = ObservedComponent(reason="FailedCreate", message="exceeded quota: small")
+    cluster.reconcile()
+    assert cluster.status.reason == "taskApp: FailedCreate (exceeded quota: small)", "and not: inference is starting"
+    assert cluster.status.phase == "Pending"
+
+
 # --- reporting
 
 

@@ -188,6 +188,7 @@ async def test_a_trainer_that_somebodys_queue_holds_back_says_so() -> None:
     world.server.objects.pop(("pods", "default", f"{job['metadata']['name']}-1"), None)
     await world.settle()
     assert world.condition("TrainerRunning")["message"].startswith("its Job is suspended by queue default")
+    assert "suspended by queue default" in world.status["reason"]
 
 
 async def test_killed_after_any_write_of_a_queued_life_the_end_is_the_same() -> None:

@@ -14,7 +14,7 @@ from tests.support import jobs
 from tests.support.jobs import document
 from visionrl_core.manifests.common import Ref
 from visionrl_core.observed import NO_RULES, Observed
-from visionrl_core.pods import component_of, pod_view, run_of, run_view
+from visionrl_core.pods import component_of, pod_view, replica_failure, run_of, run_view
 from visionrl_operator.observe import Asked, observe, podless_attempts, trainer_pod
 from visionrl_operator.store import Entry, Key, OwnedObject, Store
 
@@ -211,6 +211,33 @@ def test_a_quota_is_the_reason_of_a_part_without_pods() -> None:
     assert (state.reason, state.message, state.pods) == ("FailedCreate", "exceeded quota: gpus", 0)
 
 
+# What the API server of Kubernetes 1.20 and a newer one say.
+ABOVE_MAXIMUM = (
+    'pods "demo-taskapp-6c5b8" is forbidden: maximum memory usage per Container is 256Mi, but limit is 512Mi',
+    'pods "demo-taskapp-6c5b8" is forbidden: [minimum cpu usage per Container is 2, but request is 1, maximum memory '
+    "usage per Container is 256Mi, but limit is 512Mi]",
+)
+BELOW_REQUEST = (
+    'Pod "demo-taskapp-6c5b8" is invalid: spec.containers[0].resources.requests: Invalid value: "1": must be less '
+    "than or equal to cpu limit",
+    'Pod "demo-taskapp-6c5b8" is invalid: spec.containers[0].resources.requests: Invalid value: "1": must be less '
+    "than or equal to cpu limit of 100m",
+)
+
+
+@pytest.mark.parametrize("message", [*ABOVE_MAXIMUM, *BELOW_REQUEST])
+def test_a_limit_range_that_allows_no_pod_is_the_reason(message: str) -> None:
+    server = component_of([], replica_failure({"status": {"conditions": [
+        {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+    ]}}))  # fmt: skip
+    trainer = run_of(run_view(trainer_job(0)), False, [], message).state
+    for state in (server, trainer):
+        assert state.reason == "FailedCreate"
+        assert state.message.startswith(message)
+        assert ("kubectl get limitrange" in state.message) == (message in BELOW_REQUEST), "else it says so itself"
+        assert len(state.message) <= 300, "as much as REASON shows"
+
+
 FAILED = {
     "conditions": [{"type": "Failed", "status": "True", "message": "Job has reached the specified backoff limit"}]
 }
@@ -354,6 +381,18 @@ def test_a_trainer_beside_a_sidecar_ends_when_its_own_container_does(code: int, 
     run = run_of(run_view(trainer_job(0)), False, [pod_view(with_containers(sidecar(), ended))])
     assert (run.outcome, run.state.exit_code) == (outcome, code)
     assert run.holds_node, "the sidecar keeps the GPU"
+
+
+@pytest.mark.parametrize("job_status", [{}, FAILED])
+def test_a_sidecar_that_fails_makes_no_failure_of_a_completed_trainer(job_status: dict[str, Any]) -> None:
+    """As an operator sees it that was away when the trainer ended: the pod, and its Job, have failed."""
+    ended = {"name": "trainer", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    found = with_containers(sidecar(terminated={"exitCode": 143, "reason": "Error"}), ended, phase="Failed")
+    run = run_of(run_view(trainer_job(0, status=job_status)), False, [pod_view(found)])
+    assert run.outcome == "Succeeded"
+    found["status"]["reason"] = "Evicted"
+    run = run_of(run_view(trainer_job(0, status=job_status)), False, [pod_view(found)])
+    assert (run.outcome, run.state.exit_reason) == ("Failed", "Evicted")
 
 
 def test_a_sidecars_end_is_not_the_trainers() -> None:

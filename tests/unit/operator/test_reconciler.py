@@ -297,6 +297,7 @@ async def test_why_a_trainer_gets_no_pod_is_asked_and_told() -> None:
     assert outcome.again_after is not None
     assert "exceeded quota: gpus" in world.condition("TrainerRunning")["message"]
     assert world.condition("TrainerRunning")["reason"] == "FailedCreate"
+    assert world.status["reason"] == 'trainer: FailedCreate (pods "x" is forbidden: exceeded quota: gpus)'
 
 
 async def test_an_invalid_job_is_told_what_is_wrong_and_gets_nothing() -> None:
