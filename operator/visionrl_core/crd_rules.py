@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from visionrl.checks import MIN_SAMPLING_TEMPERATURE, RESERVED_ENV
-from visionrl.job import FIRST_TRAINING_SEED
+from visionrl.checks import MIN_SAMPLING_TEMPERATURE, NOT_WITH_A_CLAIM, RESERVED_ENV
+from visionrl.job import FIRST_TRAINING_SEED, Gpu
 from visionrl_core.mutability import MUTABLE_PATHS
 
 Schema = dict[str, Any]
@@ -119,6 +119,15 @@ CONTRADICTIONS = (
         "!has(self.trainer.gpu) || self.trainer.gpu.count == 1",
         "trainer.gpu.count",
         "must be 1: the trainer does not split a model over GPUs yet",
+    ),
+    *(
+        (
+            f"!has(self.{part}.gpu) || !has(self.{part}.gpu.resourceClaim) || self.{part}.gpu.{name} == '{default}'",
+            f"{part}.gpu.{name}",
+            NOT_WITH_A_CLAIM,
+        )
+        for part in ("inference", "trainer")
+        for name, default in (("resourceName", Gpu().resource_name), ("productLabel", Gpu().product_label))
     ),
     (
         "self.rollout.policyConfig.maxTokens < self.inference.vllm.maxModelLen",

@@ -44,9 +44,9 @@ from visionrl_core.policies.queueing import Admission
 from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict, validate
 
-# Created once and never applied again: running components hold the key, a Job's template is immutable, and a claim may
-# have been grown by a person.
-MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim", "Workload")
+# Created once and never applied again: running components hold the key, templates of Jobs and device claims are
+# immutable, and a volume claim may have been grown by a person.
+MADE_ONCE = ("Secret", "Job", "PersistentVolumeClaim", "ResourceClaimTemplate", "Workload")
 
 RUN_FOLDER_GONE = (
     "spec.training.iterations cannot be raised: the job is complete and its run folder is gone "

@@ -55,7 +55,8 @@ WATCHED_KINDS = (
     Kind("Service", "v1", "services"),
 )
 WORKLOAD = "Workload"
-OWNED_KINDS = {kind.name: kind for kind in (*WATCHED_KINDS, SECRET)}
+CLAIM_TEMPLATE = Kind("ResourceClaimTemplate", "resource.k8s.io/v1", "resourceclaimtemplates")
+OWNED_KINDS = {kind.name: kind for kind in (*WATCHED_KINDS, CLAIM_TEMPLATE, SECRET)}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,22 @@ class Kueue:
     @property
     def priority_class(self) -> Kind:
         return Kind("WorkloadPriorityClass", self.api_version, "workloadpriorityclasses")
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What only some clusters have, and the operator may use in this one."""
+
+    kueue: Kueue | None = None
+    claim_templates: bool = False
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Those that are watched."""
+        return (
+            *([self.kueue.workload] if self.kueue is not None else []),
+            *([CLAIM_TEMPLATE] if self.claim_templates else []),
+        )
 
 
 # Matches every object that the operator makes, and the pods of these objects.

@@ -114,6 +114,8 @@ class ClusterRules:
     """Whether a new job's pod templates may go beyond the *restricted* Pod Security Standard."""
     pod_defaults: PodDefaults = NO_DEFAULTS
     """What all pods of jobs get."""
+    resource_claims: bool = True
+    """Whether new jobs may ask for GPUs by ``gpu.resourceClaim``."""
     scraped_by: tuple[Mapping[str, Any], ...] = ()
     """NetworkPolicy peers that may read metrics of servers and trainers; none of them without one."""
 

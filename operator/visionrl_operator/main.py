@@ -23,7 +23,7 @@ import kopf
 
 from visionrl_core import container_images
 from visionrl_core.clock import stamp
-from visionrl_core.kinds import JOB, OWNED_SELECTOR, Kueue
+from visionrl_core.kinds import CLAIM_TEMPLATE, JOB, OWNED_SELECTOR, Kind, Kueue, Offered
 from visionrl_core.manifests.merge import PodDefaults
 from visionrl_core.observed import ClusterRules
 from visionrl_operator.api import Api, ApiError, KubernetesTransport
@@ -46,13 +46,13 @@ WATCHDOG_GRACE_SECONDS = 30.0
 FIRST_CHECK_SECONDS = 30.0
 STOP_SECONDS = 20.0
 CRD_CHECK_SECONDS = 5.0
-KUEUE_CHECK_SECONDS = 300.0
+OFFER_CHECK_SECONDS = 300.0
 
 logger = logging.getLogger("visionrl_operator")
 
 
-class KueueAppeared(Exception):
-    """The cluster has Kueue now, and had not when this process began."""
+class MoreIsOffered(Exception):
+    """The cluster has something now that it had not when this process began."""
 
 
 async def run(options: Options) -> int:
@@ -113,16 +113,17 @@ async def _controller(
     probes = Probes(
         partial(read_key, api, store), queue.add, lambda result: metrics.probe_requests.labels(result).inc()
     )
+    offered = await _offered(api, options)
     rules = ClusterRules(
         images=container_images.named(options.image_prefix, options.image_tag),
         allowed_images=options.allowed_images,
         allow_privileged=options.allow_privileged,
         pod_defaults=PodDefaults(options.pod_template, options.fixed_ids),
+        resource_claims=offered.claim_templates,
         scraped_by=options.scraped_by,
     )
-    kueue = await _kueue(api, options)
-    reconciler = Reconciler(api, store, probes, metrics, rules, kueue)
-    watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed, kinds=watched(kueue))
+    reconciler = Reconciler(api, store, probes, metrics, rules, offered.kueue)
+    watchdog = Watchdog(api, store, options.namespaces, metrics.count_missed, kinds=watched(offered))
     metrics.watch_queue(queue.ready, lambda: len(queue.active))
     metrics.watch_phases(lambda: (job.phase for _, job in store.jobs()))
 
@@ -134,16 +135,15 @@ async def _controller(
     ]
     watch = asyncio.create_task(_watch(watchdog, health, options.watchdog_interval), name="watchdog")
     informer = asyncio.create_task(
-        _inform(options, watchdog, store, kueue, health, stop, stop_informer), name="informer"
+        _inform(options, watchdog, store, offered, health, stop, stop_informer), name="informer"
     )
-    search = [] if kueue else [asyncio.create_task(_kueue_appears(api, options), name="search for Kueue")]
+    search = asyncio.create_task(_more_is_offered(api, options, offered), name="search for Kueue and claims")
     try:
-        yield [informer, watch, *search, *workers]
+        yield [informer, watch, search, *workers]
     finally:
         queue.shut_down()
         watch.cancel()
-        for task in search:
-            task.cancel()
+        search.cancel()
         if not (stop.is_set() and health.synced.is_set()):
             for worker in workers:
                 worker.cancel()  # another process may lead by now, or no pass has begun
@@ -219,30 +219,42 @@ async def _wait_for_crd(api: Api, options: Options) -> None:
         await asyncio.sleep(CRD_CHECK_SECONDS)
 
 
-async def _kueue(api: Api, options: Options, log_level: int = logging.INFO) -> Kueue | None:
-    """Kueue, where the cluster has it and the operator may use it."""
+async def _offered(api: Api, options: Options, log_level: int = logging.INFO) -> Offered:
+    """Which of the kinds that not every cluster has are there, and may be used."""
     groups = (await api.groups())["groups"]
-    served = {version["version"] for group in groups if group["name"] == Kueue.GROUP for version in group["versions"]}
-    version = next((version for version in Kueue.VERSIONS if version in served), None)
-    if version is None:
+    served = {f"{group['name']}/{version['version']}" for group in groups for version in group["versions"]}
+    kueue = next((Kueue(f"{Kueue.GROUP}/{v}") for v in Kueue.VERSIONS if f"{Kueue.GROUP}/{v}" in served), None)
+    if kueue is None:
         logger.log(log_level, "the cluster has no Kueue: jobs with spec.queueName wait")
-        return None
-    found = Kueue(f"{Kueue.GROUP}/{version}")
+    elif refusal := await _refusal(api, options, kueue.workload):
+        logger.log(log_level, "Kueue is not used, jobs with spec.queueName wait: %s (chart: kueue.enabled)", refusal)
+        kueue = None
+    claims = CLAIM_TEMPLATE.api_version in served
+    if claims and (refusal := await _refusal(api, options, CLAIM_TEMPLATE)):
+        logger.log(log_level, "gpu.resourceClaim is refused: %s (chart: resourceClaims.enabled)", refusal)
+        claims = False
+    return Offered(kueue, claims)
+
+
+async def _refusal(api: Api, options: Options, kind: Kind) -> str:
+    """Why objects of a kind cannot be read; empty where they can."""
     try:
-        await api.list(found.workload, options.namespaces[0] if options.namespaces else None, limit=1)
+        await api.list(kind, options.namespaces[0] if options.namespaces else None, limit=1)
     except ApiError as error:
-        logger.log(log_level, "Kueue is not used, jobs with spec.queueName wait: %s (chart: kueue.enabled)", error)
-        return None
-    return found
+        return str(error)
+    return ""
 
 
-async def _kueue_appears(api: Api, options: Options) -> None:
-    """Raise :class:`KueueAppeared` once Kueue is there: the next process watches it from the start."""
+async def _more_is_offered(api: Api, options: Options, offered: Offered) -> None:
+    """Raise :class:`MoreIsOffered` once something is there that was not: the next process watches it from the start."""
     while True:
-        await asyncio.sleep(KUEUE_CHECK_SECONDS)
+        await asyncio.sleep(OFFER_CHECK_SECONDS)
         with contextlib.suppress(ApiError):
-            if await _kueue(api, options, logging.DEBUG) is not None:
-                raise KueueAppeared("Kueue is there now: a restart is needed to watch it")
+            found = await _offered(api, options, logging.DEBUG)
+            if found.kueue is not None and offered.kueue is None:
+                raise MoreIsOffered("Kueue is there now: a restart is needed to watch it")
+            if found.claim_templates and not offered.claim_templates:
+                raise MoreIsOffered("resource claims are there now: a restart is needed to watch them")
 
 
 # --- kopf
@@ -252,7 +264,7 @@ async def _inform(
     options: Options,
     watchdog: Watchdog,
     store: Store,
-    kueue: Kueue | None,
+    offered: Offered,
     health: Health,
     stop: asyncio.Event,
     stop_informer: asyncio.Event,
@@ -265,8 +277,8 @@ async def _inform(
     health.synced.set()
     existing = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=_registry(store, kueue),
-        settings=_settings(options, kueue),
+        registry=_registry(store, offered),
+        settings=_settings(options, offered),
         standalone=True,
         clusterwide=not options.namespaces,
         namespaces=options.namespaces,
@@ -276,7 +288,7 @@ async def _inform(
     await kopf.run_tasks(tasks, ignored=existing)
 
 
-def _registry(store: Store, kueue: Kueue | None) -> kopf.OperatorRegistry:
+def _registry(store: Store, offered: Offered) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     async def on_event(event: Any, param: Any = None, **_: Any) -> None:
@@ -289,14 +301,14 @@ def _registry(store: Store, kueue: Kueue | None) -> kopf.OperatorRegistry:
         return kopf.login_with_kubeconfig(settings=settings) or kopf.login_with_service_account(settings=settings)
 
     kopf.on.login(registry=registry)(log_in)
-    for kind in watched(kueue):
+    for kind in watched(offered):
         kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural, param=kind.name)(
             on_event
         )
     return registry
 
 
-def _settings(options: Options, kueue: Kueue | None) -> kopf.OperatorSettings:
+def _settings(options: Options, offered: Offered) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True  # no right to watch CRDs and namespaces
     settings.posting.enabled = False
@@ -305,7 +317,7 @@ def _settings(options: Options, kueue: Kueue | None) -> kopf.OperatorSettings:
     settings.networking.request_timeout = 2 * options.request_timeout
     settings.queueing.idle_timeout = 1.0
     settings.persistence.diffbase_storage = _NoDiffs()
-    for kind in watched(kueue)[1:]:
+    for kind in watched(offered)[1:]:
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = OWNED_SELECTOR
     return settings
 

@@ -74,7 +74,7 @@ UNWATCHED_CHECK_SECONDS = 30.0
 PODLESS_SECONDS = 3.0
 PODLESS_CHECK_SECONDS = 30.0
 FORBIDDEN = 403
-STAGE = {"Secret": 0, "ConfigMap": 0, "Deployment": 2, "Job": 2}
+STAGE = {"Secret": 0, "ConfigMap": 0, "ResourceClaimTemplate": 0, "Deployment": 2, "Job": 2}
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from visionrl_core.kinds import JOB, OWNED_SELECTOR, WATCHED_KINDS, Kind, Kueue
+from visionrl_core.kinds import JOB, OWNED_SELECTOR, WATCHED_KINDS, Kind, Offered
 from visionrl_operator.api import Api, ApiError, Body
 from visionrl_operator.store import Key, OwnedObject, Store, StoredJob, version_of
 
@@ -26,9 +26,9 @@ class Stalled(Exception):
     """A watch delivers no events."""
 
 
-def watched(kueue: Kueue | None) -> tuple[Kind, ...]:
+def watched(offered: Offered) -> tuple[Kind, ...]:
     """The kinds that are watched, the job's first."""
-    return (JOB, *WATCHED_KINDS, *([kueue.workload] if kueue is not None else []))
+    return (JOB, *WATCHED_KINDS, *offered.kinds)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Watchdog:
         namespaces: Sequence[str],
         missed: Callable[[str, int], None] = lambda kind, count: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        kinds: Sequence[Kind] = watched(None),
+        kinds: Sequence[Kind] = watched(Offered()),
     ) -> None:
         self._api, self._store, self._missed, self._sleep = api, store, missed, sleep
         self._namespaces: list[str | None] = list(namespaces) or [None]

@@ -320,6 +320,21 @@ def test_a_value_that_cannot_be_is_refused_by_its_name(setting: str, names: str)
     assert names in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (["--set", "resourceClaims.enabled=true"], True),
+        (["--api-versions", "resource.k8s.io/v1"], True),
+        (["--api-versions", "resource.k8s.io/v1", "--set", "scope=namespaced"], True),
+        (["--api-versions", "resource.k8s.io/v1", "--set", "resourceClaims.enabled=false"], False),
+        (["--api-versions", "resource.k8s.io/v1beta2"], False),
+    ],
+)
+def test_rights_on_claims_are_given_where_there_are_claims(options: list[str], given: bool) -> None:
+    rules = [rule for item in render(*options) for rule in item.get("rules") or ()]
+    assert any("resourceclaimtemplates" in rule["resources"] for rule in rules) is given
+
+
 KUEUE = "kueue.x-k8s.io"
 
 

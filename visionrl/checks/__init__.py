@@ -2,6 +2,7 @@
 
 from visionrl.checks.contradictions import (
     MIN_SAMPLING_TEMPERATURE,
+    NOT_WITH_A_CLAIM,
     contradictions,
     contradictions_without,
 )
@@ -19,6 +20,7 @@ from visionrl.problems import Problem
 
 __all__ = [
     "MIN_SAMPLING_TEMPERATURE",
+    "NOT_WITH_A_CLAIM",
     "RESERVED_ENV",
     "Problem",
     "contradictions",

@@ -23,6 +23,7 @@ from visionrl.job import (
     LINEAR_LAYERS,
     EnvSettings,
     Export,
+    Gpu,
     JobSpec,
 )
 from visionrl.problems import Problem, nearest, shown, unknown_key
@@ -31,6 +32,10 @@ Check: TypeAlias = Callable[[JobSpec], Iterator[Problem]]
 
 MIN_SAMPLING_TEMPERATURE = 0.01
 """vLLM raises any temperature between 0 and this to it, and the ratios would be those of another distribution."""
+
+
+DEVICE_PLUGIN = Gpu()
+NOT_WITH_A_CLAIM = "has no effect with resourceClaim: it is of GPUs from a device plugin"
 
 
 def contradictions(spec: JobSpec) -> list[Problem]:
@@ -165,6 +170,12 @@ def _gpus(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("spec.inference.vllm.tensorParallelSize", "above 1 needs inference.gpu")
     if spec.trainer.gpu is not None and spec.trainer.gpu.count > 1:
         yield Problem("spec.trainer.gpu.count", "must be 1: the trainer does not split a model over GPUs yet")
+    for path, gpu in (("spec.inference.gpu", spec.inference.gpu), ("spec.trainer.gpu", spec.trainer.gpu)):
+        if gpu is not None and gpu.resource_claim is not None:
+            if gpu.resource_name != DEVICE_PLUGIN.resource_name:
+                yield Problem(f"{path}.resourceName", NOT_WITH_A_CLAIM)
+            if gpu.product_label != DEVICE_PLUGIN.product_label:
+                yield Problem(f"{path}.productLabel", NOT_WITH_A_CLAIM)
 
 
 def _lengths(spec: JobSpec) -> Iterator[Problem]:

@@ -17,7 +17,17 @@ from visionrl.job.base import (
     PositiveFloat,
     PositiveInt,
 )
-from visionrl.job.components import Gpu, ImageLimits, Inference, Resources, TaskApp, Toleration, Trainer, Vllm
+from visionrl.job.components import (
+    DeviceClaim,
+    Gpu,
+    ImageLimits,
+    Inference,
+    Resources,
+    TaskApp,
+    Toleration,
+    Trainer,
+    Vllm,
+)
 from visionrl.job.model import LINEAR_LAYERS, Lora, PolicyModel, TinyModel
 from visionrl.job.operations import (
     Component,
@@ -52,6 +62,7 @@ __all__ = [
     "POLICIES",
     "Algorithm",
     "Component",
+    "DeviceClaim",
     "EnvSettings",
     "EnvSource",
     "EnvVar",

@@ -71,6 +71,9 @@ _OBJECT = Form(_SUBDOMAIN, 253, "an object's name: a-z, 0-9, - and ., as in my-c
 _QUEUE = Form(_SUBDOMAIN, 63, "a queue's name: 1 to 63 of a-z, 0-9, - and .")  # it is a label's value, too
 _KEY = Form(rf"({_SUBDOMAIN}/)?{_NAME}", 317, "a label key, such as team or example.com/team")
 _VALUE = Form(rf"({_NAME})?", 63, "a label value: up to 63 of A-Z, a-z, 0-9, -, _ and .")
+_DEVICE_ATTRIBUTE = Form(
+    rf"{_SUBDOMAIN}/[A-Za-z_][A-Za-z0-9_]{{0,31}}", 96, "a device attribute, such as gpu.nvidia.com/productName"
+)
 _IMAGE = Form("[A-Za-z0-9][A-Za-z0-9._:/@-]*", 1024, "a container image, such as registry.example/trainer:1.0")
 _EXPORT = Form(
     r"(pvc|s3|gs|abfs|hf)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*/?",
@@ -85,6 +88,7 @@ ObjectName = Annotated[str, AfterValidator(_OBJECT), WithJsonSchema(_OBJECT.sche
 QueueName = Annotated[str, AfterValidator(_QUEUE), WithJsonSchema(_QUEUE.schema)]
 LabelKey = Annotated[str, AfterValidator(_KEY), WithJsonSchema(_KEY.schema)]
 LabelValue = Annotated[str, AfterValidator(_VALUE), WithJsonSchema(_VALUE.schema)]
+DeviceAttribute = Annotated[str, AfterValidator(_DEVICE_ATTRIBUTE), WithJsonSchema(_DEVICE_ATTRIBUTE.schema)]
 ContainerImage = Annotated[str, AfterValidator(_IMAGE), WithJsonSchema(_IMAGE.schema)]
 ExportUrl = Annotated[str, AfterValidator(_EXPORT), WithJsonSchema(_EXPORT.schema)]
 Quantity = Annotated[str, AfterValidator(_QUANTITY), WithJsonSchema(_QUANTITY.schema)]

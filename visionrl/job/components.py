@@ -9,6 +9,7 @@ from pydantic import Field
 from visionrl.job.base import (
     WITHIN_INT64,
     ContainerImage,
+    DeviceAttribute,
     LabelKey,
     LabelValue,
     Model,
@@ -45,6 +46,16 @@ class Toleration(Model):
     """Taint effect; empty matches every effect."""
 
 
+class DeviceClaim(Model):
+    """GPUs by dynamic resource allocation (`resource.k8s.io/v1`, Kubernetes 1.34), from a driver instead of a device
+    plugin."""
+
+    device_class: ObjectName = "gpu.nvidia.com"
+    """DeviceClass that is claimed."""
+    product_attribute: DeviceAttribute = "gpu.nvidia.com/productName"
+    """Attribute of devices that `products` are compared with, spaces written as hyphens."""
+
+
 class Gpu(Model):
     """GPUs of a component and the nodes that have them."""
 
@@ -60,6 +71,8 @@ class Gpu(Model):
     """Tolerations for GPU nodes."""
     runtime_class_name: ObjectName | None = None
     """RuntimeClass, where the cluster needs one for GPUs."""
+    resource_claim: DeviceClaim | None = None
+    """Claims the GPUs by dynamic resource allocation, in place of `resource_name` and `product_label`."""
 
 
 class TaskApp(Model):

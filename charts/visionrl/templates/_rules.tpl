@@ -6,6 +6,12 @@ made anyway. */ -}}
 {{- if or $auto (eq (toString .Values.kueue.enabled) "true") }}true{{ end }}
 {{- end -}}
 
+{{- /* Whether jobs may claim GPUs by dynamic resource allocation: text where they may. */ -}}
+{{- define "visionrl.resourceClaims" -}}
+{{- $auto := and (eq (toString .Values.resourceClaims.enabled) "auto") (.Capabilities.APIVersions.Has "resource.k8s.io/v1") }}
+{{- if or $auto (eq (toString .Values.resourceClaims.enabled) "true") }}true{{ end }}
+{{- end -}}
+
 {{- /* Of the cluster: what Kueue's flavors and priority classes say. */ -}}
 {{- define "visionrl.kueueClusterRules" -}}
 - apiGroups: [kueue.x-k8s.io]
@@ -59,5 +65,10 @@ made anyway. */ -}}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads/status]
   verbs: [patch]
+{{- end }}
+{{- if include "visionrl.resourceClaims" . }}
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [get, list, watch, create, patch] # patch: labels that somebody removed
 {{- end }}
 {{- end -}}

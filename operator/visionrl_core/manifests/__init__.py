@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visionrl.job import Job
+from visionrl_core.manifests.claims import claim_templates
 from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, key_digest, seal
 from visionrl_core.manifests.config import config_map, secret
 from visionrl_core.manifests.export import export_policy
@@ -25,6 +26,7 @@ def base_manifests(
     manifests = [
         secret(owner, key),
         config_map(job, owner),
+        *claim_templates(job, owner),
         *([claim] if claim else []),
         *network_policies(job, owner, scraped_by),
         *([export] if export else []),

@@ -11,6 +11,7 @@ from typing import Any
 
 from visionrl.job import Component, EnvVar, Gpu, Job, PodPatch, Resources, Toleration
 from visionrl_core.container_images import images_of
+from visionrl_core.manifests.claims import GPUS, claim_template_name
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     CONFIG_ANNOTATION,
@@ -202,17 +203,24 @@ def _volumes(job: Job, template: ComponentTemplate) -> list[Volume]:
 def _resources(resources: Resources, gpu: Gpu | None) -> Manifest:
     requests: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
     limits: dict[str, Any] = {"memory": resources.memory}
+    claims: dict[str, Any] = {}
     if resources.ephemeral_storage:
         requests["ephemeral-storage"] = limits["ephemeral-storage"] = resources.ephemeral_storage
-    if gpu is not None:
+    if gpu is not None and gpu.resource_claim is not None:
+        claims = {"claims": [{"name": GPUS}]}
+    elif gpu is not None:
         requests[gpu.resource_name] = limits[gpu.resource_name] = str(gpu.count)
-    return {"requests": requests, "limits": limits}
+    return {"requests": requests, "limits": limits, **claims}
 
 
 def _scheduling(job: Job, template: ComponentTemplate) -> Manifest:
     gpu, patch = template.gpu, template.patch
     affinity = dict(template.pod_affinity)
-    if gpu is not None and gpu.products:
+    claims = []
+    if gpu is not None and gpu.resource_claim is not None:
+        name = claim_template_name(job.name, template.component)
+        claims.append({"name": GPUS, "resourceClaimTemplateName": name})
+    elif gpu is not None and gpu.products:
         products = {"key": gpu.product_label, "operator": "In", "values": list(gpu.products)}
         affinity["nodeAffinity"] = {
             "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
@@ -223,6 +231,7 @@ def _scheduling(job: Job, template: ComponentTemplate) -> Manifest:
         "affinity": affinity,
         "tolerations": [_toleration(toleration) for toleration in tolerations],
         "runtimeClassName": gpu.runtime_class_name if gpu else None,
+        "resourceClaims": claims,
     }
     return {name: value for name, value in spec.items() if value}
 

@@ -18,7 +18,7 @@ V1BETA1 = "kueue.x-k8s.io/v1beta1"
 PRIORITY_SOURCE = "kueue.x-k8s.io/workloadpriorityclass"
 
 # Of a pod template, what Kueue counts, and what it compares with nodes to choose a flavor.
-COUNTED = ("nodeSelector", "affinity", "tolerations", "runtimeClassName")
+COUNTED = ("nodeSelector", "affinity", "tolerations", "runtimeClassName", "resourceClaims")
 COUNTED_OF_CONTAINERS = ("name", "image", "resources", "restartPolicy")
 
 

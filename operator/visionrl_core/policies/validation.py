@@ -14,8 +14,14 @@ from visionrl.job import Component, Job
 from visionrl.problems import dotted, problems
 from visionrl.versions import validate_known
 from visionrl_core.container_images import images_of, refused, with_images
+from visionrl_core.kinds import CLAIM_TEMPLATE
 from visionrl_core.mutability import MUTABLE_PATHS, changed_immutable_fields, with_mutable_fields_of
 from visionrl_core.observed import NO_RULES, ClusterRules
+
+NO_RESOURCE_CLAIMS = (
+    f"the cluster does not offer {CLAIM_TEMPLATE.api_version} (Kubernetes 1.34), or the operator may not use it "
+    "(chart: resourceClaims.enabled). Leave it out: GPUs then come from a device plugin"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ def validate(document: Any, accepted: Job | None, rules: ClusterRules = NO_RULES
     job = with_images(job, images_of(accepted) if accepted else rules.images)
     if accepted is None and (component := refused(images_of(job), allowed_images)) is not None:
         return Verdict(None, False, "ImageNotAllowed", _not_allowed(job, component, allowed_images))
+    if accepted is None and not rules.resource_claims and (asked := _resource_claims(job)):
+        return Verdict(None, False, "NoResourceClaims", f"{', '.join(asked)}: {NO_RESOURCE_CLAIMS}")
     if accepted is None and (beyond := _beyond_consent(job, allowed_images, rules.allow_privileged)):
         return Verdict(None, False, "OverrideNotAllowed", _shown(beyond))
     if accepted is None:
@@ -81,6 +89,12 @@ def ignored(unknown: list[str]) -> str:
 def refusal(changed: list[str]) -> str:
     """The message where fixed fields were changed."""
     return f"{', '.join(changed)} cannot change after the job was accepted; may change: {', '.join(MUTABLE_PATHS)}"
+
+
+def _resource_claims(job: Job) -> list[str]:
+    """Where a job asks for GPUs by claims."""
+    parts = {"inference": job.spec.inference.gpu, "trainer": job.spec.trainer.gpu}
+    return [f"spec.{part}.gpu.resourceClaim" for part, gpu in parts.items() if gpu and gpu.resource_claim]
 
 
 def _beyond_consent(job: Job, allowed: Sequence[str], privileged: bool) -> list[Problem]:

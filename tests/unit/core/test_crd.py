@@ -157,6 +157,11 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"inference.gpu": {"count": 2}}, "inference.gpu.count"),
     ({"inference.vllm.tensorParallelSize": 2}, "inference.vllm.tensorParallelSize"),
     ({"trainer.gpu": {"count": 2}}, "trainer.gpu.count"),
+    *(
+        ({f"{part}.gpu": {"resourceClaim": {}, name: "example.com/gpu"}}, f"{part}.gpu.{name}")
+        for part in ("inference", "trainer")
+        for name in ("resourceName", "productLabel")
+    ),
     ({"rollout.policyConfig.maxTokens": 4096}, "rollout.policyConfig.maxTokens"),
     ({"rollout.maxOps": 5}, "rollout.maxOps"),
     ({"rollout.maxTimeS": 60.0}, "rollout.policyConfig.turnTimeoutS"),
@@ -199,6 +204,7 @@ def test_every_contradiction_rule_is_tried() -> None:
         {"training.warmStart": {"steps": 1, "data": {"train": "/data/train.jsonl"}}},
         {"model.tiny": {}, "inference.gpu": {}, "trainer.gpu": {}, "placement.topology": "SameNode"},
         {"algorithm.advantage": "turn", "algorithm.gamma": 0.9, "storage.runSize": "1Gi"},
+        {"inference.gpu": {"resourceClaim": {}}, "trainer.gpu": {"resourceClaim": {"deviceClass": "h200"}}},
     ],
 )
 def test_a_valid_job_breaks_no_rule(changes: dict[str, Any]) -> None:
