@@ -106,5 +106,7 @@ def _image(body: Body | None) -> str:
 
 
 def _runs(pod: Body) -> bool:
-    states = [each.get("state", {}) for each in pod.get("status", {}).get("containerStatuses") or ()]
-    return "deletionTimestamp" not in pod["metadata"] and any("running" in state for state in states)
+    """Whether the trainer runs, whatever sidecars of its pod do."""
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    own = next((each for each in statuses if each["name"] == SUFFIXES["trainer"]), {})
+    return "deletionTimestamp" not in pod["metadata"] and "running" in own.get("state", {})

@@ -95,9 +95,10 @@ def claim(name: str, uid: str, created: str = "2026-01-01T00:00:00Z") -> dict[st
     return {"metadata": {"name": name, "annotations": annotations, "creationTimestamp": created}}
 
 
-def trainer() -> dict[str, Any]:
-    status = {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}
-    return {"metadata": {"name": "demo-trainer-0-x"}, "status": status}
+def trainer(state: str = "running") -> dict[str, Any]:
+    """Its pod, in which a sidecar comes first and runs."""
+    statuses = [{"name": "proxy", "state": {"running": {}}}, {"name": "trainer", "state": {state: {}}}]
+    return {"metadata": {"name": "demo-trainer-0-x"}, "status": {"containerStatuses": statuses}}
 
 
 def mounted(pod: dict[str, Any]) -> str:
@@ -130,10 +131,11 @@ def test_what_a_running_trainer_has(cluster: FakeCluster) -> None:
     assert not (cluster.home / "deleted.json").exists(), "no other pod is needed"
 
 
-def test_what_lies_on_the_claim_of_a_job_that_has_ended(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize("pods", [[], [trainer("terminated")]], ids=["gone", "a sidecar is left"])
+def test_what_lies_on_the_claim_of_a_job_that_has_ended(cluster: FakeCluster, pods: list[dict[str, Any]]) -> None:
     version = newest_of(cluster.volume)
     claims = [claim("demo-run-other", "uid-0", "2026-06-01T00:00:00Z"), claim("demo-run-own", "uid-1")]
-    cluster.has(jobs=[job_object()], pods=[], PersistentVolumeClaim=claims)
+    cluster.has(jobs=[job_object()], pods=pods, PersistentVolumeClaim=claims)
     assert fetch("--output", "best") == 0
     assert version.matches(verified_manifest(Path("best")))
     assert mounted(cluster.reader) == "demo-run-own"
