@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from visionrl_core.decide import MADE_ONCE
+from visionrl_core.desired import MADE_ONCE
 from visionrl_core.kinds import JOB, OWNED_KINDS, POD, WORKLOAD, Kind, Kueue
 from visionrl_core.manifests.common import OWNER_ANNOTATION, Manifest, Owner, Ref, ref
 from visionrl_core.manifests.config import with_fresh_key

@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from visionrl.status import JobStatus
 from visionrl_core.attempts import live
 from visionrl_core.clock import moment
-from visionrl_core.decide import OUT_OF_SERVICE, DesiredState, decide
+from visionrl_core.decide import DesiredState, decide
+from visionrl_core.desired import OUT_OF_SERVICE
 from visionrl_core.events import JobEvent, event_manifest, events_between
 from visionrl_core.kinds import EVENT, NODE, OWNED_KINDS, SECRET, WORKLOAD, Kind, Kueue
 from visionrl_core.kueue import Flavor, Queue, WorkloadView, flavor_of
