@@ -89,17 +89,14 @@ def build_true_width(folder: Path, layers: int = 2, vision_depth: int = 6, seed:
 
 def full_policy(folder: Path, device: torch.device) -> Policy:
     """The published shape, 4.4 billion parameters, with random weights on a device; ``folder`` gets its processor."""
-    from visionrl_trainer.model.packing import ATTENTION
-    from visionrl_trainer.model.policy import Policy
+    from visionrl_trainer.model.policy import ATTENTIONS, Policy
 
     folder.mkdir(parents=True)
     tokenizer().save_pretrained(folder)
     _write_processor(folder)
     with torch.device(device):
         model = Qwen3VLForConditionalGeneration._from_config(
-            true_width_config(36, 24),
-            dtype=torch.bfloat16,
-            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
+            true_width_config(36, 24), dtype=torch.bfloat16, attn_implementation=ATTENTIONS
         )
     return Policy(model.eval(), AutoProcessor.from_pretrained(folder), device, torch.bfloat16)
 

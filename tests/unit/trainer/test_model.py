@@ -13,6 +13,7 @@ import torch
 from visionrl.frames import frame_hash
 from visionrl.job import Training
 from visionrl_trainer.model.policy import BANNED_BIAS, ImageFeatures, Policy
+from visionrl_trainer.model.vision import patches
 from visionrl_trainer.rollout.batch import Sample, sequences
 
 pytestmark = pytest.mark.vision
@@ -263,3 +264,21 @@ def test_a_shared_prefix_is_computed_and_kept_once(policy: Policy, samples: list
     assert len(policy.collate(after(system, samples)).ids_P) <= len(system) + sum(rest)
     other = after((system[1],), after(system, samples[:1])) + after(system, samples[1:])
     assert policy.collate(other).packing.prefix == 0
+
+
+@pytest.mark.parametrize("size", [144, 100])
+def test_all_frames_at_once_give_what_the_stock_tower_gives_one_by_one(policy: Policy, size: int) -> None:
+    """Patches bit for bit, also of frames that the image processor resizes."""
+    generator = np.random.default_rng(5)
+    frames = [generator.integers(256, size=(size, size, 3), dtype=np.uint8) for _ in range(3)]
+    processor = policy.processor.image_processor
+    stock = [processor(images=[frame], return_tensors="pt") for frame in frames]
+    found_PD, grid_3 = patches(frames, processor, policy.device)
+    assert torch.equal(found_PD, torch.cat([inputs["pixel_values"] for inputs in stock]))
+    assert all(torch.equal(grid_3, inputs["image_grid_thw"][0]) for inputs in stock)
+    with torch.no_grad():
+        for inputs, features in zip(stock, policy.encode_images(frames), strict=True):
+            expected = policy.model.model.get_image_features(**inputs, return_dict=True)
+            torch.testing.assert_close(features.embeds, expected.pooler_output[0], rtol=0, atol=1e-5)
+            for layer, stock_layer in zip(features.deepstack, expected.deepstack_features, strict=True):
+                torch.testing.assert_close(layer, stock_layer, rtol=0, atol=1e-5)

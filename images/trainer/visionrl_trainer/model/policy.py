@@ -20,31 +20,20 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from visionrl.job import Lora, Training
 from visionrl_trainer.model.adapter import with_adapter
 from visionrl_trainer.model.forward import last_hidden, score
 from visionrl_trainer.model.memory import MemoryPlan, plan_memory
 from visionrl_trainer.model.packing import ATTENTION, Packing, shared_prefix
+from visionrl_trainer.model.vision import FRAMES_ATTENTION, MatmulPatchEmbed, patches, run_tower
 from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, sequences
 
 logger = logging.getLogger(__name__)
 
 BANNED_BIAS = -100.0
-
-
-class MatmulPatchEmbed(torch.nn.Module):
-    """A patch embedding as one matrix product. The stock one is a Conv3d with stride = kernel, and takes a quarter of a
-    training step on a CPU. The weights keep their names."""
-
-    def __init__(self, stock: Qwen3VLVisionPatchEmbed) -> None:
-        super().__init__()
-        self.proj = stock.proj
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = self.proj.weight.flatten(1)
-        return F.linear(hidden_states.to(weight.dtype).view(-1, weight.shape[1]), weight, self.proj.bias)
+ATTENTIONS = {"text_config": ATTENTION, "vision_config": FRAMES_ATTENTION}
+"""What the model's two parts attend with, as transformers takes it."""
 
 
 def served_temperature(temperature: float) -> float:
@@ -69,8 +58,8 @@ class PackedSequences:
 
     ids_P: Tensor
     positions_3P: Tensor
-    visual_P: Tensor
-    """Mask of the placeholders."""
+    visual_V: Tensor
+    """Positions of the placeholders."""
     packing: Packing
     images: tuple[str, ...]
     """Hashes of the frames, in the order of their placeholders."""
@@ -90,6 +79,7 @@ class Policy:
     def __init__(self, model: Any, processor: Any, device: torch.device, compute_dtype: torch.dtype) -> None:
         self.model, self.processor, self.device = model, processor, device
         self.compute_dtype = compute_dtype
+        model.model.visual.patch_embed = MatmulPatchEmbed(model.model.visual.patch_embed)
         self.peft: PeftModel | None = None
         self._reference: dict[str, Tensor] | None = None
         self.memory: MemoryPlan | None = None
@@ -106,10 +96,9 @@ class Policy:
         model = AutoModelForImageTextToText.from_pretrained(
             directory,
             dtype=torch.float32 if full else compute_dtype,
-            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
+            attn_implementation=ATTENTIONS,
             local_files_only=directory.exists(),
         )
-        model.model.visual.patch_embed = MatmulPatchEmbed(model.model.visual.patch_embed)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
         return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
 
@@ -260,10 +249,9 @@ class Policy:
 
     def encode_images(self, frames: Sequence[Frame]) -> list[ImageFeatures]:
         """Run the vision tower on frames of one size."""
-        inputs = self.processor.image_processor(images=list(frames), return_tensors="pt").to(self.device)
-        grid = inputs["image_grid_thw"]
+        patches_PD, grid_3 = patches(frames, self.processor.image_processor, self.device)
         with self._precision():
-            output = self.model.model.get_image_features(inputs["pixel_values"], grid, return_dict=True)
+            output = run_tower(self.model.model, patches_PD, grid_3, len(frames))
         sizes = [len(embeds) for embeds in output.pooler_output]
         deepstack = [features.split(sizes) for features in output.deepstack_features]
         return [
@@ -302,11 +290,11 @@ class Policy:
             begin = end
         tensors = [torch.tensor(ids) for ids in rows]
         positions = [self._positions_of(ids) for ids in tensors]
-        ids_P = _after_prefix(tensors, prefix).to(self.device)
+        ids_P = _after_prefix(tensors, prefix)
         return PackedSequences(
-            ids_P,
+            ids_P.to(self.device),
             _after_prefix(positions, prefix).to(self.device),
-            ids_P == self.image_token,
+            torch.nonzero(ids_P == self.image_token)[:, 0].to(self.device),
             Packing.of([len(ids) - prefix for ids in rows], self.device, prefix),
             tuple(digest for run in runs for digest in samples[run[-1]].images),
             predicts_T=torch.tensor(places, device=self.device),
@@ -320,14 +308,15 @@ class Policy:
         """Last hidden states [P, H]."""
         language_model = self.model.model.language_model
         embeds_PH = language_model.embed_tokens(rows.ids_P)
-        visual_V = torch.nonzero(rows.visual_P)[:, 0]
         deepstack: list[Tensor] = []
         if features:
             seen_VH = torch.cat([image.embeds for image in features]).to(embeds_PH.dtype)
-            embeds_PH = embeds_PH.index_copy(0, visual_V, seen_VH)
+            embeds_PH = embeds_PH.index_copy(0, rows.visual_V, seen_VH)
             deepstack = [torch.cat(layer) for layer in zip(*(image.deepstack for image in features), strict=True)]
         recompute = self.memory is not None and self.memory.recompute
-        return last_hidden(language_model, embeds_PH, rows.positions_3P, visual_V, deepstack, rows.packing, recompute)
+        return last_hidden(
+            language_model, embeds_PH, rows.positions_3P, rows.visual_V, deepstack, rows.packing, recompute
+        )
 
     def _positions_of(self, ids_L: Tensor) -> Tensor:
         """Interleaved-mRoPE positions [3, L] of one sequence, from the model itself, cached by layout."""
