@@ -84,7 +84,7 @@ def update(
     meter = MismatchMeter(TOKEN_LIMIT[spec.model.dtype])
     batch = _Batch(policy, samples, encode(policy, seen, frames), spec, learnable, meter)
     batch.measure(played_by, one_step=len(steps) == 1)
-    totals = _Totals()
+    totals = _Totals(policy.device)
     parameters = [parameter for _, parameter in policy.trainable()]
     for step in steps:
         optimizer.zero_grad(set_to_none=True)
@@ -142,11 +142,11 @@ class _DecisionTensors:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], device: torch.device) -> _DecisionTensors:
-        lengths_N = torch.tensor([len(sample.completion_ids) for sample in samples], device=device)
+        lengths_N = torch.tensor([len(sample.completion_ids) for sample in samples])
         return cls(
             serving_T=torch.tensor([logprob for sample in samples for logprob in sample.logprobs], device=device),
             advantages_N=torch.tensor([sample.advantage for sample in samples], device=device),
-            decision_T=torch.arange(len(samples), device=device).repeat_interleave(lengths_N),
+            decision_T=torch.arange(len(samples)).repeat_interleave(lengths_N).to(device),
         )
 
 
@@ -196,7 +196,7 @@ class _Batch:
 
     def backward(self, runs: Sequence[range]) -> _Totals:
         """Add the gradient of the step's loss to the parameters' gradients."""
-        totals = _Totals()
+        totals = _Totals(self.policy.device)
         if not self.agrees:
             self.meter = MismatchMeter(self.meter.limit)
         indices_of_step = [index for run in runs for index in run]
@@ -262,44 +262,47 @@ def _concatenated(known: Mapping[int, Tensor], indices: Sequence[int], default_T
 
 
 class _Totals:
-    """Sums over the micro-batches of an iteration."""
+    """Sums over the micro-batches of an iteration.
 
-    def __init__(self) -> None:
-        self.loss = self.entropy = self.clipped = self.ratio = self.grad_norm = self.ratio_max = 0.0
+    They stay on the device until :meth:`stats`: to read a number is to wait for the device, which would then idle while
+    the next micro-batch is put together.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.grad_norm = 0.0
         self.tokens = self.ratios = self.updates = self.skipped = 0
-        self.log_ratios = torch.zeros(BINS)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        """Of loss, entropy, clips and ratios."""
+        self.ratio_max = torch.zeros((), device=device)
+        self.log_ratios = torch.zeros(BINS, device=device)
 
     def count(self, terms: LossTerms, entropy_T: Tensor) -> None:
         """One micro-batch."""
-        self.loss += terms.loss.item()
-        self.entropy += entropy_T.sum().item()
-        self.clipped += terms.clipped.sum().item()
-        self.ratio += terms.ratio.sum().item()
-        self.ratio_max = max(self.ratio_max, terms.ratio.max().item())
+        ratio = terms.ratio.detach().float()
+        self.sums += torch.stack([terms.loss.detach(), entropy_T.sum(), terms.clipped.sum(), ratio.sum()])
+        self.ratio_max = torch.maximum(self.ratio_max, ratio.max())
         self.tokens += len(entropy_T)
-        self.ratios += len(terms.ratio)
-        log_ratio = terms.ratio.detach().float().log().clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-        self.log_ratios += torch.histc(log_ratio, BINS, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).cpu()
+        self.ratios += len(ratio)
+        log_ratio = ratio.log().clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+        self.log_ratios += torch.histc(log_ratio, BINS, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
     def add(self, step: _Totals) -> None:
         """The micro-batches of one step."""
-        self.loss += step.loss
-        self.entropy += step.entropy
-        self.clipped += step.clipped
-        self.ratio += step.ratio
-        self.ratio_max = max(self.ratio_max, step.ratio_max)
+        self.sums += step.sums
+        self.ratio_max = torch.maximum(self.ratio_max, step.ratio_max)
         self.tokens += step.tokens
         self.ratios += step.ratios
         self.log_ratios += step.log_ratios
 
     def stats(self, advantage_std: float, mismatch: Mismatch) -> UpdateStats:
+        loss, entropy, clipped, ratio = self.sums.tolist()
         return UpdateStats(
-            loss=_mean(self.loss, self.updates + self.skipped),
+            loss=_mean(loss, self.updates + self.skipped),
             grad_norm=self.grad_norm,
-            entropy=_mean(self.entropy, self.tokens),
-            clip_fraction=_mean(self.clipped, self.ratios),
-            ratio_mean=_mean(self.ratio, self.ratios),
-            ratio_max=_mean(self.ratio_max, 1 if self.ratios else 0),
+            entropy=_mean(entropy, self.tokens),
+            clip_fraction=_mean(clipped, self.ratios),
+            ratio_mean=_mean(ratio, self.ratios),
+            ratio_max=_mean(self.ratio_max.item(), 1 if self.ratios else 0),
             advantage_std=advantage_std,
             mismatch_max=mismatch.max_abs,
             mismatch_mean=mismatch.mean_abs,
@@ -309,7 +312,9 @@ class _Totals:
             updates=self.updates,
             skipped_updates=self.skipped,
             log_ratios=Histogram(
-                low=-LARGEST_LOG_RATIO, high=LARGEST_LOG_RATIO, counts=[int(count) for count in self.log_ratios]
+                low=-LARGEST_LOG_RATIO,
+                high=LARGEST_LOG_RATIO,
+                counts=[int(count) for count in self.log_ratios.tolist()],
             ).model_dump()
             if self.ratios
             else None,
