@@ -36,7 +36,7 @@ def failure(response: RolloutResponse) -> str | None:
 def read_episode(
     response: RolloutResponse, request: RolloutRequest, expect: ImageTokens, context: int, frames: dict[str, Frame]
 ) -> EpisodeSamples:
-    """Check a played episode and return its samples; its frames are added to ``frames``.
+    """Check a played episode and return its samples; its frames are added to ``frames``, which threads may share.
 
     ``context`` is the longest sequence that the server computes, in tokens. Raises
     :class:`visionrl_trainer.rollout.client.AnswerRejected`.

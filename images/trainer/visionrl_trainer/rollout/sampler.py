@@ -151,7 +151,8 @@ class Sampler:
                     logger.warning("%s was aborted: %s", request.run_id, why)
                     continue
                 context = self.spec.inference.vllm.max_model_len
-                episode = read_episode(response, request, self.expect, context, batch.frames)
+                # In a thread: frames take milliseconds each, and other episodes' answers arrive meanwhile.
+                episode = await asyncio.to_thread(read_episode, response, request, self.expect, context, batch.frames)
             except AnswerRejected as error:
                 batch.rejected += 1
                 batch.last_failures["rejected"] = str(error)
