@@ -47,7 +47,7 @@ from visionrl_trainer.report.films import Film
 from visionrl_trainer.rollout.batch import Group, Sample
 from visionrl_trainer.rollout.evaluate import EpisodeScore, EvaluationResult
 from visionrl_trainer.state.metrics import MetricsFile
-from visionrl_trainer.state.run import RunStore
+from visionrl_trainer.state.run import RunStore, Snapshot
 from visionrl_trainer.sync.service import StatusPublisher
 
 SIZE, UPDATES = 80, 2
@@ -176,9 +176,9 @@ def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
         ledger.note("resumed", -1 if state is None else state.iteration)
         return state
 
-    def witnessed_checkpoint(store: RunStore, state: Any, *arguments: Any) -> None:
-        checkpoint(store, state, *arguments)
-        ledger.note("checkpoint", state.iteration)
+    def witnessed_checkpoint(store: RunStore, snapshot: Snapshot) -> None:
+        checkpoint(store, snapshot)
+        ledger.note("checkpoint", snapshot.state.iteration)
 
     def witnessed_append(file: MetricsFile, record: dict[str, Any]) -> None:
         append(file, record)

@@ -45,7 +45,8 @@ class TinyRun:
         self.store.prune({self.state.version, playing})
 
     def checkpoint(self) -> None:
-        self.store.checkpoint(self.state, self.policy, self.optimizer, self.shuffle)
+        if snapshot := self.store.snapshot(self.state, self.policy, self.optimizer, self.shuffle):
+            self.store.checkpoint(snapshot)
 
     def checkpointed(self) -> list[Path]:
         return [self.folder.checkpoints / name for name in self.store.checkpoints.names()]

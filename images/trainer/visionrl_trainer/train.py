@@ -46,6 +46,7 @@ from visionrl_trainer.rollout.ahead import Rollouts
 from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
+from visionrl_trainer.state.background import BackgroundWriter
 from visionrl_trainer.state.run import RunState, RunStore
 from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.service import StatusPublisher
@@ -127,6 +128,8 @@ class _Run:
         self.rollouts = Rollouts(
             Sampler(self.taskapp, spec, job.name, context.inference_url, self.expect, self.meter.episode)
         )
+        self.writer = BackgroundWriter()
+        """Of checkpoints."""
         self.films = FilmMaker(self.folder.films)
         self.trackers = Trackers(job, self.folder.root)
         self.sync_seconds = 0.0
@@ -149,11 +152,13 @@ class _Run:
                 if self.state.iteration >= total:
                     break
                 await self._iterate()
+            await self._checkpoint()
+            await self.writer.finished()
         finally:
             await self.rollouts.close()
             await self.films.close()
             await asyncio.to_thread(self.trackers.close)
-        await self._checkpoint()
+            await self.writer.close()
         self._finish()
 
     async def _begin(self) -> RunState:
@@ -166,11 +171,13 @@ class _Run:
         compares = warm and self.job.spec.algorithm.kl_coefficient > 0
         self.state = RunState(version=version.name, reference=version.name if compares else None)
         await self._checkpoint()
+        await self.writer.finished()
         return self.state
 
     async def _iterate(self) -> None:
         """Sample, learn, note, publish, checkpoint, serve. In this order, a checkpoint always has a published version,
-        and a kill at any point repeats whole iterations."""
+        and a kill at any point repeats whole iterations. The checkpoint is written during what follows, up to the next
+        iteration's version."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
         busy = self.rollouts.busy_seconds
         self.publisher.update(phase="Training")
@@ -197,6 +204,7 @@ class _Run:
         self.history.append(watched(record))
         check(self.history, spec.training.guards)
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
+            await self.writer.finished()
             self.state = self._after(record, await compute(self.store.publish, self.policy))
             if self.state.iteration % spec.training.checkpoint_every == 0:
                 await self._checkpoint()
@@ -302,6 +310,7 @@ class _Run:
             found = await evaluate.evaluate(
                 self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
             )
+            await self.writer.finished()
             self.store.evaluations.append({"iteration": iteration, **found.summary()})
             self.trackers.log("evaluation", found.summary(), iteration)
             with not_essential("the film"):
@@ -320,11 +329,14 @@ class _Run:
         )
 
     async def _checkpoint(self) -> None:
-        """Keep the state to resume from."""
+        """Begin to write the state to resume from; it is kept once the writer has finished."""
         seconds = {name: self.state.seconds.get(name, 0.0) + s for name, s in self.meter.seconds.items()}
         self.state = self.state.model_copy(update={"seconds": {**self.state.seconds, **seconds}})
         self.meter.seconds.clear()
-        await compute(self.store.checkpoint, self.state, self.policy, self.optimizer, self.shuffle)
+        await self.writer.finished()
+        snapshot = await compute(self.store.snapshot, self.state, self.policy, self.optimizer, self.shuffle)
+        if snapshot is not None:
+            self.writer.start(self.store.checkpoint, snapshot)
 
     def _refresh(self) -> int:
         """Read the fields that may change during a run, iterations and evaluation; returns the total iterations."""

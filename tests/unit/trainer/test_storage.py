@@ -90,6 +90,24 @@ def test_a_resumed_run_takes_the_same_steps(policy: Policy, tmp_path: Path) -> N
     assert torch.equal(torch.randperm(10, generator=resumed.shuffle), order)
 
 
+def test_a_checkpoint_is_that_of_its_moment_while_training_goes_on(policy: Policy, tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, policy)
+    run.iterate(checkpoint=False)
+    snapshot = run.store.snapshot(run.state, policy, run.optimizer, run.shuffle)
+    assert snapshot is not None
+    step(policy, run.optimizer)
+    expected = weights(policy)
+    step(policy, run.optimizer)
+    torch.randperm(10, generator=run.shuffle)
+    run.store.checkpoint(snapshot)
+
+    resumed = TinyRun(tmp_path, policy)
+    assert resumed.state == run.state
+    step(policy, resumed.optimizer)
+    assert torch.equal(weights(policy), expected)
+    assert resumed.store.snapshot(run.state, policy, run.optimizer, run.shuffle) is None
+
+
 def test_what_is_served_is_rounded_and_what_is_trained_on_is_not(
     tiny_directory: Path, tmp_path: Path, samples: list[Sample], frames: list[np.ndarray]
 ) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationError
@@ -44,6 +46,15 @@ class RunState(Model):
     """Largest absolute logprob difference between serving and training so far."""
     mean_mismatch: float = 0.0
     """Mean absolute difference of the last iteration."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is made of: copies in the CPU's memory, so that training goes on while they are written."""
+
+    state: RunState
+    saved: dict[str, Any]
+    """Of :data:`OPTIMIZER`."""
 
 
 class RunStore:
@@ -91,20 +102,24 @@ class RunStore:
         known = {version.number for version in self.adapters.versions()} | self._checkpointed().keys()
         return self.adapters.publish(policy, max(known, default=-1) + 1)
 
-    def checkpoint(
+    def snapshot(
         self, state: RunState, policy: Policy, optimizer: torch.optim.Optimizer, shuffle: torch.Generator
-    ) -> None:
-        """Make a checkpoint of a state whose version is published, unless there is one already."""
+    ) -> Snapshot | None:
+        """What to make a checkpoint of, for a state whose version is published; ``None`` if there is one already."""
         if state.version in self.checkpoints.names():
-            return
+            return None
+        weights = {name: weight.cpu() for name, weight in policy.adapter_weights().items()}
+        saved = {"adapter": weights, "optimizer": _copied(optimizer.state_dict()), "shuffle": shuffle.get_state()}
+        return Snapshot(state, saved)
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Make a checkpoint."""
 
         def fill(folder: Path) -> None:
-            weights, random = policy.adapter_weights(), shuffle.get_state()
-            saved = {"adapter": weights, "optimizer": optimizer.state_dict(), "shuffle": random}
-            torch.save(saved, folder / OPTIMIZER)
-            (folder / STATE).write_text(state.model_dump_json(by_alias=True), encoding="utf-8")
+            torch.save(snapshot.saved, folder / OPTIMIZER)
+            (folder / STATE).write_text(snapshot.state.model_dump_json(by_alias=True), encoding="utf-8")
 
-        self.checkpoints.save(state.version, fill)
+        self.checkpoints.save(snapshot.state.version, fill)
 
     def prune(self, in_use: Iterable[str]) -> None:
         """Delete the versions that are neither in use nor a checkpoint's. The newest is kept as well, so that its
@@ -128,6 +143,15 @@ class RunStore:
             raise ManifestError(f"{folder}: its content's digest is {manifest.digest}")
         manifest.check(folder)
         return folder
+
+
+def _copied(value: Any) -> Any:
+    """A copy whose tensors are in the CPU's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _read_state(file: Path) -> RunState:
