@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.bench.page import page
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("env", "taskapp", "inference", "trainer", "gpu", "sync", "startup")
+NAMES = ("env", "taskapp", "inference", "rollouts", "loop", "trainer", "gpu", "sync", "startup")
 
 
 def main() -> int:

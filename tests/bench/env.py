@@ -1,23 +1,27 @@
-"""What the environment costs: process CPU time against stock Crafter with Pillow's PNG encoder.
+"""What the environment costs, and that it is the same game: processor time and every step against stock Crafter.
 
-    python tests/bench/env.py [--repeats 5] [--json FILE]
+    python -m tests.bench.env [--rounds 5] [--seeds 32] [--steps 170] [--json FILE]
 
-Both sides play the same worlds with the same actions; stock has numba as well, which jits its noise. Every
-figure is the median over `--repeats` runs in CPU milliseconds a call, so other load on the machine matters
-little. Steps, frames and files are averages over one cycle of day and night with the player kept alive;
-frames are dear by night.
+Both sides play the same worlds with the same actions, and take turns; stock has numba as well, which jits its noise,
+and Pillow's PNG encoder. Figures are medians in CPU milliseconds a call, so other load on the machine matters little.
+Steps, frames and files are averages over one cycle of day and night with the player kept alive; frames are dear by
+night.
+
+A start state that is played again is restored here; with stock it is a reset, a deep copy or an unpickled copy: the
+last two are the fair peers. The comparison of steps ends with exit code 1 where any of them differs in frame, reward,
+end or state.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
-import json
-import platform
-import statistics
+import pickle
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +29,18 @@ import crafter
 import numpy as np
 from PIL import Image
 
+from tests.bench.common import interleaved, median, spread, write
+from tests.unit.taskapp.stock_crafter import StockCrafter, assert_same_state, provide, random_actions
 from visionrl_taskapp.envs.crafter.env import ACTIONS, CrafterEnv, warm_up
 from visionrl_taskapp.envs.png import encode_png
 
 SIZES = (64, 144, 256, 288, 512)
 SEED = 3
-STEPS = 300  # one cycle of day and night
-ACTION_SEQUENCE = np.random.default_rng(SEED).integers(len(ACTIONS), size=STEPS).tolist()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: CPU milliseconds a call."""
-
-    what: str
-    size: int | None
-    stock_ms: float | None
-    ours_ms: float
-
-    @property
-    def ratio(self) -> float | None:
-        return None if self.stock_ms is None else self.stock_ms / self.ours_ms
+CYCLE = 300
+"""Steps of a day and a night."""
+FIRST_EXACT_SEED = 7001
+STATE_EVERY = 25
+"""Steps; the whole state is compared so often, frame, reward and end in every step."""
 
 
 class Unrendered(crafter.Env):
@@ -55,22 +50,25 @@ class Unrendered(crafter.Env):
         return None
 
 
-def cpu_ms(call: Callable[[], Any], calls: int, repeats: int, prepare: Callable[[], Any] = int) -> float:
-    """Median CPU milliseconds of one of the `calls` calls that `call()` stands for.
-
-    `prepare()` runs before each run and is not measured; neither is a first run of both.
-    """
-    times = []
-    for _ in range(1 + repeats):
-        prepare()
-        start = time.process_time()
-        call()
-        times.append(1000 * (time.process_time() - start) / calls)
-    return statistics.median(times[1:])
+def again(call: Callable[[], Any], times: int) -> Callable[[], Any]:
+    return lambda: [call() for _ in range(times)]
 
 
-def keep_alive(player: Any) -> None:
-    player.inventory.update(health=9, food=9, drink=9, energy=9)
+def row(
+    what: str, size: int | None, sides: Mapping[str, tuple[Callable[[], Any], int]], rounds: int, **more: Any
+) -> Any:
+    """One line: CPU milliseconds of a call of each side, of which its function makes so many."""
+    seconds = interleaved({side: call for side, (call, _) in sides.items()}, rounds, time.process_time, **more)
+    ms = {side: 1000 * median(seconds[side]) / calls for side, (_, calls) in sides.items()}
+    stock = ms.get("stock")
+    return {
+        "what": what,
+        "size": size,
+        "stock_ms": stock,
+        "ours_ms": ms["ours"],
+        "ratio": None if stock is None else stock / ms["ours"],
+        "spread": max(map(spread, seconds.values())),
+    }
 
 
 def pillow_png(frame: np.ndarray) -> bytes:
@@ -79,87 +77,150 @@ def pillow_png(frame: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def play(env: crafter.Env | CrafterEnv, each: Callable[[], Any] = int) -> None:
-    """Play the episode from a reset env on, with `each()` after each step."""
-    for action in ACTION_SEQUENCE:
-        keep_alive(env._player)
-        env.step(action)
-        each()
+class Episode:
+    """Both environments from the same start state."""
 
+    def __init__(self, stock: crafter.Env, ours: CrafterEnv, steps: int) -> None:
+        self.envs: dict[str, crafter.Env | CrafterEnv] = {"stock": stock, "ours": ours}
+        self.actions = np.random.default_rng(SEED).integers(len(ACTIONS), size=steps).tolist()
 
-def step_ms(env: crafter.Env | CrafterEnv, repeats: int, each: Callable[[], Any] = int) -> float:
-    """CPU milliseconds of a step and of `each()` after it; the resets in between are not measured."""
-
-    def reset() -> None:
+    def reset(self, side: str) -> None:
+        env = self.envs[side]
         if isinstance(env, CrafterEnv):
             env.reset(SEED)
         else:
             env._episode = 0  # the next reset makes the first world of the seed again
             env.reset()
 
-    return cpu_ms(lambda: play(env, each), STEPS, repeats, prepare=reset)
+    def play(self, side: str, each: Callable[[], Any]) -> None:
+        """The episode, with ``each()`` after every step."""
+        env = self.envs[side]
+        for action in self.actions:
+            env._player.inventory.update(health=9, food=9, drink=9, energy=9)
+            env.step(action)
+            each()
+
+    def sides(self, rendering: CrafterEnv | None = None) -> dict[str, tuple[Callable[[], Any], int]]:
+        """Playing on each side. Stock renders as it was made; ours renders where it is named."""
+        each = {} if rendering is None else {"ours": rendering.render}
+        return {side: (partial(self.play, side, each.get(side, _nothing)), len(self.actions)) for side in self.envs}
 
 
-def rendered(env: CrafterEnv) -> list[np.ndarray]:
-    """The frames of one episode."""
+def _nothing() -> None:
+    return None
+
+
+def start_states(rounds: int) -> Iterator[dict[str, Any]]:
+    """To begin an episode, and to begin it once more from the same state."""
+    stock, ours = Unrendered(seed=SEED), CrafterEnv(image_size=64)
+    stock.reset()
+    ours.reset(SEED)
+    snapshot, pickled = ours.snapshot(), pickle.dumps(stock)
+    restore = again(lambda: ours.restore(snapshot), 100), 100
+    yield row("reset", None, {"stock": (stock.reset, 1), "ours": (lambda: ours.reset(SEED), 1)}, max(rounds, 5))
+    yield row("restore, against reset", None, {"stock": (stock.reset, 1), "ours": restore}, max(rounds, 5))
+    copied = again(lambda: copy.deepcopy(stock), 5), 5
+    yield row("restore, against copy.deepcopy", None, {"stock": copied, "ours": restore}, rounds)
+    loaded = again(lambda: pickle.loads(pickled), 5), 5
+    yield row("restore, against pickle.loads", None, {"stock": loaded, "ours": restore}, rounds)
+    yield row("snapshot", None, {"ours": (again(ours.snapshot, 100), 100)}, rounds)
+    yield row("state_hash", None, {"ours": (again(ours.state_hash, 100), 100)}, rounds)
+
+
+def steps(rounds: int, cycle: int) -> Iterator[dict[str, Any]]:
+    """A step, its frame, and the frame's PNG."""
+    episode = Episode(Unrendered(seed=SEED), CrafterEnv(image_size=64), cycle)
+    yield row("step", None, episode.sides(), rounds, prepare=episode.reset)
+    for size in SIZES:
+        ours = CrafterEnv(image_size=size)
+        episode = Episode(crafter.Env(seed=SEED, size=(size, size)), ours, cycle)
+        rendered = row("step + render", size, episode.sides(ours), rounds, prepare=episode.reset)
+        yield rendered
+        frames = rendered_frames(episode, ours)
+        some = frames[::5]  # Pillow takes long
+        encoders = {"stock": pillow_png, "ours": encode_png}
+        encoded = {side: (partial(_encode, encode, some), len(some)) for side, encode in encoders.items()}
+        png = row("PNG", size, encoded, rounds)
+        yield png
+        both = {key: rendered[key] + png[key] for key in ("stock_ms", "ours_ms")}
+        yield {
+            **png,
+            **both,
+            "what": "step + render + PNG",
+            "ratio": both["stock_ms"] / both["ours_ms"],
+            "spread": max(rendered["spread"], png["spread"]),
+        }
+
+
+def rendered_frames(episode: Episode, ours: CrafterEnv) -> list[np.ndarray]:
     frames: list[np.ndarray] = []
-    env.reset(SEED)
-    play(env, lambda: frames.append(env.render()))
+    episode.reset("ours")
+    episode.play("ours", lambda: frames.append(ours.render()))
     return frames
 
 
-def png_ms(encode: Callable[[np.ndarray], bytes], frames: list[np.ndarray], repeats: int) -> float:
-    """CPU milliseconds of encoding one of the frames."""
-    return cpu_ms(lambda: [encode(frame) for frame in frames], len(frames), repeats)
+def _encode(encode: Callable[[np.ndarray], bytes], frames: list[np.ndarray]) -> None:
+    for frame in frames:
+        encode(frame)
 
 
-def measure(repeats: int) -> Iterator[Row]:
-    warm_up()
-    stock, ours = Unrendered(seed=SEED), CrafterEnv(image_size=64)
-    stock_reset = cpu_ms(stock.reset, 1, max(repeats, 5))
-    ours.reset(SEED)
-    snapshot = ours.snapshot()
-
-    def many(call: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [call() for _ in range(100)]
-
-    yield Row("reset", None, stock_reset, cpu_ms(lambda: ours.reset(SEED), 1, max(repeats, 20)))
-    yield Row("restore (against reset)", None, stock_reset, cpu_ms(many(lambda: ours.restore(snapshot)), 100, repeats))
-    yield Row("snapshot", None, None, cpu_ms(many(ours.snapshot), 100, repeats))
-    yield Row("state_hash", None, None, cpu_ms(many(ours.state_hash), 100, repeats))
-    yield Row("step", None, step_ms(stock, repeats), step_ms(ours, repeats))
-    for size in SIZES:
-        ours = CrafterEnv(image_size=size)
-        stock_step = step_ms(crafter.Env(seed=SEED, size=(size, size)), repeats)
-        ours_step = step_ms(ours, repeats, each=ours.render)
-        yield Row("step + render", size, stock_step, ours_step)
-        frames = rendered(ours)[::5]  # encoding apart, on every fifth frame of the episode: Pillow takes long
-        stock_png = png_ms(pillow_png, frames, repeats)
-        ours_png = png_ms(encode_png, frames, repeats)
-        yield Row("PNG", size, stock_png, ours_png)
-        yield Row("step + render + PNG", size, stock_step + stock_png, ours_step + ours_png)
+def compare(seeds: int, steps_each: int) -> dict[str, Any]:
+    """Play so many worlds in both, step by step, at sizes in turn; counts what was compared and what was different."""
+    found: dict[str, Any] = {"seeds": seeds, "steps": 0, "night": 0, "asleep": 0, "different": 0, "first": None}
+    for index in range(seeds):
+        seed, size = FIRST_EXACT_SEED + 13 * index, SIZES[index % len(SIZES)]
+        stock, ours = StockCrafter(seed, size), CrafterEnv(image_size=size)
+        ours.reset(seed)
+        for step, action in enumerate(random_actions(seed, steps_each)):
+            for player in (stock._player, ours._player):
+                provide(player, step)
+            stock._last_health = stock._player.health  # what was given is no reward
+            frame, reward, done, _ = stock.step(ACTIONS.index(action))
+            mine = ours.step(action)
+            found["steps"] += 1
+            found["night"] += stock._world.daylight < 0.5
+            found["asleep"] += bool(stock._player.sleeping)
+            same = np.array_equal(frame, ours.render()) and (reward, done) == (mine.reward, mine.done)
+            if not (same and (step % STATE_EVERY or _same_state(ours, stock))):
+                found["different"] += 1
+                found["first"] = found["first"] or [seed, step, size]
+                break
+    return {key: int(value) if isinstance(value, np.integer) else value for key, value in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+def _same_state(ours: CrafterEnv, stock: crafter.Env) -> bool:
+    try:
+        assert_same_state(ours, stock)
+    except AssertionError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=32, help="worlds that are compared step by step")
+    parser.add_argument("--steps", type=int, default=170, help="steps of each of them")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
+    warm_up()
     rows = []
-    print(f"{'CPU ms':<24}{'px':>5}{'stock':>10}{'here':>9}{'ratio':>8}")
-    for row in measure(arguments.repeats):
-        rows.append(row)
-        stock = "" if row.stock_ms is None else f"{row.stock_ms:.3f}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.1f}×"
-        print(f"{row.what:<24}{row.size or '':>5}{stock:>10}{row.ours_ms:>9.3f}{ratio:>8}", flush=True)
-    if arguments.json:
-        document = {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
-        }
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"{'CPU ms':<34}{'px':>5}{'stock':>10}{'here':>9}{'ratio':>9}{'spread':>8}")
+    for rows_of in (start_states(arguments.rounds), steps(arguments.rounds, CYCLE)):
+        for line in rows_of:
+            rows.append(line)
+            stock = "" if line["stock_ms"] is None else f"{line['stock_ms']:.3f}"
+            ratio = "" if line["ratio"] is None else f"{line['ratio']:.1f}×"
+            print(
+                f"{line['what']:<34}{line['size'] or '':>5}{stock:>10}{line['ours_ms']:>9.3f}{ratio:>9}"
+                f"{line['spread']:>8.0%}",
+                flush=True,
+            )
+    exact = compare(arguments.seeds, arguments.steps)
+    print(exact)
+    write(arguments.json, "env", {"rows": rows, "exact": exact})
+    return bool(exact["different"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

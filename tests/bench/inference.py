@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from tests.bench.common import process_group_seconds, write
 from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, make_adapter, random_frame, tiny_job
 from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.job import TinyModel
@@ -32,17 +32,6 @@ from visionrl.tiny.model import build_tiny
 
 FRAMES = 256
 """Distinct frames, so that neither the prefix cache nor the image cache answers."""
-
-
-def cpu_seconds(group: int) -> float:
-    """Processor time of a process group. On a busy machine it says more than the clock."""
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # the process ended meanwhile
-            fields = stat.read_text().rpartition(")")[2].split()  # from the state on; pgrp, utime, stime as in proc(5)
-            if int(fields[2]) == group:
-                ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def decisions_per_second(
@@ -88,13 +77,13 @@ def measure(vllm: dict[str, Any], concurrencies: list[int], seconds: float) -> d
             asyncio.run(decisions_per_second(server.url, bodies, 2, 3.0))  # loads the adapter, warms up
             rates = []
             for concurrency in concurrencies:
-                before = cpu_seconds(server.pid)
+                before = process_group_seconds(server.pid)
                 rate = asyncio.run(decisions_per_second(server.url, bodies, concurrency, seconds))
-                rate["cpu_ms"] = round((cpu_seconds(server.pid) - before) * 1e3 / rate["decisions"], 1)
+                rate["cpu_ms"] = round((process_group_seconds(server.pid) - before) * 1e3 / rate["decisions"], 1)
                 rates.append(rate)
         finally:
             server.kill()
-    return {"vllm": vllm, "startup_s": round(startup_s, 1), "rates": rates}
+    return {"vllm": vllm, "startup_s": round(startup_s, 1), "rows": rates}
 
 
 def main() -> None:
@@ -110,11 +99,10 @@ def main() -> None:
     result = measure(arguments.vllm, arguments.concurrency, arguments.seconds)
     print(f"start-up {result['startup_s']} s    {json.dumps(arguments.vllm)} {' '.join(arguments.env)}")
     print(f"{'concurrency':>12}{'decisions/s':>14}{'p50 ms':>10}{'p95 ms':>10}{'CPU ms each':>14}")
-    for rate in result["rates"]:
+    for rate in result["rows"]:
         cells = (rate["concurrency"], rate["decisions_per_s"], rate["p50_ms"], rate["p95_ms"], rate["cpu_ms"])
         print("{:>12}{:>14}{:>10}{:>10}{:>14}".format(*cells))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+    write(arguments.json, "inference", result)
 
 
 if __name__ == "__main__":

@@ -99,16 +99,36 @@ def _startup(result: Mapping[str, Any]) -> str:
     return _table(("what", "CPU s"), [(r["what"], f"{r['cpu_s']} ± {r['spread']:.0%}") for r in result["rows"]])
 
 
+def _env(result: Mapping[str, Any]) -> str:
+    exact = result["exact"]
+    different = f"{exact['different']} were different" if exact["different"] else "none was different"
+    return (
+        f"{exact['steps']:,} steps in {exact['seeds']} worlds, {exact['night']} of them by night and {exact['asleep']} "
+        f"asleep, were compared with stock Crafter in frame, reward, end and state: {different}.\n\n" + _rows(result)
+    )
+
+
+def _loop(result: Mapping[str, Any]) -> str:
+    return (
+        f"The trainer's own loop; a rollout and an update wait for {result['phase_seconds']:g} s each in place of "
+        f"other machines. Ahead is {result['ratio']}× as fast as in step; 2 is the limit.\n\n" + _rows(result)
+    )
+
+
 def _rows(result: Mapping[str, Any]) -> str:
     """A table of rows that all have the same simple fields."""
     rows = result["rows"]
     columns = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
-    shown = [[_short(row.get(key)) for key in columns] for row in rows]
+    shown = [[_short(key, row.get(key)) for key in columns] for row in rows]
     return _table([column.replace("_", " ") for column in columns], shown)
 
 
-def _short(value: Any) -> Any:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+def _short(column: str, value: Any) -> Any:
+    if value is None:
+        return "–"
+    if not isinstance(value, float):
+        return value
+    return f"{value:.0%}" if column == "spread" else f"{value:.4g}×" if column == "ratio" else f"{value:.4g}"
 
 
 TABLES = {
@@ -116,7 +136,10 @@ TABLES = {
     "gpu": _gpu,
     "sync": _sync,
     "startup": _startup,
-    "env": _rows,
+    "loop": _loop,
+    "rollouts": _rows,
+    "inference": _rows,
+    "env": _env,
     "taskapp": _rows,
 }
 TITLES = {
@@ -124,6 +147,9 @@ TITLES = {
     "gpu": "The 4B on a card",
     "sync": "A new version on its way to a server",
     "startup": "Starting",
+    "loop": "The loop, ahead against in step",
+    "rollouts": "Rollouts, against the same prompts sent directly to the server",
+    "inference": "The inference server with the tiny model",
     "env": "Crafter, against the stock environment with Pillow (CPU ms a call)",
     "taskapp": "Task app, with the scripted player",
 }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from tests.bench.common import write
 from tests.support.taskapp import KEY, taskapp
 from visionrl.rollout import RolloutRequest
 from visionrl_taskapp.envs.crafter.env import warm_up
@@ -134,9 +134,8 @@ def main() -> None:
             f"{row['what']:34} {row['in_flight']:9} {row['episodes_per_s']:11} {row['decisions_per_s']:12} "
             f"{row['cpu_ms_per_episode']:15} {row['kb_per_episode']:11}"
         )
-    if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("episodes", "turns", "size")}
-        arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    settings = {name: getattr(arguments, name) for name in ("episodes", "turns", "size")}
+    write(arguments.json, "taskapp", {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

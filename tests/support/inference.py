@@ -98,6 +98,8 @@ def make_adapter(model_dir: Path, target: Path, seed: int, scale: float = 0.3) -
 class InferenceServer:
     """``python -m visionrl_inference`` for a job, until :meth:`stop` or :meth:`kill`."""
 
+    module = "visionrl_inference"
+
     def __init__(self, job: Job, folder: Path, trainer_url: str) -> None:
         self.job, self.folder, self.trainer_url = job, folder, trainer_url
         self.process: subprocess.Popen[bytes] | None = None
@@ -123,7 +125,7 @@ class InferenceServer:
         started = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "visionrl_inference"],
+                [sys.executable, "-m", self.module],
                 env=self.environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,

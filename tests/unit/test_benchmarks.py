@@ -1,4 +1,4 @@
-"""The page of the benchmarks: what was measured, on what, and what was not."""
+"""The benchmarks run, in a tiny size; their page says what was measured, on what, and what was not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.bench.common import interleaved
 from tests.bench.page import page
+from tests.support.inference import InferenceServer
 
 MACHINE = {"processor": "Some CPU", "cores": 2, "load": [14.0, 12.5, 9.1], "python": "3.11.7", "date": "2026-01-02"}
 
@@ -40,3 +42,51 @@ def test_a_side_is_shown_with_its_ratio(tmp_path: Path) -> None:
     result(tmp_path, "trainer", shapes={"tiny": {"sides": sides, "over_ours": over}})
     assert "| tiny | trl | 0.69 ± 3% | 17,500 | 6% | 226 | 2e-06 |" in page(tmp_path)
     assert "| tiny | trl | 2.18× | 1.5× | 0.85× |" in page(tmp_path)
+
+
+def test_sides_take_turns_and_are_prepared_outside_of_their_time() -> None:
+    clock, turns = iter(range(100)), list[str]()
+    sides = {"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}
+    seconds = interleaved(sides, 2, clock=lambda: next(clock), prepare=lambda side: turns.append(f"({side})"))
+    assert seconds == {"a": [1, 1], "b": [1, 1]}
+    assert "".join(turns) == "(a)a(b)b(b)b(a)a(a)a(b)b"  # the first round warms up
+
+
+def test_the_environments_benchmark_runs_and_finds_the_same_game(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tests.bench import env
+
+    monkeypatch.setattr(env, "SIZES", (64,))
+    rows = [*env.start_states(rounds=1), *env.steps(rounds=1, cycle=10)]
+    exact = env.compare(seeds=2, steps_each=30)
+    assert (exact["steps"], exact["different"], exact["first"]) == (60, 0, None)
+    result(tmp_path, "env", rows=rows, exact=exact)
+    assert "| restore, against pickle.loads | – |" in page(tmp_path)
+    assert "none was different" in page(tmp_path)
+
+
+@pytest.mark.vision
+def test_the_loops_benchmark_runs_both_ways(tmp_path: Path) -> None:
+    from tests.bench import loop
+
+    found = loop.measure(seconds=0.01, iterations=2, rounds=1)
+    assert [row["maxStaleness"] for row in found["rows"]] == [0, 1]
+    result(tmp_path, "loop", **found)
+    assert "| ahead | 1 |" in page(tmp_path)
+
+
+class ExactServer(InferenceServer):
+    """Starts in seconds."""
+
+    module = "tests.support.exact_inference"
+
+
+@pytest.mark.vision
+def test_the_rollouts_benchmark_plays_and_sends_the_same_number_of_decisions(tmp_path: Path) -> None:
+    from tests.bench import rollouts
+
+    [row] = rollouts.measure([4], turns=2, rounds=1, server_class=ExactServer)
+    assert row["ratio"] > 0
+    result(tmp_path, "rollouts", rows=[row])
+    assert "| 4 |" in page(tmp_path)

@@ -1,0 +1,214 @@
+"""Rollouts through a real vLLM against the same prompts sent to it directly: what playing adds.
+
+    python -m tests.bench.rollouts [--concurrency 4 16 32] [--turns 15] [--rounds 3] [--json FILE]
+
+`rollouts` is what the trainer does in an iteration: its sampler and client, the task app with traces, the environment,
+the checks of every answer. `direct` sends the prompts of such a batch again, as many episodes at a time, each prompt
+after the answer to the one before: what the server can do where playing costs nothing. Every frame has another pixel
+and every pass another name for the same weights, so that no cache of an earlier pass answers. The tiny model, with an
+adapter; on one machine the task app and the trainer take processor time from the server, which on a GPU they do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import torch
+
+from tests.bench.common import median, process_group_seconds, spread, write
+from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, make_adapter, random_frame, tiny_job
+from tests.support.taskapp import KEY as TASK_APP_KEY
+from tests.support.taskapp import taskapp
+from tests.support.trainer import StandInTrainer, named_by_content
+from visionrl.job import Job, TinyModel
+from visionrl.tiny.model import build_tiny
+from visionrl.tools import tool_schema
+from visionrl_taskapp.envs.png import encode_png
+from visionrl_taskapp.envs.registry import prepare
+from visionrl_taskapp.policies.completions import completion_body
+from visionrl_taskapp.policies.prompt import Frame, build_messages, system_prompt, with_pixels
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import ImageTokens
+from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
+
+GROUP = 4
+"""Episodes from one start state."""
+SECONDS_A_REQUEST = 600.0
+
+
+def bench_job(concurrency: int, turns: int) -> Job:
+    """A batch of as many episodes as are played at a time."""
+    return tiny_job(
+        model={"base": "tiny", "dtype": "float32", "lora": {"r": 8, "alpha": 16}},
+        rollout={
+            "maxConcurrent": concurrency,
+            "envConfig": {"imageSize": 144},
+            "policyConfig": {"systemPrompt": "Play Crafter.", "maxTokens": 16, "maxLlmCalls": turns},
+        },
+        training={"iterations": 1, "groupsPerIteration": max(1, concurrency // GROUP), "groupSize": GROUP},
+    )
+
+
+class Pass:
+    """One batch, played or sent."""
+
+    def __init__(self, decisions: int, tokens: int, seconds: float, server_seconds: float) -> None:
+        self.decisions_per_s, self.tokens_per_s = decisions / seconds, tokens / seconds
+        self.server_ms = 1000 * server_seconds / decisions
+
+
+class Bench:
+    """A server, a task app and the versions that they know."""
+
+    def __init__(self, server: InferenceServer, app: str, adapters: Path, expect: ImageTokens, turns: int) -> None:
+        self.server, self.app, self.adapters, self.expect, self.turns = server, app, adapters, expect, turns
+        self.passes = 0
+
+    def version(self) -> str:
+        """The same weights under a new name."""
+        self.passes += 1
+        shutil.copytree(self.adapters / "weights", self.adapters / "draft")
+        return named_by_content(self.adapters / "draft", JOB_NAME, self.passes)
+
+    async def rollouts(self, concurrency: int) -> tuple[Pass, Batch]:
+        spec, version = bench_job(concurrency, self.turns).spec, self.version()
+        async with TaskApp(self.app, TASK_APP_KEY, concurrency) as client:
+            sampler = Sampler(client, spec, JOB_NAME, self.server.url, self.expect)
+            await self._load(version)
+            before, began = process_group_seconds(self.server.pid), time.perf_counter()
+            batch = await sampler.collect(self.passes, version)
+            seconds = time.perf_counter() - began
+        samples = [sample for episode in batch.episodes for sample in episode.samples]
+        tokens = sum(len(sample.completion_ids) for sample in samples)
+        return Pass(len(samples), tokens, seconds, process_group_seconds(self.server.pid) - before), batch
+
+    async def direct(self, concurrency: int, batch: Batch) -> Pass:
+        version = self.version()
+        episodes = list(self._bodies(concurrency, batch, version))
+        await self._load(version)
+        before, began = process_group_seconds(self.server.pid), time.perf_counter()
+        answers = await self._send(concurrency, episodes)
+        seconds = time.perf_counter() - began
+        tokens = sum(len(answer["choices"][0]["token_ids"]) for answer in answers)
+        return Pass(len(answers), tokens, seconds, process_group_seconds(self.server.pid) - before)
+
+    def _bodies(self, concurrency: int, batch: Batch, version: str) -> Iterator[list[dict[str, Any]]]:
+        """The requests of each episode, as the task app sends them."""
+        spec = bench_job(concurrency, self.turns).spec
+        config = policy_spec(spec, version, self.server.url, self.expect.banned_ids).config
+        game = prepare(spec.rollout.env_name, spec.rollout.env_config).description
+        tools = [tool_schema(game.actions, config.max_actions, game.tool)]
+        marked = {digest: encode_png(_marked(frame, self.passes)) for digest, frame in batch.frames.items()}
+        for episode in batch.episodes:
+            frames = [Frame(sample.images[-1], marked[sample.images[-1]]) for sample in episode.samples]
+            prompts = (build_messages(config, system_prompt(config, game), [], frame, None) for frame in frames)
+            yield [
+                completion_body(config, with_pixels(messages, [frame]), tools, logprobs=True)
+                for messages, frame in zip(prompts, frames, strict=True)
+            ]
+
+    async def _load(self, version: str) -> None:
+        """Let the server fetch the version."""
+        await self._send(1, [[chat_body(version, random_frame(self.passes), max_tokens=1)]])
+
+    async def _send(self, concurrency: int, episodes: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+        answers, url = list[dict[str, Any]](), f"{self.server.url}/v1/chat/completions"
+        queue = iter(episodes)
+        async with aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {KEY}"},
+            connector=aiohttp.TCPConnector(limit=concurrency),
+            timeout=aiohttp.ClientTimeout(total=SECONDS_A_REQUEST),
+            trust_env=False,
+        ) as client:
+
+            async def player() -> None:
+                for bodies in queue:
+                    for body in bodies:
+                        async with client.post(url, json=body) as answer:
+                            answer.raise_for_status()
+                            answers.append(await answer.json())
+
+            await asyncio.gather(*(player() for _ in range(concurrency)))
+        return answers
+
+
+def _marked(frame: np.ndarray, number: int) -> np.ndarray:
+    marked = frame.copy()
+    marked[0, 0] = number & 255, number >> 8, 255
+    return marked
+
+
+def measure(
+    concurrencies: Sequence[int], turns: int, rounds: int, server_class: type[InferenceServer] = InferenceServer
+) -> list[dict[str, Any]]:
+    """A row for each concurrency; both sides take turns."""
+    job = bench_job(max(concurrencies), turns)
+    with tempfile.TemporaryDirectory() as scratch, StandInTrainer(Path(scratch) / "trainer", KEY) as trainer:
+        root, adapters = Path(scratch), trainer.root / "adapters"
+        model = build_tiny(TinyModel(), job.spec.rollout.env_config, root / "cache")
+        make_adapter(model, adapters / "weights", seed=0)
+        expect = Policy.load(model, "float32", torch.device("cpu")).image_tokens(144)
+        server = server_class(job, root, trainer.url)
+        (root / "app").mkdir()
+        try:
+            server.start()
+            variables = {"VISIONRL_INFERENCE_URL": server.url, "VISIONRL_TRACE_DIR": str(root / "app")}
+            with taskapp(root / "app", **variables) as app:
+                bench = Bench(server, app.url, adapters, expect, turns)
+                return [asyncio.run(_compared(bench, concurrency, rounds)) for concurrency in concurrencies]
+        finally:
+            server.kill()
+
+
+async def _compared(bench: Bench, concurrency: int, rounds: int) -> dict[str, Any]:
+    sides: dict[str, list[Pass]] = {"rollouts": [], "direct": []}
+    _, batch = await bench.rollouts(concurrency)
+    await bench.direct(concurrency, batch)
+    for round_ in range(rounds):
+        for side in ("rollouts", "direct") if round_ % 2 == 0 else ("direct", "rollouts"):
+            if side == "direct":
+                sides[side].append(await bench.direct(concurrency, batch))
+            else:
+                found, batch = await bench.rollouts(concurrency)
+                sides[side].append(found)
+    pairs = list(zip(sides["rollouts"], sides["direct"], strict=True))
+    ratios = [played.tokens_per_s / sent.tokens_per_s for played, sent in pairs]
+    row: dict[str, Any] = {"in_flight": concurrency}
+    for side, passes in sides.items():
+        row[f"{side}_decisions_per_s"] = round(median([each.decisions_per_s for each in passes]), 1)
+        row[f"{side}_tokens_per_s"] = round(median([each.tokens_per_s for each in passes]), 1)
+        row[f"{side}_server_cpu_ms"] = round(median([each.server_ms for each in passes]), 1)
+    return {**row, "ratio": round(median(ratios), 3), "spread": round(spread(ratios), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[4, 16, 32])
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure(arguments.concurrency, arguments.turns, arguments.rounds)
+    print(f"{'in flight':>9} {'decisions/s':>12} {'direct':>8} {'ratio':>12} {'server CPU ms':>20} {'direct':>10}")
+    for row in rows:
+        print(
+            f"{row['in_flight']:>9} {row['rollouts_decisions_per_s']:>12} {row['direct_decisions_per_s']:>8} "
+            f"{row['ratio']:>12.3f} ± {row['spread']:.0%} {row['rollouts_server_cpu_ms']:>12} "
+            f"{row['direct_server_cpu_ms']:>10}"
+        )
+    write(arguments.json, "rollouts", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
