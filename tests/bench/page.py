@@ -76,17 +76,20 @@ def _gpu(result: Mapping[str, Any]) -> str:
             row["lever"],
             f"{row['seconds']} ± {row['spread']:.0%}",
             f"{row['tokens_per_s']:,}",
-            "–" if row["mfu"] is None else f"{row['mfu']:.1%}",
+            *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("mfu", "mfu_of_computed")),
             row["peak_gib"],
+            "–" if row["differs_by"] is None else row["differs_by"],
         )
         for row in result["rows"]
     ]
-    text = _table(("device", "decisions", "lever", "seconds", "tokens/s", "MFU", "peak GiB"), rows)
+    columns = ("device", "decisions", "lever", "seconds", "tokens/s", "MFU", "of computed", "peak GiB", "differs by")
+    text = _table(columns, rows)
+    on_cpu = all(row["device"] == "CPU" for row in result["rows"])
     if waits := result["waits_for_a_card"]:
-        text = (
+        nothing = (
             "Nothing here was run on a GPU yet: on a CPU the program runs with a tiny model, to show that it does.\n"
-            "What waits for a card:\n\n" + "".join(f"- {line}\n" for line in waits) + "\n" + text
         )
+        text = nothing * on_cpu + "What waits for a card:\n\n" + "".join(f"- {line}\n" for line in waits) + "\n" + text
     return text
 
 

@@ -190,29 +190,27 @@ class Ours:
 class Trl:
     """GRPOTrainer's own passes, on inputs as it prepares them: prompts padded left, completions right."""
 
-    def __init__(self, shape: Shape, model: Path, rows: Sequence[Row], checkpointing: bool) -> None:
+    def __init__(self, model: Any, processor: Any, rows: Sequence[Row], micro: int, checkpointing: bool) -> None:
         import torch
         from datasets import Dataset
         from peft import LoraConfig
         from PIL import Image
-        from transformers import AutoModelForImageTextToText, AutoProcessor
         from trl import GRPOConfig, GRPOTrainer
 
         from visionrl.job import LINEAR_LAYERS
 
         self.torch = torch
-        processor = AutoProcessor.from_pretrained(model, padding_side="left")
-        steps = len(rows) // shape.micro
+        on_cpu, steps = model.device.type == "cpu", -(-len(rows) // micro)
         self.trainer = GRPOTrainer(
-            AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa"),
+            model,
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=GRPOConfig(
                 output_dir=tempfile.mkdtemp(),
-                per_device_train_batch_size=shape.micro,
+                per_device_train_batch_size=micro,
                 num_generations=4,
                 gradient_accumulation_steps=steps,
-                use_cpu=True,
-                bf16=False,
+                use_cpu=on_cpu,
+                bf16=not on_cpu,
                 gradient_checkpointing=checkpointing,
                 gradient_checkpointing_kwargs={"use_reentrant": False},
                 loss_type="grpo",
@@ -242,28 +240,27 @@ class Trl:
         image = processor.tokenizer.get_vocab()["<|image_pad|>"]
         pad = processor.tokenizer.pad_token_id
         self.batches = []
-        for start in range(0, len(rows), shape.micro):
-            part = [rows[n] for n in self.order[start : start + shape.micro]]
+        for start in range(0, len(rows), micro):
+            part = [rows[n] for n in self.order[start : start + micro]]
             prompt, completion = (max(len(getattr(r, name)) for r in part) for name in ("prompt", "completion"))
             prompts = torch.tensor([[pad] * (prompt - len(r.prompt)) + r.prompt for r in part])
             answers = torch.tensor([r.completion + [pad] * (completion - len(r.completion)) for r in part])
             seen = processor.image_processor(images=[Image.fromarray(r.frame) for r in part], return_tensors="pt")
-            self.batches.append(
-                {
-                    "prompt_ids": prompts,
-                    "prompt_mask": torch.tensor([[n >= prompt - len(r.prompt) for n in range(prompt)] for r in part])
-                    + 0,
-                    "completion_ids": answers,
-                    "completion_mask": torch.tensor([[n < len(r.completion) for n in range(completion)] for r in part])
-                    + 0,
-                    "advantages": torch.tensor([r.advantage for r in part]),
-                    "pixel_values": seen["pixel_values"],
-                    "image_grid_thw": seen["image_grid_thw"],
-                    "num_images": [1] * len(part),
-                    "mm_token_type_ids": torch.cat([(prompts == image).int(), torch.zeros_like(answers).int()], dim=1),
-                    "num_items_in_batch": torch.tensor(sum(len(r.completion) for r in rows)),
-                }
-            )
+            batch: dict[str, Any] = {
+                "prompt_ids": prompts,
+                "prompt_mask": torch.tensor([[n >= prompt - len(r.prompt) for n in range(prompt)] for r in part]) + 0,
+                "completion_ids": answers,
+                "completion_mask": torch.tensor([[n < len(r.completion) for n in range(completion)] for r in part]) + 0,
+                "advantages": torch.tensor([r.advantage for r in part]),
+                "pixel_values": seen["pixel_values"],
+                "image_grid_thw": seen["image_grid_thw"],
+                "num_images": [1] * len(part),
+                "mm_token_type_ids": torch.cat([(prompts == image).int(), torch.zeros_like(answers).int()], dim=1),
+                "num_items_in_batch": torch.tensor(sum(len(r.completion) for r in rows)),
+            }
+            for name, value in batch.items():
+                batch[name] = value.to(model.device) if isinstance(value, torch.Tensor) else value
+            self.batches.append(batch)
         self.old = self._old()
         self.first = self.old
 
@@ -306,6 +303,16 @@ class Trl:
         self.trainer.optimizer.zero_grad()
 
 
+def trl(shape: Shape, directory: Path, rows: Sequence[Row], checkpointing: bool) -> Trl:
+    """TRL's side of a shape, as transformers loads its model."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    processor = AutoProcessor.from_pretrained(directory, padding_side="left")
+    return Trl(model, processor, rows, shape.micro, checkpointing)
+
+
 def worker(side: str, shape: Shape, model: Path, rows_file: Path) -> None:
     """Answer the commands of standard input: a line of JSON each."""
     import torch
@@ -314,7 +321,7 @@ def worker(side: str, shape: Shape, model: Path, rows_file: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     rows = pickle.loads(rows_file.read_bytes())
-    made: Any = Ours(shape, model, rows) if side == "ours" else Trl(shape, model, rows, side == "trl-checkpointing")
+    made: Any = Ours(shape, model, rows) if side == "ours" else trl(shape, model, rows, side == "trl-checkpointing")
     loaded = memory_mib("VmRSS")
     print(json.dumps({"value": made.logprobs()}), file=answers, flush=True)
     for line in sys.stdin:

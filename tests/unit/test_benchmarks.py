@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def test_each_table_names_the_machine_and_what_was_not_run_is_named(tmp_path: Pa
 @pytest.mark.parametrize("waits", [["seconds of the 4B"], []])
 def test_what_waits_for_a_card_is_told(tmp_path: Path, waits: list[str]) -> None:
     row = {"device": "CPU", "decisions": 4, "lever": "as configured", "seconds": 1.0, "spread": 0.1}
-    result(tmp_path, "gpu", rows=[row | {"tokens_per_s": 1000, "mfu": None, "peak_gib": 1.2}], waits_for_a_card=waits)
+    row |= {"tokens_per_s": 1000, "mfu": None, "mfu_of_computed": None, "peak_gib": 1.2, "differs_by": 0.0}
+    result(tmp_path, "gpu", rows=[row], waits_for_a_card=waits)
     assert ("- seconds of the 4B" in page(tmp_path)) is bool(waits)
 
 
@@ -74,6 +76,22 @@ def test_the_loops_benchmark_runs_both_ways(tmp_path: Path) -> None:
     assert [row["maxStaleness"] for row in found["rows"]] == [0, 1]
     result(tmp_path, "loop", **found)
     assert "| ahead | 1 |" in page(tmp_path)
+
+
+@pytest.mark.vision
+def test_the_cards_benchmark_runs_without_a_card(tmp_path: Path) -> None:
+    import torch
+
+    from tests.bench import gpu
+
+    device = torch.device("cpu")
+    levers = ["as configured", "prefix not shared"]
+    arguments = argparse.Namespace(decisions=[2], sides=["ours"], levers=levers, rounds=1)
+    rows = list(gpu.measure(arguments, device, gpu.bench_spec(device)))
+    assert [row["lever"] for row in rows] == levers
+    assert all(row["differs_by"] < 1e-5 for row in rows)
+    result(tmp_path, "gpu", rows=rows, waits_for_a_card=gpu.WAIT_FOR_A_CARD)
+    assert "| CPU | 2 | prefix not shared |" in page(tmp_path)
 
 
 class ExactServer(InferenceServer):
