@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 from safetensors import safe_open
 
@@ -17,14 +18,13 @@ from visionrl.job import LINEAR_LAYERS
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
-VISUAL_TOKENS = 81
-"""Of a 288 px frame: 9 × 9 cells of 32 px."""
 LAYERS = 2
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of one iteration: two episodes of one turn, the built-in prompt, the tool."""
+    """The folder of a finished run of one iteration: two episodes of one turn, the built-in prompt, the tool. Rewards
+    are drawn at random, for random weights earn nothing."""
     folder = tmp_path_factory.mktemp("true-width")
     model = build_true_width(folder / "model", layers=LAYERS)
     document = {
@@ -32,8 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "kind": "VisionRLJob",
         "metadata": {"name": "true-width"},
         "spec": {
-            # Random weights earn nothing, and what has no signal is not computed: the KL term gives every decision one.
-            "algorithm": {"loss": "gspo", "advantage": "outcome", "klCoefficient": 0.01},
+            "algorithm": {"loss": "gspo", "advantage": "outcome"},
             "model": {"base": str(model), "dtype": "bfloat16", "supportsVision": True, "lora": {"r": 16, "alpha": 32}},
             "inference": {"vllm": {"maxModelLen": 4096, "maxNumSeqs": 4, "limitMmPerPrompt": {"image": 1}}},
             "rollout": {
@@ -55,10 +54,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "job.yaml"
     with file.open("w") as stream:
         YAML().dump(document, stream)
-    program = Path(sys.executable).with_name("visionrl")
-    done = subprocess.run(
-        [program, "run", file, "--runs", folder / "runs"], capture_output=True, text=True, timeout=3600, check=False
-    )
+    command = [sys.executable, "-m", "tests.support.rewarded_run", file, "--runs", folder / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     logs = "\n".join(log.read_text(errors="replace")[-3000:] for log in folder.glob("runs/*/logs/*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     return folder / "runs" / "true-width"
@@ -69,6 +66,16 @@ def test_serving_and_training_agree_on_what_was_sampled(run: Path) -> None:
     assert record["episodes"] == 2
     assert record["turns"] == 2
     assert 0 <= record["mismatch_kl"] < 0.01
+
+
+def test_the_update_is_taken_and_moves_every_linear_layer(run: Path) -> None:
+    """An adapter begins with B = 0."""
+    [record] = records(run)
+    assert (record["updates"], record["skipped_updates"], record["masked_rate"]) == (1, 0, 0)
+    assert record["grad_norm"] > 0
+    first, last = (set_of_b(folder) for folder in sorted((run / "adapters").iterdir()))
+    assert not any(weight.any() for weight in first.values())
+    assert all(weight.any() for weight in last.values())
 
 
 def test_the_last_policy_is_served_and_proven(run: Path) -> None:
@@ -83,6 +90,12 @@ def test_the_adapter_has_every_linear_layer(run: Path) -> None:
         names = list(file.keys())
     assert len(names) == LAYERS * len(LINEAR_LAYERS) * 2
     assert {kind for kind in LINEAR_LAYERS if any(f".{kind}.lora_B" in name for name in names)} == set(LINEAR_LAYERS)
+
+
+def set_of_b(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter's second matrices."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if ".lora_B." in name}  # noqa: SIM118
 
 
 def records(run: Path) -> list[dict[str, Any]]:
