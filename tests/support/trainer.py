@@ -18,7 +18,7 @@ class StandInTrainer:
     (a file ends early), ``stalled`` (a file never ends), ``not_ready`` (503). ``requests`` counts by path.
     """
 
-    def __init__(self, root: Path, key: str) -> None:
+    def __init__(self, root: Path, key: str, port: int = 0) -> None:
         self.root, self.key = root, key
         self.fault = ""
         self.requests: Counter[str] = Counter()
@@ -33,7 +33,7 @@ class StandInTrainer:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import httpx
+import aiohttp
 
 from visionrl.base_model import ModelError, locate_base
 from visionrl.checks import exports_base
@@ -27,7 +27,7 @@ REPORT_SECONDS = 30.0
 """Time between two log lines while the trainer is waited for."""
 
 
-def resolve_base_model(job: Job, cache: Path, trainer: Callable[[], httpx.AsyncClient]) -> Path:
+def resolve_base_model(job: Job, cache: Path, trainer: Callable[[], aiohttp.ClientSession]) -> Path:
     """The directory of the job's base model, made or downloaded into ``cache`` where it must be.
 
     Waits for the trainer where it trains the base first. Raises :class:`ModelError`; the hub's network errors
@@ -40,7 +40,7 @@ def resolve_base_model(job: Job, cache: Path, trainer: Callable[[], httpx.AsyncC
 
 
 async def fetch_base(
-    trainer: Callable[[], httpx.AsyncClient], cache: Path, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    trainer: Callable[[], aiohttp.ClientSession], cache: Path, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> Path:
     """The trainer's warm-started base at ``<cache>/base-<digest>``, waited for and verified; ``cache`` exists.
 
@@ -70,7 +70,7 @@ def _refused(error: FetchError) -> ModelError:
     return ModelError("the trainer has no base model: it runs this job without training.warmStart")
 
 
-async def _fetch_base_once(client: httpx.AsyncClient, cache: Path) -> Path:
+async def _fetch_base_once(client: aiohttp.ClientSession, cache: Path) -> Path:
     manifest = await fetch_manifest(client, BASE_PATH)
     if manifest.size > MAX_BASE_BYTES:
         raise FetchError(f"{BASE_PATH} has {manifest.size} bytes, more than {MAX_BASE_BYTES}")

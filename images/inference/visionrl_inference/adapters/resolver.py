@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import aiohttp
 
 from visionrl.adapters import ADAPTER_FILES, Version, probe_job
 from visionrl_inference.adapters.store import Store
@@ -25,7 +25,7 @@ class AdapterSource:
     """Finds a job's adapters by name. Concurrent callers share one download."""
 
     def __init__(
-        self, job: str, store: Store, trainer: Callable[[], httpx.AsyncClient], check: Callable[[Path], None]
+        self, job: str, store: Store, trainer: Callable[[], aiohttp.ClientSession], check: Callable[[Path], None]
     ) -> None:
         self.jobs = frozenset({job, probe_job(job)})
         self.store, self.trainer, self.check = store, trainer, check
