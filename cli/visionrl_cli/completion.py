@@ -7,6 +7,7 @@ import argparse
 DESCRIPTION = """Print a completion script for a shell. Completing starts no program; print it anew after an upgrade.
 """
 EXAMPLES = """examples:
+  mkdir -p ~/.local/share/bash-completion/completions
   visionrl completion bash > ~/.local/share/bash-completion/completions/visionrl
   visionrl completion zsh > ~/.zsh/functions/_visionrl        # a folder in $fpath
   kubectl visionrl completion bash > ~/.local/share/bash-completion/completions/kubectl-visionrl
