@@ -46,7 +46,7 @@ from visionrl.job.operations import (
 )
 from visionrl.job.rollout import DEFAULT_ENVIRONMENT, ENV_NAME, POLICIES, EnvSettings, PolicySettings, Rollout
 from visionrl.job.spec import Job, JobSpec, Metadata
-from visionrl.job.tracking import Mlflow, Tracking, Trackio, Wandb
+from visionrl.job.tracking import Mlflow, Otlp, Tracking, Trackio, Wandb
 from visionrl.job.training import Algorithm, Evaluation, Guards, Rewards, SupervisedData, Training, WarmStart
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "Mlflow",
     "Model",
     "NonNegativeInt",
+    "Otlp",
     "Overrides",
     "Placement",
     "PodPatch",

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from visionrl.job.base import Model, ObjectName
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /-]*$")]
+
+
+def _with_a_port(url: str) -> str:
+    """A NetworkPolicy is made of it."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError as error:
+        raise ValueError(f"is no URL: {error}") from None
+    return url
+
+
+Url = AfterValidator(_with_a_port)
 
 
 class Trackio(Model):
@@ -36,8 +49,20 @@ class Mlflow(Model):
 
     experiment: Name
     """Experiment."""
-    tracking_uri: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    tracking_uri: Annotated[str, Field(min_length=1, max_length=2048), Url] | None = None
     """Tracking server or store; empty is a store in the run folder. A server may need MLFLOW_TRACKING_TOKEN."""
+
+
+class Otlp(Model):
+    """OpenTelemetry spans of all components, by OTLP over HTTP."""
+
+    endpoint: Annotated[
+        str,
+        Field(max_length=512, pattern=r"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]+)?(/[A-Za-z0-9_./-]*)?$"),
+        Url,
+    ]
+    """Base URL of the collector, such as http://collector.observability:4318. Keys are no part of it: give them by
+    `overrides` in OTEL_EXPORTER_OTLP_HEADERS, from a Secret."""
 
 
 class Tracking(Model):
@@ -48,6 +73,7 @@ class Tracking(Model):
     trackio: Trackio | None = None
     wandb: Wandb | None = None
     mlflow: Mlflow | None = None
+    otlp: Otlp | None = None
     secret_ref: ObjectName | None = None
     """Secret whose keys become environment variables of the trainer: WANDB_API_KEY, HF_TOKEN, MLFLOW_TRACKING_TOKEN. On
     this machine, the environment has them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from visionrl.checks import uses_vision
 from visionrl.job import Job
+from visionrl.tracing import service_name, traces_url
 
 SERVED_NAME = "base"
 PLUGIN = "visionrl_adapters"
@@ -105,6 +106,8 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
         switches.append("--enforce-eager")
     if _small_on_cpu(job):
         options["--distributed-executor-backend"] = "uni"
+    if spec.tracking.otlp is not None:
+        options["--otlp-traces-endpoint"] = traces_url(spec.tracking.otlp)
     flat = [text for option, value in options.items() for text in (option, str(value))]
     return [sys.executable, "-m", SERVER_MODULE, *flat, *switches, *checked_extra_args(vllm.extra_args)]
 
@@ -126,6 +129,11 @@ def vllm_environment(job: Job, cache: Path) -> dict[str, str]:
         # The model is on disk: nothing is looked up while serving.
         "HF_HUB_OFFLINE": "1",
     }
+    if job.spec.tracking.otlp is not None:
+        environment |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            "OTEL_SERVICE_NAME": service_name("inference"),
+        }
     if job.spec.inference.gpu is None:
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(job.spec.inference.vllm.cpu_kv_cache_gib),

@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from visionrl import tracing
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.connections import connection_limit, limited_protocol, raise_file_limit
 from visionrl.hang import watch
@@ -68,6 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         context = ComponentContext.from_environment()
         settings = read_settings(context)
+        if context.variables.get("VISIONRL_JOB"):
+            tracing.start(context.job(), "taskApp")
         host, port = arguments.host or context.host, arguments.port or context.port
     except ConfigurationError as error:
         log.error("%s", error)

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 
+from visionrl import tracing
 from visionrl.checks import exports_base
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.errors import leaves
@@ -49,6 +50,7 @@ def main() -> int:
 async def _main() -> int:
     context = ComponentContext.from_environment()
     job = context.job()
+    tracing.start(job, "trainer")
     publisher = StatusPublisher(TrainerReport(phase="Starting", message="loading"))
     publisher.exports_base = exports_base(job.spec)
     try:

@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import torch
 
+from visionrl import tracing
 from visionrl.adapters import Version
 from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
 from visionrl.component import ComponentContext, ConfigurationError
@@ -151,7 +152,8 @@ class _Run:
                     await self._evaluate()
                 if self.state.iteration >= total:
                     break
-                await self._iterate()
+                with tracing.span("iteration", iteration=self.state.iteration + 1):
+                    await self._iterate()
             await self._checkpoint()
             await self.writer.finished()
         finally:

@@ -6,10 +6,11 @@ from its checkpoint on any node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
-from visionrl.job import Job
+from visionrl.job import Job, Otlp, Tracking
 from visionrl_core.manifests.common import (
     COMPONENT_LABEL,
     PORT,
@@ -29,7 +30,17 @@ def network_policies(job: Job, owner: Owner, scraped_by: Sequence[Mapping[str, A
     """``scraped_by``: NetworkPolicy peers that may read metrics."""
     policies = [_between_components(owner), _operator_reads_report(owner)]
     policies += [_metrics(owner, scraped_by)] if scraped_by else []
-    return [*policies, _hub(owner)] if model_comes_from_hub(job) else policies
+    policies += [_hub(owner)] if model_comes_from_hub(job) else []
+    policies += [_trackers(owner, ports)] if (ports := tracker_ports(job.spec.tracking)) else []
+    return [*policies, _spans(owner, otlp)] if (otlp := job.spec.tracking.otlp) else policies
+
+
+def tracker_ports(tracking: Tracking) -> set[int]:
+    """Where the trackers listen that are not in the run folder."""
+    mlflow, wandb, trackio = tracking.mlflow, tracking.wandb, tracking.trackio
+    ports = {443} if (wandb and wandb.mode == "online") or (trackio and trackio.space_id) else set()
+    server = mlflow.tracking_uri if mlflow else None
+    return ports | ({_port(server)} if server and server.startswith(("http://", "https://")) else set())
 
 
 def model_comes_from_hub(job: Job) -> bool:
@@ -65,8 +76,29 @@ def _metrics(owner: Owner, peers: Sequence[Mapping[str, Any]]) -> Manifest:
 
 def _hub(owner: Owner) -> Manifest:
     """Server and trainer download the base model."""
-    https = [{"protocol": "TCP", "port": 443}]
-    return network_policy(owner, "hub", _inference_and_trainer(owner), egress=[{"ports": https}])
+    return network_policy(owner, "hub", _inference_and_trainer(owner), egress=[{"ports": _tcp([443])}])
+
+
+def _trackers(owner: Owner, ports: Iterable[int]) -> Manifest:
+    """The trainer sends its numbers."""
+    return network_policy(
+        owner, "trackers", {"matchLabels": selector(owner.name, "trainer")}, egress=[{"ports": _tcp(ports)}]
+    )
+
+
+def _spans(owner: Owner, otlp: Otlp) -> Manifest:
+    """All components send spans."""
+    ports = _tcp([_port(otlp.endpoint)])
+    return network_policy(owner, "spans", {"matchLabels": selector(owner.name)}, egress=[{"ports": ports}])
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _tcp(ports: Iterable[int]) -> list[Manifest]:
+    return [{"protocol": "TCP", "port": port} for port in sorted(ports)]
 
 
 def _inference_and_trainer(owner: Owner) -> Manifest:

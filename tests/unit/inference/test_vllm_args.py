@@ -61,6 +61,14 @@ def test_vllm_reads_a_gpu_jobs_command() -> None:
     assert not arguments.enforce_eager
 
 
+def test_vllm_sends_spans_to_the_jobs_collector() -> None:
+    traced = {"otlp": {"endpoint": "http://collector:4318"}}
+    assert parse(command()).otlp_traces_endpoint is None
+    assert parse(command(tracking=traced)).otlp_traces_endpoint == "http://collector:4318/v1/traces"
+    found = vllm_environment(tiny_job(tracking=traced), CACHE)
+    assert found["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+
+
 def test_every_option_that_the_job_decides_is_one_of_vllms() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser

@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from visionrl import tracing
 from visionrl.adapters import SERVER_HEADER
 from visionrl_taskapp.policies.completions import Completion, InferenceError, read_completion
 
@@ -87,7 +88,8 @@ class InferenceClient:
             async with asyncio.timeout_at(deadline):
                 while True:
                     try:
-                        response = await self._post(url, content)
+                        with tracing.span("completion", "client"):
+                            response = await self._post(url, content)
                     except aiohttp.ClientConnectorError as error:
                         problem = f"cannot connect to {_place(url)}: {error.__cause__ or error}"
                         if not connected and clock() >= connect_by:
@@ -149,6 +151,8 @@ class InferenceClient:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if key := self.key_for(url):
             headers["authorization"] = f"Bearer {key}"
+        if self._is_inside(url):  # a provider need not know of our spans
+            headers |= tracing.headers()
         proxy = None if self._is_inside(url) else _environment_proxy(url)
         async with self._session.post(
             url, data=content, headers=headers, proxy=proxy, allow_redirects=False

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from visionrl import tracing
 from visionrl.checks import Problem
 from visionrl.rollout import AbortReason, Decision, RolloutRequest, Timings
 from visionrl_taskapp.envs.registry import Prepared, prepare
@@ -230,8 +231,9 @@ class _EpisodeLoop:
         self._last = future = self._workers.submit(call)
         deadline = min(self._end, self._loop.time() + self._request.policy.config.turn_timeout_s)
         try:
-            async with asyncio.timeout_at(deadline if self._remote else None):
-                return await asyncio.wrap_future(future)
+            with tracing.span("environment"):
+                async with asyncio.timeout_at(deadline if self._remote else None):
+                    return await asyncio.wrap_future(future)
         except TimeoutError:
             raise _EnvironmentFailed(self._too_late(deadline)) from None
         except Exception as error:  # of an environment that is not ours: whatever it raises

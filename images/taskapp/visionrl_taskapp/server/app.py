@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from visionrl import openapi
+from visionrl import openapi, tracing
 from visionrl.rollout import EnvSpec, RolloutRequest
 from visionrl_taskapp.envs.registry import Prepared, prepare
 from visionrl_taskapp.policies.inference_client import InferenceClient
@@ -163,7 +163,8 @@ class TaskApp:
         data = parse_json(await read_body(http))
         # In a thread: an environment that was not asked for before may take seconds to be examined.
         request = await asyncio.to_thread(parse_request, data)
-        return raw(await self.runs.response(request, partial(self._play, unused_fields(data))))
+        with tracing.span("rollout", "server", http.headers, run_id=request.run_id, seed=request.env.seed):
+            return raw(await self.runs.response(request, partial(self._play, unused_fields(data))))
 
     async def done(self, request: Request) -> Response:
         """The client needs a run no more, `{"run_id": …}`: its cached response is dropped. The body may be empty."""

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from visionrl import tracing
 from visionrl.job import Evaluation
 from visionrl.status import EvaluationProgress, Progress, Score
 from visionrl_trainer.sync.service import StatusPublisher
@@ -56,7 +57,8 @@ class Meter:
         started = self._phase_started = time.monotonic()
         self._phase_episodes = 0
         try:
-            yield
+            with tracing.span(name):
+                yield
         finally:
             self.last_seconds[name] = time.monotonic() - started
             for seconds in (self.seconds, self._lap):

@@ -12,6 +12,7 @@ from types import TracebackType
 import aiohttp
 from pydantic import ValidationError
 
+from visionrl import tracing
 from visionrl.problems import dotted
 from visionrl.rollout import RolloutRequest, RolloutResponse
 
@@ -85,6 +86,10 @@ class TaskApp:
         Raises :class:`AnswerRejected` on an answer that cannot be used, :class:`RolloutRefused` on a final refusal,
         :class:`ConnectionError` if the task app gave no answer for ``patience`` seconds beyond the episode's own limit.
         """
+        with tracing.span("rollout", "client", run_id=request.run_id, seed=request.env.seed):
+            return await self._rollout(request, patience)
+
+    async def _rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
         body = request.model_dump_json(by_alias=False).encode()
         limit = answer_limit(request)
         deadline = asyncio.get_running_loop().time() + patience
@@ -126,7 +131,7 @@ class TaskApp:
 
     async def _post(self, path: str, body: bytes, limit: int) -> _Answer:
         """Raises :class:`AnswerRejected` for an answer that is larger than ``limit`` bytes or compressed."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **tracing.headers()}
         async with self._session.post(self._url + path, data=body, headers=headers, allow_redirects=False) as response:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise AnswerRejected("the task app's answer is compressed, which was not asked for")
