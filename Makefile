@@ -8,6 +8,8 @@ KIND_NODE_IMAGE ?= kindest/node:v1.32.2
 # The images are called $(PREFIX)operator:$(TAG) and so on.
 PREFIX ?= visionrl/
 TAG ?= 0.1.0
+COMMIT := $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null)
+DOCKER_BUILD = $(DOCKER) build --build-arg VISIONRL_COMMIT=$(COMMIT)
 PARTS := operator taskapp inference trainer
 LOCKS := -r requirements/cpu.lock -r requirements/dev.lock
 TORCH := $(shell grep ^torch requirements/cpu.lock)
@@ -72,12 +74,12 @@ e2e-kind: setup ## The cluster tests on kind, with Docker (KIND_NODE_IMAGE=)
 	  status=$$?; $(KIND) delete cluster --name visionrl-e2e; exit $$status
 
 images: ## Build the four images with Docker, for NVIDIA GPUs (PREFIX=, TAG=)
-	for part in $(PARTS); do $(DOCKER) build -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) . || exit 1; done
+	for part in $(PARTS); do $(DOCKER_BUILD) -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) . || exit 1; done
 
 images-cpu: cpu-base ## The same for CPUs
-	for part in operator taskapp; do $(DOCKER) build -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) . || exit 1; done
+	for part in operator taskapp; do $(DOCKER_BUILD) -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) . || exit 1; done
 	for part in inference trainer; do \
-	  $(DOCKER) build -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) --build-arg BASE=$(PREFIX)cpu:$(TAG) . || exit 1; done
+	  $(DOCKER_BUILD) -f images/$$part/Dockerfile -t $(PREFIX)$$part:$(TAG) --build-arg BASE=$(PREFIX)cpu:$(TAG) . || exit 1; done
 
 # The environment of requirements/cpu.lock.
 cpu-base:

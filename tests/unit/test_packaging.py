@@ -126,6 +126,14 @@ def test_an_image_installs_its_parts_requirements_and_imports_the_part_when_it_i
     assert f"import visionrl_{part}.__main__" in dockerfile
 
 
+@pytest.mark.parametrize("part", ["operator", "taskapp", "inference", "trainer"])
+def test_an_image_knows_its_commit(part: str) -> None:
+    last_stage = (ROOT / "images" / part / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert "\nARG VISIONRL_COMMIT\nENV VISIONRL_COMMIT=$VISIONRL_COMMIT\n" in last_stage
+    assert (ROOT / "Makefile").read_text().count("$(DOCKER_BUILD) -f images/$$part/Dockerfile") == 3
+    assert "VISIONRL_COMMIT=${{ github.sha }}" in (ROOT / ".github" / "workflows" / "release.yml").read_text()
+
+
 def base_requirements() -> dict[str, list[Requirement]]:
     """What vLLM's own distribution asks for, by name, and what that asks for in turn. The published GPU image holds
     the same but for the packages of CUDA and of the CPU."""
