@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visionrl.documents import DocumentError, parse_yaml
-from visionrl.jobfile import JobFile, parse_job_file, read_job_file
+from visionrl.jobfile import JobFile, JobFileError, parse_job_file, read_job_file
 from visionrl.reference.shared import job_name
 
 NO_FILE = """apiVersion: visionrl.dev/v1alpha1
@@ -48,4 +48,7 @@ def job_file(path: Path | None, changes: Mapping[str, Any], train_data: Path | N
     if path is not None:
         return read_job_file(path, train_data, changes)
     name = job_name(Path(str(changes.get("model.base", "job"))).name)
-    return parse_job_file(NO_FILE.format(name=name), "visionrl train", Path(), changes)
+    try:
+        return parse_job_file(NO_FILE.format(name=name), "visionrl", Path(), changes)
+    except JobFileError as error:
+        raise JobFileError("visionrl", error.problems) from None  # its lines are nobody's

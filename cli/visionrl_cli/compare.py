@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from visionrl.jobfile import JobFileError
 from visionrl_cli.extras import needed_packages
 
 DESCRIPTION = """Compare two evaluations, as visionrl eval --out writes them: what B gains over A, paired by seed, with
@@ -30,10 +30,11 @@ def command(options: argparse.Namespace) -> int:
     with needed_packages("compare", "operator,taskapp,trainer"):
         from visionrl_cli.evaluation.compare import compare, show
         from visionrl_cli.evaluation.text import EvalError
+        from visionrl_local.view import refuse
     try:
         found = compare(options.a, options.b)
-    except EvalError as error:
-        print(f"visionrl: {error}", file=sys.stderr)
+    except (EvalError, JobFileError, OSError) as error:
+        refuse(error)
         return 1
     print(found.model_dump_json(indent=2)) if options.json else show(found)
     return 0

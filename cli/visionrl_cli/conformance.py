@@ -28,7 +28,7 @@ def conforms(url: str, key_file: Path | None, config: dict[str, Any], model_host
     try:
         key = given_key(key_file)
     except (DocumentError, OSError) as error:
-        print(f"--key-file {key_file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        print(f"{key_file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     from visionrl.conformance import check  # httpx takes a moment
 

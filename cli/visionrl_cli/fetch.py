@@ -69,6 +69,8 @@ class FetchError(Exception):
 def _from_run_folder(run_folder: Path, job: str, draft: Path) -> Version:
     from visionrl.trained import newest
 
+    if not run_folder.is_dir():
+        raise FetchError(f"no job {job} in {run_folder.parent}/; for a job in a cluster: kubectl visionrl fetch {job}")
     found = newest(run_folder, job)
     for name in (*found.manifest.files, MANIFEST):
         shutil.copyfile(found.folder / name, draft / name)

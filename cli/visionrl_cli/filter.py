@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
+    if options.config is None and not (options.traces and options.output_dir):
+        options.usage_error("give --config FILE, or TRACES.DB and --output-dir DIR")
     try:
         stats = filter_traces(config := _config(options), _progress(options.json))
     except FilterError as error:
@@ -72,7 +74,7 @@ def _config(options: argparse.Namespace) -> FilterConfig:
         flags["filter.input_db"] = options.traces
     if options.output_dir:
         flags["filter.output_dir"] = options.output_dir
-    source = str(options.config) if options.config else "visionrl filter"
+    source = str(options.config) if options.config else "visionrl"
     config = make_config(data, source, lines, flags)
     for note in with_our_names(data)[1]:
         _say(f"note: {note.key}: {note.text}")

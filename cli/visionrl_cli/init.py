@@ -59,6 +59,9 @@ WARM_START = """
       episodes: 64
       steps: 300"""
 
+FLAGS = {"metadata.name": "--name", "spec.model.base": "--model"}
+"""Where the values of these fields come from."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="crafter", help="name of the job (default: crafter)")
@@ -72,7 +75,8 @@ def command(options: argparse.Namespace) -> int:
     try:
         parse_job(text, "visionrl init")
     except JobFileError as error:
-        print(error, file=sys.stderr)
+        for problem in error.problems:
+            print(f"visionrl: {FLAGS.get(problem.path, problem.path)}: {problem.message}", file=sys.stderr)
         return 1
     if options.out is None:
         sys.stdout.write(text)

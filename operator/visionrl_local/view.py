@@ -179,8 +179,9 @@ def component_text(component: ComponentStatus) -> str:
 
 
 def error(text: str) -> None:
-    """A line on standard error."""
-    print(f"visionrl: {text}", file=sys.stderr, flush=True)
+    """A problem a line on standard error; what is indented belongs to the line before."""
+    for line in text.splitlines():
+        print(line if line.startswith(" ") else f"visionrl: {line}", file=sys.stderr, flush=True)
 
 
 def refuse(problem: Exception) -> None:

@@ -176,7 +176,7 @@ def test_a_wrong_task_app_is_told_at_once(
     words = ["eval", "--policy", "crafter-blind", "--task-app"]
     monkeypatch.delenv("ENVIRONMENT_API_KEY", raising=False)
     assert main([*words, app.url]) == 1
-    assert "--task-app needs its key: set ENVIRONMENT_API_KEY" in capsys.readouterr().err
+    assert "the task app's key is needed: set ENVIRONMENT_API_KEY" in capsys.readouterr().err
     monkeypatch.setenv("ENVIRONMENT_API_KEY", "wrong")
     assert main([*words, app.url]) == 1
     assert "refuses the key" in capsys.readouterr().err

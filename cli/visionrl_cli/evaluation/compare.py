@@ -13,7 +13,7 @@ from rich.table import Table
 from visionrl.rollout import Wire
 from visionrl.seeds import seeds_text
 from visionrl.status import Score
-from visionrl_cli.evaluation.results import Results, read_results, settings_that_differ
+from visionrl_cli.evaluation.results import Results, no_results, read_results, settings_that_differ
 from visionrl_cli.evaluation.text import EvalError, signed, verdict
 from visionrl_trainer.rollout.evaluate import EpisodeScore, paired_gain
 
@@ -63,7 +63,7 @@ class Pairing(Wire):
 
 
 def compare(a: Path, b: Path) -> Pairing:
-    """Read two files of results. Raises :class:`EvalError`."""
+    """Read two files of results. Raises :class:`EvalError`, :class:`JobFileError`, ``OSError``."""
     results = read_results(a), read_results(b)
     first, second = (_by_seed(file, each) for file, each in zip((a, b), results, strict=True))
     seeds = sorted(first.keys() & second.keys())
@@ -87,7 +87,7 @@ def compare(a: Path, b: Path) -> Pairing:
 
 def _by_seed(file: Path, results: Results) -> dict[int, EpisodeScore]:
     if [episode.seed for episode in results.episodes] != results.seeds:
-        raise EvalError(f"{file} is not what visionrl eval --out writes: it does not have one episode for each seed")
+        raise no_results(file, "it does not have one episode for each seed")
     return {episode.seed: episode for episode in results.episodes}
 
 

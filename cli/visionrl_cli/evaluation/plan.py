@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from visionrl.checks import evaluation_seeds, uses_vision
 from visionrl.documents import DocumentError, parse_toml, read_text
 from visionrl.job import DEFAULT_ENVIRONMENT, Job, JobSpec, Rollout
-from visionrl.jobfile import load_job
-from visionrl.problems import located, problems
+from visionrl.jobfile import JobFileError, load_job
+from visionrl.problems import Problem, problems
 from visionrl.reference.evaluation import EvalFile, convert_eval
 from visionrl.rollout import PolicyConfig, PolicyName, PolicySpec
 from visionrl_cli.evaluation import protocol
@@ -104,19 +104,18 @@ def make_plan(options: EvalOptions) -> Plan:
 
 
 def with_eval_file(options: EvalOptions) -> EvalOptions:
-    """The options, completed by those of an ``[eval]`` file at `config`. Raises :class:`EvalError`."""
+    """The options, completed by those of an ``[eval]`` file at `config`. Raises :class:`JobFileError`."""
     if options.config is None or options.config.suffix != ".toml":
         return options
     try:
         data, lines = parse_toml(read_text(options.config))
     except DocumentError as error:
-        where = f"{options.config}:{error.line}" if error.line else str(options.config)
-        raise EvalError(f"{where}: {error}") from None
+        raise JobFileError(str(options.config), [Problem("", str(error))], {"": error.line or 0}) from None
     if "eval" not in data:
         return options
     found, conversion = convert_eval(data, lines)
     if conversion.problems:
-        raise EvalError("\n".join(located(each, str(options.config), lines) for each in conversion.problems))
+        raise JobFileError(str(options.config), list(conversion.problems), lines)
     named = options.policy or options.model or options.run
     here = options.policy or options.run or (options.model and Path(options.model).expanduser().exists())
     url = options.inference_url or (None if here else found.inference_url)

@@ -13,7 +13,8 @@ from visionrl.crafter import own_score, progress
 from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
 from visionrl.job import DEFAULT_ENVIRONMENT
-from visionrl.problems import problems
+from visionrl.jobfile import JobFileError
+from visionrl.problems import Problem, problems
 from visionrl.rollout import Wire
 from visionrl.seeds import seeds_text
 from visionrl.status import Score
@@ -97,16 +98,18 @@ def make_results(
 
 
 def read_results(file: Path) -> Results:
-    """Raises :class:`EvalError`."""
+    """Raises :class:`JobFileError`, ``OSError``."""
     try:
         text = read_text(file, MAX_BYTES)
         parse_json(text)  # its limits; pydantic's own reader below takes NaN
         return Results.model_validate_json(text)
-    except OSError as error:
-        raise EvalError(f"{file}: {error.strerror}") from None
     except (DocumentError, ValidationError) as error:
         wrong = next(iter(problems(error, Results, by_alias=False))) if isinstance(error, ValidationError) else error
-        raise EvalError(f"{file} is not what visionrl eval --out writes: {wrong}") from None
+        raise no_results(file, str(wrong)) from None
+
+
+def no_results(file: Path, why: str) -> JobFileError:
+    return JobFileError(str(file), [Problem("", f"is not what visionrl eval --out writes: {why}")])
 
 
 def check_same_seeds(file: Path, other: Results, seeds: tuple[int, ...]) -> None:
@@ -179,7 +182,8 @@ class Journal:
             data = parse_json(head)
             self.run = str(data.pop("run"))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise EvalError(f"{file} is not the journal of an evaluation; delete it or choose another --out") from None
+            problem = Problem("", "is not the journal of an evaluation; delete it or choose another --out")
+            raise JobFileError(str(file), [problem]) from None
         if data != self._head:
             there, here = dict(_flat(data)), dict(_flat(self._head))
             name = next(name for name in here | there if there.get(name) != here.get(name))

@@ -152,7 +152,7 @@ def task_app_key(file: Path | None) -> str:
     except DocumentError as problem:
         raise EvalError(f"{file} {problem}") from None
     if not key:
-        raise EvalError(f"{file} is empty" if file else "--task-app needs its key: set ENVIRONMENT_API_KEY")
+        raise EvalError(f"{file} is empty" if file else "the task app's key is needed: set ENVIRONMENT_API_KEY")
     return key
 
 

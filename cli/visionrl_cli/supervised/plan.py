@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from visionrl.component import ConfigurationError
 from visionrl.job import Algorithm, Job, JobSpec, Rollout, SupervisedData, Training, WarmStart
+from visionrl.jobfile import JobFileError
 from visionrl.problems import problems
 from visionrl_cli.changes import job_file
 
@@ -55,8 +56,8 @@ def make_plan(options: TrainOptions) -> Plan:
     try:
         warm_start = WarmStart.model_validate(values, by_alias=False, by_name=True)
     except ValidationError as error:
-        listed = "; ".join(str(problem) for problem in problems(error, WarmStart, "training.warmStart"))
-        raise ConfigurationError(f"{options.config or 'visionrl train'}, with the flags: {listed}") from None
+        listed = list(problems(error, WarmStart, "spec.training.warmStart"))
+        raise JobFileError(str(options.config or "visionrl"), listed) from None
     output = options.output or Path("runs") / f"{job.name}-sft"
     return Plan(job.model_copy(update={"spec": _supervised(job.spec, warm_start)}), output, data)
 

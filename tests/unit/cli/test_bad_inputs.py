@@ -110,7 +110,7 @@ RESULTS: dict[str, bytes] = {
 def test_results_that_are_damaged_are_told_before_anything_plays(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("other.json").write_bytes(RESULTS[name])
     assert main(["eval", "--policy", "crafter-random", "--seeds", "0-1", "--against", "other.json"]) == 1
-    assert "other.json is not what visionrl eval --out writes: " in capsys.readouterr().err
+    assert "other.json: is not what visionrl eval --out writes: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", [".", "folder"])
@@ -124,7 +124,7 @@ def test_a_folder_gets_no_results(out: str, capsys: pytest.CaptureFixture[str]) 
 def test_a_journal_that_is_damaged_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out.json.partial").write_bytes(FILES[name])
     assert main(["eval", "--policy", "crafter-random", "--seeds", "0-1", "--out", "out.json"]) == 1
-    assert "out.json.partial is not the journal of an evaluation" in capsys.readouterr().err
+    assert "out.json.partial: is not the journal of an evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"a": NaN}', "{", "[]", "1"])
@@ -233,3 +233,48 @@ def test_every_command_knows_the_version(name: str, capsys: pytest.CaptureFixtur
         main([name, "--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("visionrl ")
+
+
+# --- one style, whoever complains
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval --run none",
+        "eval --model nix",
+        "eval --config eval.toml",
+        "eval --policy crafter-random --env nix",
+        'eval --policy crafter-random --policy-config {"a":1,"b":2}',
+        "eval --policy crafter-random --seeds 0-1 --against broken",
+        "eval --policy crafter-random --task-app-key-file none --task-app http://127.0.0.1:1",
+        "compare none broken",
+        "compare broken broken",
+        "filter none --output-dir data",
+        "filter --config filter.toml",
+        "fetch none",
+        "replay none",
+        "explain none",
+        "jobs get none",
+        "jobs logs none",
+        "convert broken",
+        "init --name A_B",
+        "task-app check http://127.0.0.1:1 --key-file none",
+        "task-app info http://127.0.0.1:1",
+        "train --type sft --model tiny --data none",
+        "train --type rl --model tiny --set training.iterations=x",
+        "run none",
+    ],
+)
+def test_an_error_names_the_program_or_the_file(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ENVIRONMENT_API_KEY", raising=False)
+    Path("broken").write_text("{")
+    Path("eval.toml").write_text('[eval]\nmodell = "x"\nseedz = 3\n')
+    Path("filter.toml").write_text("[filter]\nnope = 1\n")
+    assert main(words.split(" ")) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    for line in told:
+        assert re.match(r"visionrl: |(none|broken|eval\.toml|filter\.toml)(:[0-9]+)?: ", line), line

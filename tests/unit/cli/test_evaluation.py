@@ -12,6 +12,7 @@ import pytest
 from tests.support.jobs import job
 from tests.support.trainer import named_by_content
 from visionrl.checks import exports_base
+from visionrl.jobfile import JobFileError
 from visionrl_cli import main
 from visionrl_cli.evaluation.local_policy import open_model, open_run
 from visionrl_cli.evaluation.plan import EvalOptions, make_plan
@@ -317,15 +318,15 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["compare", a, b]) == 1
     assert "was played on the seeds 0-1" in capsys.readouterr().err
     assert main(["compare", a, str(tmp_path / "none.json")]) == 1
-    assert capsys.readouterr().err == f"visionrl: {tmp_path / 'none.json'}: No such file or directory\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'none.json'}: No such file or directory\n"
 
 
 def test_a_file_that_is_no_result_is_told(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
-    with pytest.raises(EvalError, match="No such file"):
+    with pytest.raises(FileNotFoundError):
         read_results(file)
     file.write_text('{"policy": "m"}')
-    with pytest.raises(EvalError, match="is not what visionrl eval --out writes"):
+    with pytest.raises(JobFileError, match="is not what visionrl eval --out writes"):
         read_results(file)
 
 
@@ -346,5 +347,5 @@ def test_the_journal_goes_on_after_a_crash_and_knows_its_evaluation(tmp_path: Pa
     with pytest.raises(EvalError, match=r"another seeds \(0-2, here 0-3\)"):
         Journal(file, settings, (0, 1, 2, 3), "x")
     partial.write_text("[]\n")
-    with pytest.raises(EvalError, match="is not the journal of an evaluation"):
+    with pytest.raises(JobFileError, match="is not the journal of an evaluation"):
         Journal(file, settings, (0, 1, 2), "x")

@@ -50,7 +50,7 @@ def test_a_file_that_exists_is_never_overwritten(capsys: pytest.CaptureFixture[s
 
 def test_a_name_that_kubernetes_refuses_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "--name", "Not_A_Name"]) == 1
-    assert "metadata.name: must be 1 to 45 of a-z, 0-9 and -" in capsys.readouterr().err
+    assert "visionrl: --name: must be 1 to 45 of a-z, 0-9 and -" in capsys.readouterr().err
 
 
 # --- replay
