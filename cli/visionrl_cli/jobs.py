@@ -30,7 +30,7 @@ ACTIONS = {
     "list": "all jobs",
     "get": "state, progress, components, conditions and attempts of one job",
     "logs": "a component's log",
-    "metrics": "numbers of the iterations; in a cluster those of the last one",
+    "metrics": "numbers of all iterations; in a cluster through kubectl, and of the last one where no trainer runs",
     "timeline": "what happened, oldest first",
     "cancel": "end a job and keep its results",
     "suspend": "free a job's resources for now",

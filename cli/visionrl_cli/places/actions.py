@@ -62,8 +62,8 @@ def _metrics(place: Place, options: argparse.Namespace) -> None:
         rows = [[_number(record.get(name)) for name in names] for record in found.records]
         for line in columns([[name.upper() for name in names], *rows]):
             print(line)
-    if not found.whole and found.records:
-        print("of the last iteration; those of all are in metrics.jsonl of the run folder", file=sys.stderr)
+    if found.missing and found.records:
+        print(f"the last iteration alone, for its run folder cannot be read: {found.missing}", file=sys.stderr)
 
 
 def _timeline(place: Place, options: argparse.Namespace) -> None:

@@ -20,7 +20,17 @@ from visionrl.documents import DocumentError, parse_json, read_text
 from visionrl.durable import write_atomically
 from visionrl.job import Component, Job
 from visionrl.status import Condition, JobStatus
-from visionrl_cli.places.place import CANCELLED, STOPPED, Event, JobRecord, Metrics, PlaceError, Tail, read_status
+from visionrl_cli.places.place import (
+    CANCELLED,
+    STOPPED,
+    Event,
+    JobRecord,
+    Metrics,
+    PlaceError,
+    Tail,
+    metrics_of,
+    read_status,
+)
 from visionrl_core.clock import stamp
 from visionrl_local.folder import MAX_FILE_BYTES, LocalError, LocalFolder
 from visionrl_local.folder import tail as last_lines
@@ -84,12 +94,11 @@ class Machine:
 
     def metrics(self, name: str) -> Metrics:
         path = self._folder(name).root / "metrics.jsonl"
-        records = []
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                with contextlib.suppress(DocumentError):  # the last line, while it is written
-                    records.append(parse_json(line))
-        return Metrics([record for record in records if isinstance(record, dict)])
+        try:
+            with path.open(encoding="utf-8", errors="replace") as stream:
+                return metrics_of(stream)
+        except FileNotFoundError:
+            return Metrics()
 
     # --- changing
 

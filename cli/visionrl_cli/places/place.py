@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from visionrl.documents import DocumentError, parse_json
 from visionrl.job import Component, Job
 from visionrl.status import JobStatus
 from visionrl.versions import validate_known
@@ -85,8 +87,17 @@ class Metrics:
     """A job's numbers: of every iteration where its run folder is at hand, else the last ones of its status."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    whole: bool = True
-    """Whether there is a record of every iteration."""
+    missing: str = ""
+    """Why there is no record of the iterations before."""
+
+
+def metrics_of(lines: Iterable[str]) -> Metrics:
+    """Those of a ``metrics.jsonl``."""
+    records = []
+    for line in lines:
+        with contextlib.suppress(DocumentError):  # the last line, while it is written
+            records.append(parse_json(line))
+    return Metrics([record for record in records if isinstance(record, dict)])
 
 
 class Place(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from visionrl.status import (
     Score,
 )
 from visionrl_cli import main
+from visionrl_core.manifests.pods import RUN_DIR
 
 TIME = "2026-01-01T00:00:00Z"
 RUNNING = JobStatus(
@@ -125,6 +127,31 @@ def test_scripts_get_json(server: ApiServer, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["reward"] == 2.5
     assert in_cluster("jobs", "timeline", "demo", "--json") == 0
     assert {"time": TIME, "text": "created"} in json.loads(capsys.readouterr().out)
+
+
+def test_all_iterations_come_from_the_trainers_run_folder(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_job(server)
+    assert in_cluster("jobs", "metrics", "demo") == 0
+    assert "the last iteration alone, for its run folder cannot be read: demo has no pod" in capsys.readouterr().err
+    put_pod(server, "trainer", "demo-trainer-0-abcde")
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(
+        '#!/bin/sh\n[ "$*" = "--namespace=default exec demo-trainer-0-abcde --container trainer -- '
+        f'cat {RUN_DIR}/metrics.jsonl" ] || exit 1\n'
+        """printf '{"iteration": 1, "reward": 1.5}\\n{"iteration": 2, "reward": 2.5}\\n{"itera'\n"""
+    )
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
+    assert in_cluster("jobs", "metrics", "demo", "--json") == 0
+    told = capsys.readouterr()
+    assert [json.loads(line)["reward"] for line in told.out.splitlines()] == [1.5, 2.5]
+    assert told.err == ""
+    kubectl.write_text("#!/bin/sh\necho 'Error from server (Forbidden): pods/exec' >&2; exit 1\n")
+    assert in_cluster("jobs", "metrics", "demo") == 0
+    assert "cannot be read: kubectl exec demo-trainer-0-abcde: Error from server (Forbidden)" in capsys.readouterr().err
 
 
 def test_get_and_timeline_tell_what_happened(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
