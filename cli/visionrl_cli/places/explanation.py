@@ -161,7 +161,8 @@ def _causes(record: JobRecord, events: Sequence[Event], command: Command) -> Ite
         yield Cause("somebody cancelled it; its results are kept", f"to continue: {command(f'jobs resume {name}')}")
         return
     if record.phase == STOPPED:
-        yield Cause("nothing executes it: it was stopped with Ctrl-C, or killed", command(f"jobs resume {name}"))
+        fix = f"{_local_fix(status.reason)}{command(f'jobs resume {name}')}"
+        yield Cause(f"nothing executes it: {status.reason}", fix)
     if record.phase == "Suspended":
         yield Cause("spec.suspend is true" if record.generation else "it was suspended", command(f"jobs resume {name}"))
         return
@@ -230,6 +231,16 @@ def _component(component: ComponentStatus, name: str, command: Command) -> Itera
         yield Cause(f"{component.name}: {NORMAL[reason]}{f' ({said})' if said else ''}", "")
         return
     yield Cause(f"{component.name}: {component.message}", _fix(component.message, component.name, name, command))
+
+
+def _local_fix(said: str) -> str:
+    """What to do before a job on this machine is started again."""
+    if "GPUs" in said:
+        return (
+            "run it on a machine that has them or in a cluster (train --type rl --context NAME), or lower or drop gpu "
+            "in the file; visionrl doctor lists this machine's; then "
+        )
+    return ""
 
 
 def _attempts(status: JobStatus, name: str, command: Command) -> Iterator[Cause]:

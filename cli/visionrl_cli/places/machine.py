@@ -200,6 +200,10 @@ def _record(folder: LocalFolder) -> JobRecord:
     if not runs and not status.finished:
         asked = suspended is not None and suspended.status == "True"
         phase = (suspended.reason if suspended else "") if asked else STOPPED
+        if phase == STOPPED:
+            damaged = "" if status.start_time else status.reason
+            words = damaged or _last_words(folder) or "stopped with Ctrl-C, or killed"
+            status = status.model_copy(update={"reason": words})
     return JobRecord(
         name=folder.root.name,
         namespace="",
@@ -208,6 +212,17 @@ def _record(folder: LocalFolder) -> JobRecord:
         status=status,
         document=_document(folder),
     )
+
+
+def _last_words(folder: LocalFolder) -> str:
+    """Of an executor in the background that ended, or refused to start, after the status was written; else nothing."""
+    log = folder.root / "logs" / EXECUTOR_LOG
+    try:
+        if folder.status_file.exists() and log.stat().st_mtime < folder.status_file.stat().st_mtime:
+            return ""
+    except OSError:
+        return ""
+    return " ".join(last_lines(log, 1)).removeprefix("visionrl: ")
 
 
 def _read(folder: LocalFolder) -> JobStatus:

@@ -317,6 +317,26 @@ def test_run_folders_are_jobs_too(runs: Path, capsys: pytest.CaptureFixture[str]
     assert "to do: visionrl jobs resume demo" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("has_run", [True, False])
+def test_a_job_that_was_refused_in_the_background_says_why(
+    runs: Path, has_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "demo"]) == 0
+    assert "nothing executes it: stopped with Ctrl-C, or killed\n  to do: visionrl jobs resume demo" in (
+        capsys.readouterr().out
+    )
+    if not has_run:
+        (runs / "status.json").unlink()
+    (runs / "logs" / "executor.log").write_text("a note\nvisionrl: the job asks for 2 GPUs, this machine offers 0\n")
+    assert main(["explain", "demo"]) == 0
+    told = capsys.readouterr().out
+    assert "demo: Stopped: the job asks for 2 GPUs, this machine offers 0\n" in told
+    assert "in a cluster (train --type rl --context NAME)" in told
+    os.utime(runs / "logs" / "executor.log", (0, 0))
+    assert main(["explain", "demo"]) == 0
+    assert ("2 GPUs" in capsys.readouterr().out) == (not has_run), "of a run before the last one"
+
+
 def test_cancelling_keeps_every_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path for path in runs.rglob("*") if path.is_file()}
     assert main(["jobs", "cancel", "demo"]) == 0
