@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     player.add_argument("--run", metavar="DIR", type=Path, help="a local run, such as runs/crafter-tiny")
     model = parser.add_argument_group("model and run")
     model.add_argument("--inference-url", metavar="URL", help="base URL of --model's server, with or without /v1")
-    model.add_argument("--version", metavar="NAME", help="version of --run (default: its newest checkpoint)")
+    model.add_argument("--version", metavar="N|NAME", help="version of --run (default: its newest checkpoint)")
     model.add_argument("--base", action="store_true", help="the base model of --run, without an adapter")
     game = parser.add_argument_group("settings")
     game.add_argument(

@@ -6,6 +6,8 @@ import base64
 import binascii
 import contextlib
 import io
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from visionrl_trainer.report.films import Film, FilmTurn
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+VIDEO = ".mp4"
 LEAST_SIDE = 320
 """Pixels: smaller frames are enlarged by a whole number."""
 CAPTION = 28
@@ -40,14 +43,34 @@ def recordings(run: Path) -> list[Film]:
 
 def write(film: Film, out: Path, seconds: float) -> None:
     """Write it. Raises :class:`MovingError`, ``OSError``."""
-    form = FORMATS.get(out.suffix.lower())
-    if form is None:
-        raise MovingError(f"{out}: its name must end with {' or '.join(FORMATS)}")
+    suffix = out.suffix.lower()
+    if suffix not in (*FORMATS, VIDEO):
+        raise MovingError(f"{out}: its name must end with {', '.join(FORMATS)} or {VIDEO}")
     pictures = [_picture(index, turn) for index, turn in enumerate(film.turns) if turn.image]
     if not pictures:
         raise MovingError(f"the recording of iteration {film.iteration} has no frames: its policy sees text")
+    if suffix == VIDEO:
+        _write_video(pictures, out, seconds)
+        return
     first, *rest = pictures
-    first.save(out, form, save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+    first.save(out, FORMATS[suffix], save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+
+
+def _write_video(pictures: Sequence[Image.Image], out: Path, seconds: float) -> None:
+    """H.264, as browsers and slides play it: with an even number of pixels on both sides."""
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise MovingError(
+            f'{out}: a video needs the package av: pip install "visionrl[video]"; .gif and .webp need nothing'
+        ) from None
+    width, height = (side + side % 2 for side in pictures[0].size)
+    with out.open("wb") as file, av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(1 / seconds).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture.crop((0, 0, width, height)))))
+        container.mux(stream.encode())
 
 
 def _picture(index: int, turn: FilmTurn) -> Image.Image:

@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "compare two evaluations, paired by seed",
     "fetch": "download what a job has trained",
     "filter": "make supervised data from traces",
-    "replay": "write a recorded episode as a GIF",
+    "replay": "write a recorded episode as a GIF or a video",
     "task-app": "serve, deploy, ask or check a task app",
     "render": "print the Kubernetes objects of a job",
     "convert": "print a file of the reference system as a job file",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from visionrl_cli.extras import needed_packages
 
-DESCRIPTION = """Write a recorded episode as a GIF (or WebP): each frame with the actions that followed it.
+DESCRIPTION = """Write a recorded episode as a GIF (or WebP, or MP4): each frame with the actions that followed it.
 
 A run records one episode on its first held-out seed at every evaluation (runs/<job>/films). Without --iteration the
 last one is taken; --list shows which there are.
@@ -16,6 +16,7 @@ last one is taken; --list shows which there are.
 EXAMPLES = """examples:
   visionrl replay runs/crafter-tiny --out after.gif
   visionrl replay runs/crafter-tiny --iteration 0 --out before.gif
+  visionrl replay runs/crafter-tiny --out film.mp4 --seconds 0.4        # pip install "visionrl[video]"
   visionrl replay runs/crafter-tiny --list
 """
 
@@ -23,7 +24,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/crafter-tiny")
     parser.add_argument("--iteration", metavar="N", type=int, help="which recording (default: the last one)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help=".gif or .webp (default: <job>-<iteration>.gif)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help=".gif, .webp or .mp4 (default: <job>-<iteration>.gif)")
     parser.add_argument("--list", action="store_true", help="list the recordings")
     parser.add_argument("--seconds", metavar="S", type=_seconds, default=0.8, help="per frame (default: 0.8)")
 

@@ -99,9 +99,10 @@ def open_run(root: Path, version: str | None = None, base: bool = False) -> Loca
     if not known:
         raise EvalError(f"{root}: no checkpoint yet; --base plays the base model")
     checkpointed = known.keys() & {path.name for path in _entries(root / "checkpoints")}
-    name = version or max(checkpointed, default=max(known))
-    if name not in known:
-        raise EvalError(f"{root}: no version {name}; there are {', '.join(sorted(known))}")
+    wanted = version or max(checkpointed, default=max(known))
+    name = next((each for each in known if wanted in (each, str(Version.parse(each).number))), None)
+    if name is None:
+        raise EvalError(f"{root}: no version {wanted}; there are {', '.join(sorted(known))}")
     return _with_adapter(job, name, known[name], root)
 
 

@@ -141,6 +141,7 @@ def test_a_run_plays_its_newest_checkpoint_another_version_or_its_base(tmp_path:
     root = run_folder(tmp_path / "run", versions=(3, 5), published=(5, 6))
     assert open_run(root).model == name(5)
     assert open_run(root, version=name(6)).adapter == root / "adapters" / name(6)
+    assert open_run(root, version="6").adapter == root / "adapters" / name(6)
     assert open_run(root, base=True).model == "base"
     with pytest.raises(EvalError, match=f"no version demo-v000009; there are {name(3)}, {name(5)}, {name(6)}"):
         open_run(root, version="demo-v000009")

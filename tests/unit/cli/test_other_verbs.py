@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,30 @@ def test_a_recording_becomes_a_moving_picture(words: list[str], name: str) -> No
         assert picture.height > picture.width  # what was done is below the frame
 
 
+def test_a_recording_becomes_a_video(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import av
+
+    put_recording(0)
+    assert main(["replay", "runs/demo", "--out", "x.mp4", "--seconds", "0.5"]) == 0
+    with av.open("x.mp4") as video:
+        (stream,) = video.streams
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
+        assert (stream.codec_context.name, float(stream.duration * stream.time_base)) == ("h264", 1.5)
+    assert {(frame.shape[1] % 2, frame.shape[0] % 2) for frame in frames} == {(0, 0)}
+    assert [int(frame[160, 160].argmax()) for frame in frames] == [1, 0, 2]  # green, red, blue
+    assert main(["replay", "runs/demo", "--out", "none/x.mp4"]) == 1
+    assert capsys.readouterr().err == "none/x.mp4: No such file or directory\n"
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["replay", "runs/demo", "--out", "x.mp4"]) == 1
+    assert 'pip install "visionrl[video]"' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["runs/none"], "runs/none: no recorded episode in runs/none/films"),
         (["runs/demo", "--iteration", "9"], "no recording of iteration 9; there are 1"),
-        (["runs/demo", "--out", "x.avi"], "x.avi: its name must end with .gif or .webp"),
+        (["runs/demo", "--out", "x.avi"], "x.avi: its name must end with .gif, .webp or .mp4"),
         (["runs/demo", "--out", "none/x.gif"], "none/x.gif: No such file or directory"),
     ],
 )
