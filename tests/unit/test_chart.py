@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from ruamel.yaml import YAML
 
-from visionrl.status import Phase
+from visionrl.status import Phase, Progress
 from visionrl_core.container_images import RELEASED
 from visionrl_core.manifests.common import USER
 from visionrl_core.manifests.network import OPERATOR_LABELS
@@ -88,6 +88,8 @@ def test_the_dashboard_asks_for_metrics_and_phases_that_exist() -> None:
     shown = {name.rsplit("_", 1)[0] if re.search("_(bucket|sum|count)$", name) else name for name in asked}
     offered = {re.sub("_(bucket|sum|count)$", "", name) for name in metric_names()}
     assert offered == shown, "a metric that nobody sees"
+    of_trainers = set(re.findall(r"\bvisionrl_trainer_(\w+)", " ".join(queries)))
+    assert of_trainers <= Progress.model_fields.keys()
     for matched in re.findall(r'phase=~?"([^"]+)"', " ".join(queries)):
         assert set(matched.split("|")) <= set(get_args(Phase))
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
