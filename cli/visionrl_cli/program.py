@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 from visionrl_cli.interrupt import EXIT_INTERRUPTED, STOPPED, AtOnce
 
@@ -51,6 +52,24 @@ exit codes: 0 done, 1 it failed or something cannot be used, 2 wrong words, 3 st
 """
 
 
+HINTS = {
+    "'status'": "jobs: visionrl jobs list, jobs get NAME",
+    "'history'": "visionrl jobs get NAME shows the attempts, jobs timeline NAME what happened",
+    "'config'": "visionrl jobs get NAME --json shows the job itself",
+    "ACTION: invalid choice: 'list'": "a task app is part of its job: visionrl jobs list",
+    "ACTION: invalid choice: 'validate'": "visionrl task-app check URL",
+    "--backend": "there is no service to send a job to: --context NAME names a cluster",
+    "--env-file": "variables are read from the environment: set -a; . FILE; set +a",
+}
+"""What to write for words of the reference system that are none here, by what argparse says about them."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = next((text for words, text in HINTS.items() if words in message), None)
+        super().error(f"{message}; {hint}" if hint else message)
+
+
 def run(arguments: Sequence[str] | None, program: str) -> int:
     """Run the command line; the exit code."""
     try:
@@ -73,7 +92,7 @@ def run(arguments: Sequence[str] | None, program: str) -> int:
 def parser(used: Collection[str], program: str = "visionrl") -> argparse.ArgumentParser:
     """All commands by name, and the flags of those that are used."""
     formatter = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(prog=program, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
+    top = Parser(prog=program, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():

@@ -200,6 +200,12 @@ def given_settings(data: dict[str, Any]) -> dict[str, Any]:
     return settings.model_dump(include=settings.model_fields_set)
 
 
+def _is_served_here(options: EvalOptions) -> bool:
+    """Whether a run, a folder or a model of the hub plays."""
+    model = options.model
+    return options.run is not None or (model is not None and ("/" in model or Path(model).exists()))
+
+
 def _refuse_contradictions(options: EvalOptions) -> None:
     """Arguments that would have no effect are refused, never ignored."""
     wrong = {
@@ -215,7 +221,7 @@ def _refuse_contradictions(options: EvalOptions) -> None:
             options.policy and options.control
         ),
         "a run or model that is served on this machine cannot be reached from a remote task app: "
-        "leave out --task-app": options.task_app and not options.policy and not options.inference_url,
+        "leave out --task-app": options.task_app and not options.inference_url and _is_served_here(options),
         "--trace-db is for the task app that is started here; the one at --task-app keeps its own traces": (
             options.trace_db and options.task_app
         ),

@@ -149,8 +149,7 @@ class Machine:
             if process.poll() is not None:
                 if _record(folder).status.finished:
                     return
-                last = " ".join(last_lines(log, 3)) or "no output"
-                raise PlaceError(f"{folder.root.name} did not start: {last}; log: {log}")
+                raise PlaceError(f"{folder.root.name} did not start: {_last_words(folder) or 'no output'}; log: {log}")
             time.sleep(LOOK_SECONDS)
 
     def _folder(self, name: str) -> LocalFolder:

@@ -64,6 +64,7 @@ def test_the_standard_protocol_plays_whole_episodes_on_thirty_seeds() -> None:
         ({"policy": "crafter-blind", "protocol": "standard", "seeds": (0, 1)}, "2 seeds; the standard protocol asks"),
         ({"policy": "crafter-blind", "protocol": "standard", "turns": 5}, "--turns contradicts --protocol standard"),
         ({"model": "m"}, "--model m needs --inference-url"),
+        ({"model": "m", "task_app": "http://x"}, "--model m needs --inference-url"),
         ({"model": "m", "env": "Doom!", "inference_url": "http://x"}, "--env: "),
         ({"model": "m", "env": "doom", "inference_url": "http://x"}, "no environment 'doom' is installed here"),
         ({"policy": "crafter-blind", "inference_url": "http://x"}, "--inference-url goes with --model"),

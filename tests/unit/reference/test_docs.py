@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from visionrl.data.config import SECTIONS
 from visionrl.documents import parse_toml
 from visionrl.reference.conversion import Conversion
 from visionrl.reference.evaluation import convert_eval
 from visionrl.reference.filter import NAMES
 from visionrl.reference.job import convert_job
+from visionrl_cli import main
 from visionrl_cli.program import COMMANDS
 
 FILES = Path(__file__).parent / "testdata"
@@ -54,6 +57,28 @@ def is_in_the_page(key: str) -> bool:
 def test_every_key_that_is_read_is_in_the_page() -> None:
     assert len(READ) > 150
     assert [key for key in (*READ, *FILTERS) if not is_in_the_page(key)] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("status jobs list", "visionrl jobs list"),
+        ("jobs history demo", "jobs timeline NAME"),
+        ("jobs status demo", "visionrl jobs list, jobs get NAME"),
+        ("jobs config demo", "jobs get NAME --json"),
+        ("task-app list", "visionrl jobs list"),
+        ("task-app validate crafter", "visionrl task-app check URL"),
+        ("train --type rl --config rl.toml --backend https://x", "--context NAME names a cluster"),
+        ("train --type rl --config rl.toml --env-file .env", "set -a; . FILE"),
+    ],
+)
+def test_words_of_the_reference_that_are_none_here_say_what_to_write(
+    words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err
 
 
 def test_the_page_names_no_command_that_is_not_there() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from visionrl.data.config import FilterError, make_config, read_toml
 from visionrl.documents import parse_toml
+from visionrl.jobfile import JobFileError
 from visionrl.reference.evaluation import convert_eval
 from visionrl.reference.filter import with_our_names
 from visionrl_cli import main
@@ -103,7 +104,7 @@ def test_seeds_are_a_list_or_a_range(tmp_path: Path, seeds: str, found: tuple[in
     ],
 )
 def test_what_is_wrong_in_it_is_told_with_its_line(tmp_path: Path, change: tuple[str, str], told: str) -> None:
-    with pytest.raises(EvalError) as refused:
+    with pytest.raises(JobFileError) as refused:
         make_plan(EvalOptions(config=edited(tmp_path, EVAL, change)))
     assert told in str(refused.value)
 
