@@ -30,7 +30,7 @@ COMMANDS = {
     "doctor": "check this machine and the cluster",
     "completion": "print a shell's completion script",
 }
-"""What each command does; its module, ``visionrl_cli.<command>``, is imported only where the command is used."""
+"""What each command does; its module in ``visionrl_cli.commands`` is imported only where it is used."""
 
 DESCRIPTION = """Let a vision-language model learn by playing.
 
@@ -99,7 +99,7 @@ def parser(used: Collection[str], program: str = "visionrl") -> argparse.Argumen
         sub = commands.add_parser(name, help=text, formatter_class=formatter, conflict_handler="resolve")
         sub.add_argument("--version", action=_Version, nargs=0, help=argparse.SUPPRESS)
         if name in used:
-            module = importlib.import_module(f"visionrl_cli.{name.replace('-', '_')}")
+            module = importlib.import_module(f"visionrl_cli.commands.{name.replace('-', '_')}")
             sub.description, sub.epilog = module.DESCRIPTION, module.EXAMPLES
             module.add_arguments(sub)
             sub.set_defaults(

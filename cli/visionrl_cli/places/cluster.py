@@ -18,7 +18,7 @@ from kubernetes.client.rest import RESTClientObject
 from yaml import YAMLError
 
 from visionrl.job import API_GROUP, Component, Job
-from visionrl_cli.kubectl import Kubectl, KubectlError
+from visionrl_cli.places.kubectl import Kubectl, KubectlError
 from visionrl_cli.places.place import CANCELLED, Event, JobRecord, Metrics, PlaceError, Tail, metrics_of, read_status
 from visionrl_core.clock import stamp
 from visionrl_core.kinds import EVENT, JOB, POD, Kind
@@ -119,7 +119,7 @@ class Cluster:
             response.release_conn()
 
     def metrics(self, name: str) -> Metrics:
-        """From the trainer's run folder, as :mod:`visionrl_cli.fetching` reads it; else what the status has."""
+        """From the trainer's run folder, as :mod:`visionrl_cli.places.fetching` reads it; else what the status has."""
         progress = self.job(name).status.progress
         words = ("exec", "--container", SUFFIXES["trainer"], "--", "cat", f"{RUN_DIR}/{METRICS}")
         try:

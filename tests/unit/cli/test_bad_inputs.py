@@ -210,7 +210,7 @@ sys.exit(main(sys.argv[2:]))
     ("module", "words"),
     [
         ("visionrl_cli.program", ["--help"]),
-        ("visionrl_cli.validate", VERBS["validate"]("job.yaml")),
+        ("visionrl_cli.commands.validate", VERBS["validate"]("job.yaml")),
         ("pydantic", VERBS["render"]("job.yaml")),
         ("visionrl_local.run", VERBS["run"]("job.yaml")),
         ("numpy", VERBS["train"]("job.yaml")),

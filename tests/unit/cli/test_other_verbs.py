@@ -16,8 +16,8 @@ from PIL import Image
 from tests.support.api_server import api_server
 from visionrl.jobfile import parse_job
 from visionrl_cli import main
+from visionrl_cli.commands.init import job_file
 from visionrl_cli.health import checks
-from visionrl_cli.init import job_file
 from visionrl_cli.program import COMMANDS
 from visionrl_core.crd import crd
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     """The exit code."""
     from visionrl.trained import NothingTrained
-    from visionrl_cli.kubectl import Kubectl, KubectlError
+    from visionrl_cli.places.kubectl import Kubectl, KubectlError
     from visionrl_cli.places.machine import Machine
     from visionrl_cli.places.place import PlaceError
 
@@ -47,8 +47,8 @@ def command(options: argparse.Namespace) -> int:
             if isinstance(place, Machine):
                 version = _from_run_folder(place.runs / options.job, options.job, draft)
             else:
-                from visionrl_cli.fetching import from_cluster
                 from visionrl_cli.places.cluster import Cluster
+                from visionrl_cli.places.fetching import from_cluster
 
                 assert isinstance(place, Cluster)
                 version = from_cluster(Kubectl(place.context, place.namespace), options.job, draft)

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from visionrl_cli import conformance
 from visionrl_cli.extras import needed_packages
+from visionrl_cli.taskapp import conformance
 from visionrl_cli.values import seconds
 
 DESCRIPTION = """Serve a task app on this machine, deploy one to a cluster, ask one what it is, check one of your own.
@@ -64,7 +64,7 @@ def command(options: argparse.Namespace) -> int:
     if options.action == "check":
         return conformance.conforms(options.url, options.key_file, options.config, options.model_host)
     with needed_packages("task-app"):
-        from visionrl_cli.standalone import deploy, info
+        from visionrl_cli.taskapp.standalone import deploy, info
     if options.action == "info":
         return info(options.url or os.environ.get("TASK_APP_URL"), options.key_file, options.json)
     return deploy(options.file, options.context, options.namespace, _warmup(options))

@@ -9,8 +9,8 @@ from typing import Any
 
 from visionrl.adapters import MANIFEST, MAX_MANIFEST_BYTES, Manifest, ManifestError, Version
 from visionrl.trained import ADAPTERS, CHECKPOINTS
-from visionrl_cli.fetch import FetchError
-from visionrl_cli.kubectl import Body, Kubectl, KubectlError
+from visionrl_cli.commands.fetch import FetchError
+from visionrl_cli.places.kubectl import Body, Kubectl, KubectlError
 from visionrl_core import accepted
 from visionrl_core.container_images import RELEASED, images_of
 from visionrl_core.crd import PLURAL

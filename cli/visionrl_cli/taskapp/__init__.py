@@ -1,0 +1,1 @@
+"""A task app without a job: deployed, asked, checked against the contract."""
