@@ -88,11 +88,16 @@ def test_a_tracker_whose_package_is_missing_says_so(tmp_path: Path, caplog: pyte
     assert "Weights & Biases is not used any more: ModuleNotFoundError" in caplog.text
 
 
-# --- the others' own stores. Their packages are large and not in the lock; docs/training.md says how to run these.
+# --- the others' own stores
+
+HOW = (
+    "is large and not in the lock. To run this: pip install trackio mlflow wandb in an environment of its own that has "
+    "pip install -e '.[trainer,dev]', then python -m pytest tests/unit/trainer/test_tracking.py"
+)
 
 
 def test_mlflows_store_holds_the_run(tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason=f"mlflow {HOW}")
     tracked({"tensorboard": False, "mlflow": {"experiment": "games"}}, tmp_path)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("games")
@@ -103,14 +108,14 @@ def test_mlflows_store_holds_the_run(tmp_path: Path) -> None:
 
 
 def test_wandb_keeps_the_run_for_later_in_offline_mode(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason=f"wandb {HOW}")
     tracked({"tensorboard": False, "wandb": {"project": "demo", "mode": "offline"}}, tmp_path)
     [file] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"training/reward" in file.read_bytes()
 
 
 def test_trackios_local_store_holds_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("trackio")
+    pytest.importorskip("trackio", reason=f"trackio {HOW}")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     tracked({"tensorboard": False, "trackio": {"project": "demo"}}, tmp_path)
     [store] = (tmp_path / "trackio").glob("**/demo.db")
