@@ -115,8 +115,8 @@ def test_wandb_keeps_the_run_for_later_in_offline_mode(tmp_path: Path) -> None:
 
 
 def test_trackios_local_store_holds_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio", reason=f"trackio {HOW}")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     tracked({"tensorboard": False, "trackio": {"project": "demo"}}, tmp_path)
     [store] = (tmp_path / "trackio").glob("**/demo.db")
     assert b"reward" in store.read_bytes()
