@@ -108,5 +108,5 @@ def _image(body: Body | None) -> str:
 def _runs(pod: Body) -> bool:
     """Whether the trainer runs, whatever sidecars of its pod do."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
-    own = next((each for each in statuses if each["name"] == SUFFIXES["trainer"]), {})
+    own: Body = next((each for each in statuses if each["name"] == SUFFIXES["trainer"]), {})
     return "deletionTimestamp" not in pod["metadata"] and "running" in own.get("state", {})
