@@ -75,7 +75,7 @@ RUN_BY = {
     "visionrl filter": "component/test_eval.py::test_traces_of_both_policies_become_data_that_trains",
     "visionrl filter --format trl": "unit/data/test_trl.py::test_the_rows_are_the_lines_in_columns",
     "visionrl task-app check": CONTRACT,
-    "pip install examples/own-environment": OWN,
+    "pip install --no-deps": OWN,
     "python -m recipes.learn --records --report": RECORDS,
     "helm install": RELEASE,
     "helm uninstall": RELEASE,
