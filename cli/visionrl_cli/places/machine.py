@@ -202,7 +202,7 @@ def _record(folder: LocalFolder) -> JobRecord:
         if phase == STOPPED:
             damaged = "" if status.start_time else status.reason
             words = damaged or _last_words(folder) or "stopped with Ctrl-C, or killed"
-            status = status.model_copy(update={"reason": words})
+            status = status.model_copy(update={"reason": words, "components": []})  # none runs
     return JobRecord(
         name=folder.root.name,
         namespace="",

@@ -322,9 +322,10 @@ def test_a_job_that_was_refused_in_the_background_says_why(
     runs: Path, has_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["explain", "demo"]) == 0
-    assert "nothing executes it: stopped with Ctrl-C, or killed\n  to do: visionrl jobs resume demo" in (
-        capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "nothing executes it: stopped with Ctrl-C, or killed\n  to do: visionrl jobs resume demo" in told
+    assert main(["jobs", "get", "demo"]) == 0
+    assert "components:" not in capsys.readouterr().out, "none runs"
     if not has_run:
         (runs / "status.json").unlink()
     (runs / "logs" / "executor.log").write_text("a note\nvisionrl: the job asks for 2 GPUs, this machine offers 0\n")
