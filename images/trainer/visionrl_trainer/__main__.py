@@ -64,9 +64,12 @@ async def _main() -> int:
 async def _train(context: ComponentContext, publisher: StatusPublisher) -> int:
     """Run until the end, an error or SIGTERM; the report shows which."""
     # torch and transformers: seconds; the service answers meanwhile
+    from transformers.utils import logging as transformers_logging
+
     from visionrl_trainer.model.compute import computing
     from visionrl_trainer.train import run
 
+    transformers_logging.disable_progress_bar()  # a log's last line is shown: it is to be news
     task = asyncio.ensure_future(run(context, context.job(), publisher))
     loop = asyncio.get_running_loop()
     watch(loop, computing)
