@@ -53,6 +53,7 @@ RUNS = "component/test_run.py::test_the_run_completes_and_says_what_it_did"
 TRAINS = "e2e/test_training.py::test_a_job_trains_through_everything_that_happens_to_it"
 RELEASE = "cluster/test_chart_install.py::test_a_release_is_installed_changed_rolled_back_and_removed"
 SUBMITS = "unit/cli/test_train.py::test_the_job_is_created_with_the_values_of_the_flags"
+PUBLISHED = "integration/cli/test_cli_train_rl_vision.py::test_cli_train_rl_vision_qwen3vl4b"
 RECORDS = "unit/recipes/test_learn.py::test_a_report_can_be_made_again_from_its_own_records"
 CONTRACT = "component/taskapp/test_conformance.py::test_a_server_of_the_standard_library_speaks_it"
 RUN_BY = {
@@ -62,6 +63,7 @@ RUN_BY = {
     "visionrl run": RUNS,
     "visionrl run examples/own-environment/job.yaml": OWN,
     "visionrl train --type rl --context": SUBMITS,
+    "visionrl train --type rl --model tiny": PUBLISHED,
     "visionrl train --data": "component/test_train.py::test_a_model_is_trained_that_a_job_takes_as_its_base",
     "visionrl eval --policy": "component/test_eval.py::test_the_teacher_plays_on_a_task_app_that_is_started_for_it",
     "visionrl eval --inference-url": "component/test_eval.py::test_a_model_behind_any_server_plays",
