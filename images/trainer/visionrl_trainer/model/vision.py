@@ -40,7 +40,7 @@ def patches(frames: Sequence[Frame], processor: Any, device: torch.device) -> tu
     """Patches of frames of one size, [frames · patches, channels · times · height · width], and their grid [3]: what
     the model's image processor makes of each frame, by its own operations on the stack of all frames."""
     factor = processor.patch_size * processor.merge_size
-    images_NCHW = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    images_NCHW = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
     # On the CPU, as the server does: a resampled byte must not depend on the device.
     images_NCHW = processor.resize(images_NCHW, processor.size, processor.resample, factor).to(device)
     images_NCHW = processor.rescale_and_normalize(
