@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "rollout": {
                 "maxConcurrent": 2,
                 "envConfig": {"imageSize": 288},
-                "policyConfig": {"temperature": 0.6, "maxTokens": 16, "maxLlmCalls": 1},
+                "policyConfig": {"temperature": 0.6, "maxTokens": 16, "maxLlmCalls": 1, "turnTimeoutS": 900},
             },
             # An untrained model answers nonsense: every decision is invalid, and that must not end the run.
             "training": {
@@ -54,8 +54,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "job.yaml"
     with file.open("w") as stream:
         YAML().dump(document, stream)
-    command = [sys.executable, "-m", "tests.support.rewarded_run", file, "--runs", folder / "runs"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.rewarded_run", file, "--runs", folder / "runs"],
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
     logs = "\n".join(log.read_text(errors="replace")[-3000:] for log in folder.glob("runs/*/logs/*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     return folder / "runs" / "true-width"
