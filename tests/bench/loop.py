@@ -4,7 +4,8 @@
 
 The loop is the trainer's own: batches, intake, metrics, versions, checkpoints, the run folder. Two things are stand-ins
 that wait and compute nothing, as if on other machines: a rollout takes ``--seconds``, and so does an update; the server
-serves at once. In step an iteration takes both, ahead the longer one; what is missing to 2 is the loop's own time.
+serves at once. In step an iteration takes both, ahead the longer one; what is missing to 2 is the loop's own time,
+which grows with what else the machine does: its processor time is told beside it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,8 +66,10 @@ def settings(staleness: int, iterations: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def other_machines(policy: Policy, seconds: float) -> Iterator[None]:
-    """Waiting in place of the environment, the server and the update."""
+def other_machines(policy: Policy, seconds: float) -> Iterator[list[tuple[float, float]]]:
+    """Waiting in place of the environment, the server and the update; at the end of each update, the time and this
+    process's processor time are noted."""
+    ends: list[tuple[float, float]] = []
     expect = policy.image_tokens(IMAGE)
     prompt = [1, *[expect.placeholder_id] * expect.per_image, 2]
     random = np.random.default_rng(0)
@@ -98,6 +99,7 @@ def other_machines(policy: Policy, seconds: float) -> Iterator[None]:
         with torch.no_grad():
             for _, parameter in policy.trainable():
                 parameter.add_(1e-3)  # each version is another one
+        ends.append((time.monotonic(), time.process_time()))
         return STATS
 
     async def push(sync: Any, policy: Policy, version: Any) -> None:
@@ -113,11 +115,11 @@ def other_machines(policy: Policy, seconds: float) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, replacement in replacements.items():
             stack.enter_context(mock.patch(f"visionrl_trainer.{name}", replacement))
-        yield
+        yield ends
 
 
-def iteration_seconds(staleness: int, iterations: int, seconds: float) -> list[float]:
-    """From the end of each update of a run to the end of the next."""
+def iterations_of(staleness: int, iterations: int, seconds: float) -> list[tuple[float, float]]:
+    """From the end of each update of a run to the end of the next: seconds, and processor seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         played = job(settings(staleness, iterations))
@@ -134,20 +136,21 @@ def iteration_seconds(staleness: int, iterations: int, seconds: float) -> list[f
         policy = Policy.load(
             build_tiny(TinyModel(), played.spec.rollout.env_config, root / "model"), "float32", torch.device("cpu")
         )
-        with other_machines(policy, seconds):
+        with other_machines(policy, seconds) as ends:
             publisher = StatusPublisher(TrainerReport(phase="Starting"))
             asyncio.run(train.run(ComponentContext(variables), played, publisher))
-        records = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-        ends = [datetime.fromisoformat(record["time"]).timestamp() for record in records]
-        return [after - before for before, after in itertools.pairwise(ends)]
+        return [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(ends)]
 
 
 def measure(seconds: float, iterations: int, rounds: int) -> dict[str, Any]:
     """Both ways, taking turns."""
     found: dict[int, list[float]] = {0: [], 1: []}
+    cpu: dict[int, list[float]] = {0: [], 1: []}
     for round_ in range(rounds):
         for staleness in (0, 1) if round_ % 2 == 0 else (1, 0):
-            found[staleness].append(median(iteration_seconds(staleness, iterations, seconds)))
+            each = iterations_of(staleness, iterations, seconds)
+            found[staleness].append(median([took for took, _ in each]))
+            cpu[staleness].append(median([used for _, used in each]))
     rows = [
         {
             "what": name,
@@ -155,6 +158,7 @@ def measure(seconds: float, iterations: int, rounds: int) -> dict[str, Any]:
             "seconds_an_iteration": round(median(found[staleness]), 3),
             "spread": round(spread(found[staleness]), 3),
             "loops_own_seconds": round(median(found[staleness]) - longest * seconds, 3),
+            "loops_own_cpu_s": round(median(cpu[staleness]), 3),
         }
         for name, staleness, longest in (("in step", 0, 2), ("ahead", 1, 1))
     ]
@@ -174,7 +178,7 @@ def main() -> None:
     for row in result["rows"]:
         print(
             f"{row['what']:10}{row['seconds_an_iteration']:8.3f} s an iteration ± {row['spread']:.0%}, of them the "
-            f"loop's own {row['loops_own_seconds']:.3f}"
+            f"loop's own {row['loops_own_seconds']:.3f} ({row['loops_own_cpu_s']:.3f} CPU s)"
         )
     print(f"ahead is {result['ratio']}× as fast; {GROUPS * SIZE} episodes of {TURNS} turns an iteration")
     write(arguments.json, "loop", result)
