@@ -1,5 +1,6 @@
 """The test cluster itself: what other cluster tests take for granted holds, and it leaves nothing behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import pytest
 
 from .kube import cluster as kube_cluster
 from .kube import images
-from .kube.host import KubeError, wait_until
+from .kube.host import KubeError, cache, locked, wait_until
 from .kube.layout import Cluster
 from .kube.manifests import STORAGE_CLASS
 from .kube.sandbox import Sandbox
+from .kube.storage import Storage, builds_lock
 
 pytestmark = pytest.mark.cluster
 
@@ -212,3 +214,23 @@ def test_addresses_that_are_taken_are_refused_with_the_fix(ours: kube_cluster.Ru
     with pytest.raises(KubeError, match=r"taken on this machine.*--cidr"):
         kube_cluster.up(clashing, control_plane_only=True)
     assert leftovers(clashing) == []
+
+
+def test_what_a_killed_build_left_mounted_goes_unless_another_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or no image could be built, listed or loaded any more."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage, place = Storage(), cache("buildah", "overlay", "x", "merged")
+    try:
+        for _ in range(2):  # one upon the other
+            subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+        with locked(builds_lock()):
+            assert not storage.unmount_leftovers()
+            assert place.is_mount()
+        assert storage.unmount_leftovers()
+        assert not place.is_mount()
+    finally:
+        subprocess.run(["umount", "--quiet", "--recursive", place])

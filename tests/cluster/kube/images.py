@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from . import layers, pip_config
 from .host import IMAGE_PACKAGES, KubeError, cache, locked, progress, require_packages, require_root, run
-from .storage import Storage
+from .storage import Storage, builds_lock
 
 BASE = "localhost/debian:bookworm"
 PAUSE = "localhost/pause:3.2"
@@ -32,7 +32,7 @@ def build(folder: Path, tag: str, build_args: Mapping[str, str] | None = None, c
     arguments = {"BASE": BASE, **(build_args or {})}
     options = pip_config.settings()
     # One build at a time: the sweep afterwards would take another's layers.
-    with locked(cache() / "images.lock"), TemporaryDirectory() as temporary:
+    with locked(builds_lock()), TemporaryDirectory() as temporary:
         config, log = Path(temporary, "pip.conf"), Path(temporary, "log")
         config.write_text(pip_config.render(options))
         mounts = {config: pip_config.PATH_IN_BUILD} | {path: str(path) for path in pip_config.local_paths(options)}

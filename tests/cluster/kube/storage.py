@@ -1,5 +1,6 @@
 """buildah's image storage in the cache: what is in it, and the exact bytes of its layers."""
 
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -8,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .host import KubeError, cache, run
+
+
+def builds_lock() -> Path:
+    """Held by whoever builds an image."""
+    return cache() / "images.lock"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,27 @@ class Storage:
 
     def buildah(self, *arguments: str | Path) -> str:
         root, run_root = self._places
-        return run(["buildah", "--root", root, "--runroot", run_root, *self._driver, *arguments])
+        command = ["buildah", "--root", root, "--runroot", run_root, *self._driver, *arguments]
+        try:
+            return run(command)
+        except KubeError as error:
+            if "device or resource busy" in str(error) and self.unmount_leftovers():
+                return run(command)
+            raise
+
+    def unmount_leftovers(self) -> bool:
+        """Unmount what a killed build left: buildah cannot delete its layers otherwise. False while a build runs, to
+        which it may belong."""
+        with builds_lock().open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+            for place in reversed(mounted):  # what was mounted last may lie on top of others
+                if Path(place).is_relative_to(self._places[0]):
+                    subprocess.run(["umount", place], capture_output=True)
+            return True
 
     def _containers_storage(self, *arguments: str) -> list[str]:
         root, run_root = self._places
