@@ -41,10 +41,20 @@ from visionrl_trainer.sync.service import StatusPublisher
 GROUPS, SIZE, TURNS = 4, 8, 10
 IMAGE = 144
 STATS = UpdateStats(
-    **dict.fromkeys(("loss", "entropy", "clip_fraction", "ratio_mean", "ratio_max")),
-    **dict.fromkeys(("mismatch_max", "mismatch_mean", "mismatch_kl")),
-    **dict.fromkeys(("grad_norm", "advantage_std", "masked_rate"), 0.0),
-    **dict.fromkeys(("tokens", "updates", "skipped_updates"), 0),
+    loss=None,
+    grad_norm=0.0,
+    entropy=None,
+    clip_fraction=None,
+    ratio_mean=None,
+    ratio_max=None,
+    advantage_std=0.0,
+    mismatch_max=None,
+    mismatch_mean=None,
+    mismatch_kl=None,
+    masked_rate=0.0,
+    tokens=0,
+    updates=0,
+    skipped_updates=0,
 )
 """Of an update that measures nothing."""
 

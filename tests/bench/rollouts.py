@@ -6,13 +6,15 @@
 the checks of every answer. `direct` sends the prompts of such a batch again, as many episodes at a time, each prompt
 after the answer to the one before: what the server can do where playing costs nothing. Every frame has another pixel
 and every pass another name for the same weights, so that no cache of an earlier pass answers. The tiny model, with an
-adapter; on one machine the task app and the trainer take processor time from the server, which on a GPU they do not.
+adapter. The server has half of this machine's cores for itself, as if it were another machine; all else has the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import shutil
 import tempfile
 import time
@@ -148,6 +150,17 @@ def _marked(frame: np.ndarray, number: int) -> np.ndarray:
     return marked
 
 
+@contextlib.contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """What is started here runs on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def measure(
     concurrencies: Sequence[int], turns: int, rounds: int, server_class: type[InferenceServer] = InferenceServer
 ) -> list[dict[str, Any]]:
@@ -160,10 +173,13 @@ def measure(
         expect = Policy.load(model, "float32", torch.device("cpu")).image_tokens(144)
         server = server_class(job, root, trainer.url)
         (root / "app").mkdir()
+        cores = sorted(os.sched_getaffinity(0))
+        half = max(1, len(cores) // 2)
         try:
-            server.start()
+            with on_cores(cores[:half]):
+                server.start()
             variables = {"VISIONRL_INFERENCE_URL": server.url, "VISIONRL_TRACE_DIR": str(root / "app")}
-            with taskapp(root / "app", **variables) as app:
+            with on_cores(cores[-half:]), taskapp(root / "app", **variables) as app:
                 bench = Bench(server, app.url, adapters, expect, turns)
                 return [asyncio.run(_compared(bench, concurrency, rounds)) for concurrency in concurrencies]
         finally:
