@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.learn.evidence import Evidence, Player
+from recipes.learn.evidence import CONTROLS, Evidence, Player
 from visionrl.status import Score
 from visionrl_trainer.report.charts import played_after
 from visionrl_trainer.report.curves import EVALUATION, TRAINING, save_png, style
@@ -30,6 +30,10 @@ def write_all(evidence: Evidence, folder: Path) -> list[Path]:
     figures: dict[str, Figure] = {}
     if evidence.players:
         figures["players"] = players(evidence)
+    if len(evidence.seeds) > 1:
+        controls = {name: (each.label, each.score) for name, each in evidence.players.items()}
+        pairs = {seed: (before.score, after.score) for seed, (before, after) in evidence.seeds.items()}
+        figures["trainings"] = trainings(controls, pairs)
     if evidence.metrics:
         figures["training"] = reward_curve(evidence.metrics, evidence.evaluations, "Reinforcement learning")
     if {"sft", "rl"} <= evidence.players.keys():
@@ -72,21 +76,35 @@ def reward_curve(metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[s
 
 
 def players(evidence: Evidence) -> Figure:
-    """A bar a policy with its interval, and the blind bar as a line through all of them."""
-    found = evidence.players
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.5 * len(found)), layout="constrained")
-    for row, (name, each) in enumerate(found.items()):
-        score = each.score
-        axes.barh(row, score.mean, color=COLOURS.get(name, PLAIN), height=0.65)
+    """The main run and its controls."""
+    return _bars([(each.label, each.score, COLOURS.get(name, PLAIN)) for name, each in evidence.players.items()])
+
+
+def trainings(controls: Mapping[str, tuple[str, Score]], found: Mapping[int, tuple[Score, Score]]) -> Figure:
+    """Every training before and after reinforcement learning, between the controls (labels and scores by the players'
+    names). ``found``: both scores by training seed."""
+    before = [(f"SFT, training {seed}", pair[0], TRAINING) for seed, pair in found.items()]
+    after = [(f"SFT + RL, training {seed}", pair[1], EVALUATION) for seed, pair in found.items()]
+    below, above = (
+        [(*controls[name], COLOURS.get(name, PLAIN)) for name in names if name in controls]
+        for names in (("random", "blind"), ("scripted",))
+    )
+    return _bars([*below, *before, *after, *above])
+
+
+def _bars(rows: Sequence[tuple[str, Score, str]]) -> Figure:
+    """A bar a policy with its interval, and the blind bar as a line through all of them. Rows: label, score, colour."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.5 * len(rows)), layout="constrained")
+    for row, (label, score, colour) in enumerate(rows):
+        axes.barh(row, score.mean, color=colour, height=0.65)
         axes.errorbar(score.mean, row, xerr=_error(score), color="black", capsize=4, linewidth=1.2)
         axes.text(score.high + 0.15, row, f"{score.mean:.2f}", va="center")
-    if "blind" in found:
-        axes.axvline(found["blind"].score.mean, color="black", linestyle=":", linewidth=1.2, zorder=2)
-    axes.set_yticks(range(len(found)), [each.label for each in found.values()])
+        if label == CONTROLS["blind"]:
+            axes.axvline(score.mean, color="black", linestyle=":", linewidth=1.2, zorder=2)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.invert_yaxis()
-    episodes = len(next(iter(found.values())).returns)
-    axes.set(xlabel=f"unique achievements, {episodes} held-out seeds (mean, 95 % bootstrap)")
-    axes.set_xlim(0, 1.1 * max(each.score.high for each in found.values()))
+    axes.set(xlabel=f"unique achievements, {rows[0][1].episodes} held-out seeds (mean, 95 % bootstrap)")
+    axes.set_xlim(0, 1.1 * max(score.high for _, score, _ in rows))
     _style(axes)
     return figure
 

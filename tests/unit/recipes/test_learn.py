@@ -285,7 +285,7 @@ def test_overlapping_intervals_are_not_called_clear() -> None:
 @pytest.mark.parametrize(
     ("records", "pictures"),
     [
-        (sample(), {"players.png", "training.png", "achievements.png", "ablations.png"}),
+        (sample(), {"players.png", "trainings.png", "training.png", "achievements.png", "ablations.png"}),
         (sample(main_done=False), {"players.png"}),
         ({}, set()),
     ],
