@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionrl.job import Job
+from visionrl.job import TASKAPP_KEY, Job
 from visionrl.jobfile import JobFileError, read_resolved_job
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,16 @@ class ComponentContext:
             raise ConfigurationError(
                 f"VISIONRL_KEY_FILE: {path} is empty; delete it and run `visionrl run` again, or delete the job's "
                 "Secret in the cluster: a new key is made, and all components start with it"
+            )
+        return key
+
+    @property
+    def taskapp_key(self) -> str:
+        """The key of a task app that runs elsewhere (`taskApp.url`)."""
+        key = self.variables.get(TASKAPP_KEY, "").strip()
+        if not key:
+            raise ConfigurationError(
+                f"spec.taskApp.keySecret: needed with url, for the server's key ({TASKAPP_KEY} on one machine)"
             )
         return key
 

@@ -133,6 +133,8 @@ class TrainerReport(Model):
     """One line for people: what it does or waits for."""
     base_ready: bool = False
     """The base model can be fetched (`GET /base/manifest.json`); always true without a warm start."""
+    task_app_ready: bool = False
+    """A task app that runs elsewhere has answered."""
     progress: Progress = Progress()
     policy: PolicyVersions = PolicyVersions()
 

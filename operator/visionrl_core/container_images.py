@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from visionrl.checks import runs_task_app
 from visionrl.job import Component, Job
 
 Images = Mapping[Component, str]
@@ -32,10 +33,11 @@ def refused(images: Images, allowed: Sequence[str]) -> Component | None:
 
 
 def with_images(job: Job, defaults: Images) -> Job:
-    """The job with every image named."""
+    """The job with every image named that it runs."""
     images = images_of(job, defaults)
     sections = {
         name: getattr(job.spec, name).model_copy(update={"image": images[component]})
         for component, name in FIELDS.items()
+        if component != "taskApp" or runs_task_app(job.spec)
     }
     return job.model_copy(update={"spec": job.spec.model_copy(update=sections)})

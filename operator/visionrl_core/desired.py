@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from visionrl.checks import runs_task_app
 from visionrl.job import Component, Job
 from visionrl.status import JobStatus
 from visionrl_core import attempts, drift, revisions
@@ -64,9 +65,11 @@ def plan(
     if key is None:  # pods carry its digest: they are decided about once it is made
         return Plan((), inference_waits, trainer_waits, retry_at)
 
-    resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
-    task_app = placed(task_app_deployment(job, owner, key, defaults), places.get("taskApp", Place()))
-    workloads = [_kept(task_app, {"resources": resources, "key": key}, observed)]
+    workloads = []
+    if runs_task_app(job.spec):
+        resources = job.spec.task_app.resources.model_dump(mode="json", by_alias=True, exclude_none=True)
+        task_app = placed(task_app_deployment(job, owner, key, defaults), places.get("taskApp", Place()))
+        workloads.append(_kept(task_app, {"resources": resources, "key": key}, observed))
     if inference_waits is None:
         inference = placed(inference_deployment(job, owner, key, defaults), places.get("inference", Place()))
         workloads.append(_kept(inference, {"key": key}, observed))

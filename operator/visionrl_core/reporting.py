@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from visionrl.checks import runs_task_app
 from visionrl.job import Job
 from visionrl.status import JobStatus
 from visionrl_core import accepted, conditions
@@ -29,7 +30,7 @@ def report(
 ) -> JobStatus:
     run = observed.trainer(status.attempt)
     views = (
-        ComponentView("taskApp", observed.task_app),
+        ComponentView("taskApp", _task_app(job, observed)),
         ComponentView("inference", observed.inference, plan.inference_waits),
         ComponentView(
             "trainer",
@@ -57,6 +58,15 @@ def report(
             "accepted": accepted.text_of(job),
         }
     )
+
+
+def _task_app(job: Job, observed: Observed) -> ObservedComponent:
+    """Of one that runs elsewhere, the trainer tells whether it has answered."""
+    if runs_task_app(job.spec):
+        return observed.task_app
+    if observed.report is not None and observed.report.task_app_ready:
+        return ObservedComponent(ready=True)
+    return ObservedComponent(reason="RunsElsewhere", message=f"the trainer asks {job.spec.task_app.url}")
 
 
 def rejected(job_object: JobObject, previous: JobStatus, verdict: Verdict, now: datetime) -> JobStatus:

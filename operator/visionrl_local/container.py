@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,9 +67,9 @@ def launch(
     container = template["spec"]["containers"][0]
     suffix = template["metadata"]["labels"][COMPONENT_LABEL]
     component = next(name for name in COMPONENTS if SUFFIXES[name] == suffix)
-    replacements = _addresses(job_name, ports) | _mounts(template["spec"], folder)
+    mounts = _mounts(template["spec"], folder)
     env = {
-        variable["name"]: _replaced(variable["value"], replacements)
+        variable["name"]: _on_this_machine(_mounted(variable["value"], mounts), job_name, ports)
         for variable in container["env"]
         # What a cluster takes from Secrets, the user's own environment has.
         if variable["name"] not in KEPT_ENV and "value" in variable
@@ -91,10 +92,13 @@ def launch(
 # --- environment
 
 
-def _addresses(job_name: str, ports: Mapping[Component, int]) -> dict[str, str]:
-    return {
-        f"http://{component_name(job_name, name)}:{PORT}": f"http://{LOOPBACK}:{ports[name]}" for name in COMPONENTS
-    }
+def _on_this_machine(value: str, job_name: str, ports: Mapping[Component, int]) -> str:
+    """A Service's URL, with or without its namespace, as a component's port; other values as they are."""
+    for name in COMPONENTS:
+        service = rf"http://{component_name(job_name, name)}(\.[-a-z0-9]+\.svc)?:{PORT}(?=/|$)"
+        if found := re.match(service, value):
+            return f"http://{LOOPBACK}:{ports[name]}{value[found.end() :]}"
+    return value
 
 
 def _mounts(pod: Manifest, folder: LocalFolder) -> dict[str, str]:
@@ -108,8 +112,8 @@ def _mounts(pod: Manifest, folder: LocalFolder) -> dict[str, str]:
     return found
 
 
-def _replaced(value: str, replacements: Mapping[str, str]) -> str:
-    for old, new in replacements.items():
+def _mounted(value: str, mounts: Mapping[str, str]) -> str:
+    for old, new in mounts.items():
         if value == old or value.startswith(f"{old}/"):
             return new + value[len(old) :]
     return value

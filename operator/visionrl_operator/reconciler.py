@@ -23,7 +23,6 @@ from visionrl_core.manifests.common import (
     Manifest,
     Owner,
     Ref,
-    component_name,
     key_digest,
     labels,
     ref,
@@ -166,9 +165,9 @@ class Reconciler:
         events += await self._carry_out(job, decision)
         if decision.workload_status is not None and workload is not None:
             await self._applier.write_workload(job.owner, workload[0], decision.workload_status)
-        first = Ref("Deployment", component_name(key.name, "taskApp"))
-        if any(ref(manifest) == first for manifest in decision.manifests):
-            events += self._created(job, is_new, existed=observed.has(first))
+        runs = status.finished or observed.has_deployments or bool(observed.trainers)
+        if not runs and any(manifest["kind"] in ("Deployment", "Job") for manifest in decision.manifests):
+            events += self._created(job, is_new)
         await self._post(job.owner, events, now)
 
         timers = [(decision.requeue_at - now).total_seconds()] if decision.requeue_at else []
@@ -402,13 +401,15 @@ class Reconciler:
 
     # --- events
 
-    def _created(self, job: StoredJob, is_new: bool, existed: bool) -> list[JobEvent]:
-        if existed:
-            return []
+    def _created(self, job: StoredJob, is_new: bool) -> list[JobEvent]:
         if is_new:
             age = (datetime.now(UTC) - moment(job.created)).total_seconds()
             self._metrics.children_seconds.observe(max(0.0, age))
-        return [JobEvent("Normal", "Created", "made configuration, services and task app; the rest follows in order")]
+        return [
+            JobEvent(
+                "Normal", "Created", "made configuration, services and the first component; the rest follows in order"
+            )
+        ]
 
     async def _post(self, owner: Owner, events: list[JobEvent], now: datetime) -> None:
         for item in events:

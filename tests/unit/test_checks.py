@@ -53,6 +53,33 @@ def test_a_low_temperature_is_doubted() -> None:
     assert warned({"rollout.policyConfig.temperature": 0.6}) == {}
 
 
+# --- a task app that runs elsewhere
+
+ELSEWHERE = {"taskApp.url": "http://lamp.games.svc:8000", "taskApp.keySecret": {"name": "lamp", "key": "key"}}
+
+
+def test_a_task_app_that_runs_elsewhere_has_nothing_to_start() -> None:
+    assert refused(ELSEWHERE) == {}
+    started = {
+        "taskApp.image": "lamp:1",
+        "taskApp.command": ["serve"],
+        "taskApp.resources": {"cpu": "2"},
+        "overrides.taskApp": {"labels": {"team": "games"}},
+    }
+    for path, value in started.items():
+        assert "has no effect with url" in refused({**ELSEWHERE, path: value})[f"spec.{path}"]
+    assert "only with url" in refused({"taskApp.keySecret": ELSEWHERE["taskApp.keySecret"]})["spec.taskApp.keySecret"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["lamp:8000", "ftp://lamp", "http://", "http://me:secret@lamp", "http://lamp?x=1", "http://lamp/#a", "file:///x"],
+)
+def test_the_url_of_a_task_app_is_a_plain_servers(url: str) -> None:
+    with pytest.raises(ValidationError, match="a server's URL"):
+        job({"taskApp.url": url})
+
+
 # --- the context
 
 

@@ -11,6 +11,7 @@ from visionrl.checks.derived import (
     exports_base,
     policy_iterations,
     runs_inference,
+    runs_task_app,
     takes_images,
     uses_vision,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "exports_base",
     "policy_iterations",
     "runs_inference",
+    "runs_task_app",
     "takes_images",
     "uses_vision",
     "warnings",

@@ -25,6 +25,8 @@ from visionrl.job import (
     Export,
     Gpu,
     JobSpec,
+    PodPatch,
+    Resources,
 )
 from visionrl.problems import Problem, nearest, shown, unknown_key
 
@@ -157,6 +159,24 @@ def _environment(spec: JobSpec) -> Iterator[Problem]:
         known = [field.alias or name for name, field in EnvSettings.model_fields.items()]
         for name in rollout.env_config.own:
             yield Problem(f"spec.rollout.envConfig.{name}", unknown_key(name, known))
+
+
+def _task_app(spec: JobSpec) -> Iterator[Problem]:
+    given, path = spec.task_app, "spec.taskApp"
+    if given.url is None:
+        if given.key_secret is not None:
+            yield Problem(f"{path}.keySecret", "only with url: a task app that the job starts has the job's own key")
+        return
+    if given.key_secret is not None and given.key_secret.optional:
+        yield Problem(f"{path}.keySecret.optional", "must be false: without the key, no request is accepted")
+    reason = "has no effect with url, whose server runs already"
+    for name in ("image", "command"):
+        if getattr(given, name) is not None:
+            yield Problem(f"{path}.{name}", reason)
+    if given.resources != Resources():
+        yield Problem(f"{path}.resources", reason)
+    if spec.overrides.task_app != PodPatch():
+        yield Problem("spec.overrides.taskApp", reason)
 
 
 def _gpus(spec: JobSpec) -> Iterator[Problem]:
@@ -297,6 +317,7 @@ CHECKS: tuple[Check, ...] = (
     _base,
     _target_modules,
     _environment,
+    _task_app,
     _vision,
     _gpus,
     _lengths,

@@ -45,6 +45,11 @@ def runs_inference(spec: JobSpec) -> bool:
     return spec.algorithm.type == "rl" or spec.evaluation.episodes > 0
 
 
+def runs_task_app(spec: JobSpec) -> bool:
+    """Whether the job starts a task app: not one that runs elsewhere already."""
+    return spec.task_app.url is None
+
+
 def policy_iterations(spec: JobSpec) -> int:
     """Iterations of policy updates; none for supervised training alone."""
     return spec.training.iterations if spec.algorithm.type == "rl" else 0

@@ -18,11 +18,13 @@ from visionrl.job.base import (
     PositiveInt,
 )
 from visionrl.job.components import (
+    TASKAPP_KEY,
     DeviceClaim,
     Gpu,
     ImageLimits,
     Inference,
     Resources,
+    SecretKey,
     TaskApp,
     Toleration,
     Trainer,
@@ -41,7 +43,6 @@ from visionrl.job.operations import (
     Placement,
     PodPatch,
     Retention,
-    SecretKey,
     Storage,
 )
 from visionrl.job.rollout import DEFAULT_ENVIRONMENT, ENV_NAME, POLICIES, EnvSettings, PolicySettings, Rollout
@@ -60,6 +61,7 @@ __all__ = [
     "LINEAR_LAYERS",
     "MAX_SECONDS",
     "POLICIES",
+    "TASKAPP_KEY",
     "Algorithm",
     "Component",
     "DeviceClaim",

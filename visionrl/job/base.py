@@ -80,6 +80,11 @@ _EXPORT = Form(
     1024,
     "pvc://CLAIM/path, s3://BUCKET/path, gs://…, abfs://… or hf://OWNER/NAME",
 )
+_SERVER = Form(
+    r"https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?",
+    1024,
+    "a server's URL, such as http://lamp.games.svc:8000, without user, query and fragment",
+)
 _QUANTITY = Form(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", 32, "a quantity, such as 500m or 16Gi")
 
 JobName = Annotated[str, AfterValidator(_JOB), WithJsonSchema(_JOB.schema)]
@@ -91,6 +96,7 @@ LabelValue = Annotated[str, AfterValidator(_VALUE), WithJsonSchema(_VALUE.schema
 DeviceAttribute = Annotated[str, AfterValidator(_DEVICE_ATTRIBUTE), WithJsonSchema(_DEVICE_ATTRIBUTE.schema)]
 ContainerImage = Annotated[str, AfterValidator(_IMAGE), WithJsonSchema(_IMAGE.schema)]
 ExportUrl = Annotated[str, AfterValidator(_EXPORT), WithJsonSchema(_EXPORT.schema)]
+ServerUrl = Annotated[str, AfterValidator(_SERVER), WithJsonSchema(_SERVER.schema)]
 Quantity = Annotated[str, AfterValidator(_QUANTITY), WithJsonSchema(_QUANTITY.schema)]
 
 

@@ -17,6 +17,7 @@ from visionrl.job.base import (
     PositiveInt,
     Quantity,
     Seconds,
+    ServerUrl,
 )
 
 Argument = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -75,9 +76,30 @@ class Gpu(Model):
     """Claims the GPUs by dynamic resource allocation, in place of `resource_name` and `product_label`."""
 
 
+TASKAPP_KEY = "VISIONRL_TASKAPP_KEY"
+"""Variable of trainer and inference with the key of a task app that runs elsewhere."""
+
+
+class SecretKey(Model):
+    """A key of a Secret in the job's namespace."""
+
+    name: ObjectName
+    """The Secret."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+    """Its key."""
+    optional: bool = False
+    """The container starts without it, too."""
+
+
 class TaskApp(Model):
     """The environment server."""
 
+    url: ServerUrl | None = None
+    """A server that speaks the rollout contract (docs/rollout.md) and runs already: the job starts no task app. It must
+    reach the job's inference server."""
+    key_secret: SecretKey | None = None
+    """With `url`: the key that this server asks for, and with which it asks the job's inference server. On one machine,
+    the variable VISIONRL_TASKAPP_KEY has it instead."""
     image: ContainerImage | None = None
     """Container image; empty takes the operator's (chart value `jobImages`), which the job keeps."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=64)] | None = None

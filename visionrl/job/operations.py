@@ -17,7 +17,7 @@ from visionrl.job.base import (
     Quantity,
     Seconds,
 )
-from visionrl.job.components import Toleration
+from visionrl.job.components import SecretKey, Toleration
 
 
 class Retention(Model):
@@ -118,17 +118,6 @@ class Lifecycle(Model):
     """The job object is deleted this long after its end."""
     cleanup_policy: Literal["DeletePods", "KeepAll"] = "DeletePods"
     """Pods at the end: `DeletePods` frees the GPUs, `KeepAll` leaves inference and task app running."""
-
-
-class SecretKey(Model):
-    """A key of a Secret in the job's namespace."""
-
-    name: ObjectName
-    """The Secret."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-    """Its key."""
-    optional: bool = False
-    """The container starts without it, too."""
 
 
 class EnvSource(Model):

@@ -42,8 +42,8 @@ def _services(file: Conversion) -> None:
     file.text("services.task_url")
     file.note(
         "services.task_url",
-        "not used: a job starts its own task app, from spec.taskApp.image; for evaluations there is "
-        "visionrl eval --task-app URL",
+        "not used: a job starts its own task app, from spec.taskApp.image; one that runs already is "
+        "spec.taskApp.url, with spec.taskApp.keySecret",
     )
     if file.text("services.judge_url"):
         file.refuse("services.judge_url", _NO_JUDGE)

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON event per line")
     rl = parser.add_argument_group("--type rl")
     rl.add_argument("--iterations", metavar="N", type=_positive, help="training.iterations")
-    rl.add_argument("--task-url", metavar="URL", help="not used: a job starts its own task app (or TASK_APP_URL)")
+    rl.add_argument("--task-url", metavar="URL", help="taskApp.url: a task app that runs already (or TASK_APP_URL)")
     rl.add_argument("--poll", action=argparse.BooleanOptionalAction, default=True, help="watch until the job ends")
     rl.add_argument(
         "--poll-timeout",
@@ -138,9 +138,9 @@ def _submitted(options: argparse.Namespace, kind: str) -> int:
     with needed_packages("train"):
         from visionrl_cli.places.place import PlaceError
         from visionrl_cli.places.watch import choose_view, watch
-    if options.task_url or os.environ.get("TASK_APP_URL"):
-        _say("note: --task-url and TASK_APP_URL are not used: a job starts its own task app")
     changes = _changes(options)
+    url = options.task_url or os.environ.get("TASK_APP_URL")
+    changes |= {"taskApp.url": url} if url else {}  # where it needs a key, the file says which
     changes |= {"algorithm.type": "sft"} if kind == "sft" else {}
     changes |= {_camel(name): value for name, value in given(options).items()}
     for name, file in (("train", options.data), ("val", options.val)):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visionrl.checks import runs_task_app
 from visionrl.data.config import check_config
 from visionrl.documents import DocumentError, Lines, parse_toml, read_text
 from visionrl.job import DEFAULT_ENVIRONMENT, Rollout
@@ -85,7 +86,9 @@ def examine(file: Path) -> Report:
         return Report(str(file), errors=error.problems, lines=error.lines)
     except OSError as error:
         return Report(str(file), errors=[Problem("", error.strerror or str(error))])
-    return Report(found.source, _environment(found.job.spec.rollout), found.warnings, found.lines)
+    spec = found.job.spec
+    errors = _environment(spec.rollout) if runs_task_app(spec) else []  # a server elsewhere has its own
+    return Report(found.source, errors, found.warnings, found.lines)
 
 
 def _environment(rollout: Rollout) -> list[Problem]:

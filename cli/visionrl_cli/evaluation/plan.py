@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from visionrl.checks import evaluation_seeds, uses_vision
+from visionrl.checks import evaluation_seeds, runs_task_app, uses_vision
 from visionrl.documents import DocumentError, parse_toml, read_text
 from visionrl.job import DEFAULT_ENVIRONMENT, Job, JobSpec, Rollout
 from visionrl.jobfile import JobFileError, load_job
@@ -89,6 +89,11 @@ def make_plan(options: EvalOptions) -> Plan:
     settings = _settings(options)
     local = _local_policy(options, settings)
     job = local.job if local else default_job()
+    if local and not runs_task_app(job.spec):
+        raise EvalError(
+            f"the task app of {job.name} runs elsewhere ({job.spec.task_app.url}) and cannot reach a model that is "
+            "served here; the job's own evaluation plays there"
+        )
     if settings:
         chosen = {"rollout": settings.spec.rollout, "evaluation": settings.spec.evaluation}
         job = job.model_copy(update={"spec": job.spec.model_copy(update=chosen)})

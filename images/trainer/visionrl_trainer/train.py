@@ -22,7 +22,7 @@ import torch
 
 from visionrl import tracing
 from visionrl.adapters import Version
-from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference
+from visionrl.checks import evaluation_seeds, policy_iterations, runs_inference, runs_task_app
 from visionrl.component import ComponentContext, ConfigurationError
 from visionrl.durable import write_atomically
 from visionrl.job import Job
@@ -46,6 +46,7 @@ from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
 from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
+from visionrl_trainer.rollout.meet import meet
 from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 from visionrl_trainer.state.background import BackgroundWriter
 from visionrl_trainer.state.run import RunState, RunStore
@@ -90,10 +91,12 @@ async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -
     publisher.report_file = folder.report_file
     meter = Meter(publisher, total=policy_iterations(job.spec))
     headers = {"Authorization": f"Bearer {context.key}"}
+    taskapp_key = context.key if runs_task_app(job.spec) else context.taskapp_key
     async with (
-        TaskApp(context.taskapp_url, context.key, job.spec.rollout.max_concurrent) as taskapp,
+        TaskApp(context.taskapp_url, taskapp_key, job.spec.rollout.max_concurrent) as taskapp,
         httpx.AsyncClient(base_url=context.inference_url, headers=headers, timeout=120, trust_env=False) as inference,
     ):
+        await meet(taskapp, job.spec, publisher)
         preparation = Preparation(job, folder, device, taskapp, publisher, meter)
         base = await preparation.base(context.cache_dir)
         policy = await compute(Policy.load, base, job.spec.model.dtype, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from visionrl.checks import runs_task_app
 from visionrl.job import Job
 from visionrl_core.manifests.claims import claim_templates
 from visionrl_core.manifests.common import COMPONENTS, Manifest, Owner, key_digest, seal
@@ -30,7 +31,7 @@ def base_manifests(
         *([claim] if claim else []),
         *network_policies(job, owner, scraped_by),
         *([export] if export else []),
-        *(service(owner, component) for component in COMPONENTS),
+        *(service(owner, component) for component in COMPONENTS if component != "taskApp" or runs_task_app(job.spec)),
     ]
     return [seal(manifest) for manifest in manifests]
 
@@ -39,7 +40,7 @@ def all_manifests(job: Job, attempt: int, owner: Owner, key: str) -> list[Manife
     """Every object of a job that runs."""
     shown = key_digest(key)
     workloads = [
-        task_app_deployment(job, owner, shown),
+        *([task_app_deployment(job, owner, shown)] if runs_task_app(job.spec) else []),
         inference_deployment(job, owner, shown),
         trainer_job(job, attempt, owner, shown),
     ]

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from visionrl.checks import runs_task_app
 from visionrl.job import API_GROUP, API_VERSION, KIND, Component, Job
 from visionrl_core.mutability import immutable_part
 
@@ -81,8 +82,17 @@ def trainer_job_name(job_name: str, attempt: int) -> str:
     return f"{component_name(job_name, 'trainer')}-{attempt}"
 
 
-def service_url(job_name: str, component: Component) -> str:
-    return f"http://{component_name(job_name, component)}:{PORT}"
+def service_url(job_name: str, component: Component, namespace: str = "") -> str:
+    """With ``namespace``, as pods of other namespaces find it, too."""
+    return f"http://{component_name(job_name, component)}{f'.{namespace}.svc' if namespace else ''}:{PORT}"
+
+
+def component_url(job: Job, owner: Owner, component: Component) -> str:
+    """Where a component's pods find another one. A task app that runs elsewhere gets the address of inference from the
+    trainer."""
+    if component == "taskApp" and job.spec.task_app.url is not None:
+        return job.spec.task_app.url
+    return service_url(job.name, component, "" if runs_task_app(job.spec) else owner.namespace)
 
 
 def selector(job_name: str, component: Part | None = None) -> dict[str, str]:

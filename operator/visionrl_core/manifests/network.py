@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from visionrl.checks import runs_task_app
 from visionrl.job import Job, Otlp, Tracking
 from visionrl_core.manifests.common import (
     COMPONENT_LABEL,
@@ -29,6 +30,7 @@ _DNS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
 def network_policies(job: Job, owner: Owner, scraped_by: Sequence[Mapping[str, Any]] = ()) -> list[Manifest]:
     """``scraped_by``: NetworkPolicy peers that may read metrics."""
     policies = [_between_components(owner), _operator_reads_report(owner)]
+    policies += [] if runs_task_app(job.spec) else _task_app_elsewhere(job, owner)
     policies += [_metrics(owner, scraped_by)] if scraped_by else []
     policies += [_hub(owner)] if model_comes_from_hub(job) else []
     policies += [_trackers(owner, ports)] if (ports := tracker_ports(job.spec.tracking)) else []
@@ -99,6 +101,16 @@ def _port(url: str) -> int:
 
 def _tcp(ports: Iterable[int]) -> list[Manifest]:
     return [{"protocol": "TCP", "port": port} for port in sorted(ports)]
+
+
+def _task_app_elsewhere(job: Job, owner: Owner) -> list[Manifest]:
+    """The trainer reaches the port of its URL; the server reaches inference from wherever it runs, with its key."""
+    assert job.spec.task_app.url is not None
+    trainer, inference = ({"matchLabels": selector(owner.name, component)} for component in ("trainer", "inference"))
+    return [
+        network_policy(owner, "taskapp-url", trainer, egress=[{"ports": _tcp([_port(job.spec.task_app.url)])}]),
+        network_policy(owner, "inference-url", inference, ingress=[{"ports": _HTTP}]),
+    ]
 
 
 def _inference_and_trainer(owner: Owner) -> Manifest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from visionrl.job import Component, EnvVar, Gpu, Job, PodPatch, Resources, Toleration
+from visionrl.job import TASKAPP_KEY, Component, EnvVar, Gpu, Job, PodPatch, Resources, Toleration
 from visionrl_core.container_images import images_of
 from visionrl_core.manifests.claims import GPUS, claim_template_name
 from visionrl_core.manifests.common import (
@@ -24,9 +24,9 @@ from visionrl_core.manifests.common import (
     Manifest,
     Owner,
     Part,
+    component_url,
     config_digest,
     labels,
-    service_url,
 )
 from visionrl_core.manifests.config import JOB_FILE, KEY_FILE, config_name, key_name
 from visionrl_core.manifests.merge import PodDefaults, merged, with_defaults
@@ -113,7 +113,7 @@ def pod_template(
         # imports torch, is spared by SIGTERM, and would hold its GPU for the whole grace period.
         "shareProcessNamespace": True,
         "securityContext": POD_SECURITY,
-        "containers": [_container(job, template, volumes)],
+        "containers": [_container(job, owner, template, volumes)],
         "volumes": [{"name": volume.name, **volume.source} for volume in volumes],
     }
     own = {"metadata": _metadata(job, owner, key, template, attempt), "spec": spec}
@@ -154,12 +154,15 @@ def _metadata(job: Job, owner: Owner, key: str, template: ComponentTemplate, att
     return {"labels": own_labels, "annotations": annotations}
 
 
-def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> Manifest:
+def _container(job: Job, owner: Owner, template: ComponentTemplate, volumes: list[Volume]) -> Manifest:
     return {
         "name": SUFFIXES[template.part or template.component],
         "image": images_of(job)[template.component],
         "command": list(template.command) or ["python", "-m", template.module],
-        "env": [{"name": name, "value": value} for name, value in _env(job, template)],
+        "env": [
+            *({"name": name, "value": value} for name, value in _env(job, owner, template)),
+            *_secrets(job, template),
+        ],
         **({"envFrom": [{"secretRef": {"name": template.env_from}}]} if template.env_from else {}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(template.resources, template.gpu),
@@ -174,17 +177,25 @@ def _container(job: Job, template: ComponentTemplate, volumes: list[Volume]) -> 
     }
 
 
-def _env(job: Job, template: ComponentTemplate) -> list[tuple[str, str]]:
+def _env(job: Job, owner: Owner, template: ComponentTemplate) -> list[tuple[str, str]]:
     return [
         ("VISIONRL_JOB", f"{JOB_DIR}/{JOB_FILE}"),
         ("VISIONRL_KEY_FILE", f"{KEY_DIR}/{KEY_FILE}"),
         ("VISIONRL_HOST", "0.0.0.0"),
         ("VISIONRL_PORT", str(PORT)),
-        *((f"VISIONRL_{SUFFIXES[other].upper()}_URL", service_url(job.name, other)) for other in template.urls),
+        *((f"VISIONRL_{SUFFIXES[other].upper()}_URL", component_url(job, owner, other)) for other in template.urls),
         *template.env,
         ("HOME", TEMPORARY_DIR),
         ("PYTHONUNBUFFERED", "1"),
     ]
+
+
+def _secrets(job: Job, template: ComponentTemplate) -> list[Manifest]:
+    """The key of a task app that runs elsewhere: the trainer asks it with this key, and it asks inference with it."""
+    key = job.spec.task_app.key_secret
+    if key is None or template.part is not None:
+        return []
+    return [{"name": TASKAPP_KEY, "valueFrom": {"secretKeyRef": {"name": key.name, "key": key.key}}}]
 
 
 def _variable(variable: EnvVar) -> Manifest:

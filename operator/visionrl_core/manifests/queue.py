@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from visionrl.checks import runs_inference
+from visionrl.checks import runs_inference, runs_task_app
 from visionrl.job import Component, Job
 from visionrl_core.manifests.common import INPUTS_ANNOTATION, SUFFIXES, Manifest, Owner, digest, owned_manifest
 from visionrl_core.manifests.inference import inference_deployment
@@ -59,7 +59,9 @@ def made_for(job: Job) -> str:
 
 def pod_makers(job: Job, owner: Owner, defaults: PodDefaults = NO_DEFAULTS) -> dict[Component, Manifest]:
     """The Deployments and the trainer's Job of a job."""
-    made: dict[Component, Manifest] = {"taskApp": task_app_deployment(job, owner, defaults=defaults)}
+    made: dict[Component, Manifest] = {}
+    if runs_task_app(job.spec):
+        made["taskApp"] = task_app_deployment(job, owner, defaults=defaults)
     if runs_inference(job.spec):
         made["inference"] = inference_deployment(job, owner, defaults=defaults)
     return made | {"trainer": trainer_job(job, 0, owner, defaults=defaults)}

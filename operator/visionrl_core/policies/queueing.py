@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from visionrl.checks import exports_base, runs_inference
+from visionrl.checks import exports_base, runs_inference, runs_task_app
 from visionrl.job import Component, Job, JobSpec
 from visionrl.status import JobStatus
 from visionrl_core import attempts
@@ -250,7 +250,7 @@ def _existing(observed: Observed) -> list[ObservedComponent]:
 
 def _once_ready(spec: JobSpec, status: JobStatus, observed: Observed) -> list[ObservedComponent]:
     """The components of the stages that are over."""
-    states = [observed.task_app]
+    states = [observed.task_app] if runs_task_app(spec) else []
     serves = not exports_base(spec) or (
         observed.report is not None and observed.report.phase in ("Training", "Evaluating")
     )

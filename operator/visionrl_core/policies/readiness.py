@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visionrl.checks import exports_base, runs_inference
+from visionrl.checks import exports_base, runs_inference, runs_task_app
 from visionrl.job import JobSpec
 from visionrl_core.observed import Observed
 
@@ -29,7 +29,7 @@ def inference_waits_for(spec: JobSpec, observed: Observed, exists: bool) -> Wait
 
 
 def trainer_waits_for(spec: JobSpec, observed: Observed) -> Waiting | None:
-    if not observed.task_app.ready:
+    if runs_task_app(spec) and not observed.task_app.ready:
         return Waiting("WaitingForTaskApp", "waits for the task app")
     if not exports_base(spec) and runs_inference(spec) and not observed.inference.ready:
         return Waiting("WaitingForInference", "waits for inference")

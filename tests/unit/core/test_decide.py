@@ -28,6 +28,38 @@ CLAIM = claim_of(OWNER)
 # --- starting
 
 
+def test_a_task_app_that_runs_elsewhere_is_asked_by_the_trainer_alone() -> None:
+    key = {"name": "lamp", "key": "key"}
+    cluster = FakeCluster({"taskApp.url": "https://lamp.games.svc:8443", "taskApp.keySecret": key})
+    cluster.reconcile()
+    assert TASK_APP not in cluster.objects
+    assert Ref("Service", TASK_APP.name) not in cluster.objects
+    assert reason(cluster.status, "TaskAppReady") == "RunsElsewhere"
+    assert reason(cluster.status, "TrainerRunning") == "WaitingForInference"
+    cluster.inference = ObservedComponent(ready=True, pods=1)
+    cluster.reconcile()
+    cluster.trainer_starts()
+    waits = "waits for https://lamp.games.svc:8443: connection refused"
+    cluster.report = TrainerReport(phase="Starting", message=waits)
+    cluster.reconcile()
+    assert cluster.status.reason == waits
+    cluster.report = TrainerReport(phase="Training", task_app_ready=True)
+    cluster.reconcile()
+    assert reason(cluster.status, "TaskAppReady") == "Ready"
+
+    for made, asks in ((trainer(0), "https://lamp.games.svc:8443"), (INFERENCE, None)):
+        [container] = cluster.objects[made]["spec"]["template"]["spec"]["containers"]
+        given = {variable["name"]: variable for variable in container["env"]}
+        assert given["VISIONRL_TASKAPP_KEY"] == {"name": "VISIONRL_TASKAPP_KEY", "valueFrom": {"secretKeyRef": key}}
+        assert given.get("VISIONRL_TASKAPP_URL", {}).get("value") == asks
+    [container] = cluster.objects[trainer(0)]["spec"]["template"]["spec"]["containers"]
+    inference = {"name": "VISIONRL_INFERENCE_URL", "value": "http://demo-inference.default.svc:8000"}
+    assert inference in container["env"], "the server finds it from its own namespace"
+    out = cluster.objects[Ref("NetworkPolicy", "demo-taskapp-url")]["spec"]
+    assert out["egress"] == [{"ports": [{"protocol": "TCP", "port": 8443}]}]
+    assert cluster.objects[Ref("NetworkPolicy", "demo-inference-url")]["spec"]["policyTypes"] == ["Ingress"]
+
+
 def test_trainer_waits_for_task_app_and_inference() -> None:
     cluster = FakeCluster()
     cluster.reconcile()

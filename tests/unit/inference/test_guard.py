@@ -50,6 +50,18 @@ async def test_everything_else_does(client: httpx.AsyncClient, path: str, header
     assert (await client.get(path, headers=bearer(KEY))).status_code == 200
 
 
+async def test_a_task_app_that_runs_elsewhere_asks_with_its_own_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    monkeypatch.setenv("VISIONRL_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("VISIONRL_TASKAPP_KEY", "the-servers-key\n")
+    app = Guard(Starlette(routes=[Route("/{path:path}", echo)]))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        for key, status in ((KEY, 200), ("the-servers-key", 200), ("", 401), ("another", 401)):
+            assert (await client.get("/v1/models", headers=bearer(key))).status_code == status
+
+
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/x"])
 async def test_adapter_administration_is_shut_even_with_the_key(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.post(path)).status_code == 401

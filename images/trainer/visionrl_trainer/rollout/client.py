@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import aiohttp
 from pydantic import ValidationError
@@ -27,6 +28,7 @@ BASE_BYTES = TURN_BYTES = 1 << 20
 FRAME_BYTES_PER_PIXEL = 4
 """Of an RGB frame that no PNG compresses, as base64."""
 FORGET_SECONDS, FORGET_BYTES = 10.0, 1 << 16
+INFO_SECONDS, INFO_BYTES = 30.0, 1 << 20
 
 
 class RolloutRefused(RuntimeError):
@@ -118,6 +120,24 @@ class TaskApp:
             await self.proof(response)
         return response
 
+    async def task_info(self) -> Mapping[str, Any]:
+        """What it plays. Raises :class:`RolloutRefused` on a final refusal, :class:`ConnectionError` with the reason
+        where it does not answer now."""
+        try:
+            async with asyncio.timeout(INFO_SECONDS):
+                answer = await self._ask("GET", "/task_info", None, INFO_BYTES)
+        except (aiohttp.ClientError, OSError, AnswerRejected) as error:
+            raise ConnectionError(str(error) or type(error).__name__) from None
+        if answer.status >= 500 or answer.status == 429:
+            raise ConnectionError(f"status {answer.status}: {answer.text[:200]}")
+        try:
+            found = json.loads(answer.content) if answer.status == 200 else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise RolloutRefused(f"GET /task_info: status {answer.status}: {answer.text[:200]}")
+        return found
+
     async def forget(self, run_id: str) -> None:
         """Tell the task app that its answer is not used, so that it does not keep it. Where that fails, the answer
         leaves its cache with time."""
@@ -130,9 +150,14 @@ class TaskApp:
             logger.warning("the task app keeps its answer to %s: %s", run_id, type(error).__name__)
 
     async def _post(self, path: str, body: bytes, limit: int) -> _Answer:
+        return await self._ask("POST", path, body, limit)
+
+    async def _ask(self, method: str, path: str, body: bytes | None, limit: int) -> _Answer:
         """Raises :class:`AnswerRejected` for an answer that is larger than ``limit`` bytes or compressed."""
-        headers = {"Content-Type": "application/json", **tracing.headers()}
-        async with self._session.post(self._url + path, data=body, headers=headers, allow_redirects=False) as response:
+        headers = {**({"Content-Type": "application/json"} if body is not None else {}), **tracing.headers()}
+        async with self._session.request(
+            method, self._url + path, data=body, headers=headers, allow_redirects=False
+        ) as response:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise AnswerRejected("the task app's answer is compressed, which was not asked for")
             content = bytearray()
