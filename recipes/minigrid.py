@@ -18,16 +18,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.learn.figures import PLAIN, TEACHER, bars
 from visionrl.checks import evaluation_seeds
 from visionrl.job import FIRST_TRAINING_SEED, JobSpec
 from visionrl.jobfile import load_job
 from visionrl.status import Score
 from visionrl_taskapp.envs.registry import prepare
+from visionrl_trainer.report.curves import EVALUATION, TRAINING, save_png
 from visionrl_trainer.rollout.evaluate import interval, paired_gain
 
 JOB = Path("configs/minigrid-tiny.yaml")
 SEARCH_WORLDS, SEARCH_TRIES = 1500, 6000
 MOVES = ("left", "right", "forward")
+LABELS = {
+    "random": "random actions",
+    "blind": "best blind play",
+    "grey": "SFT + RL, grey images",
+    "shuffled": "SFT + RL, shuffled images",
+    "before": "supervised (SFT)",
+    "after": "SFT + RL",
+    "player": "BabyAI's bot",
+}
+"""Of the players, in the order of the story."""
+COLOURS = {"before": TRAINING, "after": EVALUATION, "player": TEACHER}
 _AHEAD = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # by direction, as MiniGrid counts them
 
 
@@ -95,41 +108,55 @@ def successes(file: Path) -> list[float]:
     return [float("success" in episode["unlocked"]) for episode in sorted(episodes, key=lambda each: each["seed"])]
 
 
+def of_the_run(folder: Path) -> dict[str, list[float]]:
+    """The same of the run's own evaluations; only success is rewarded here."""
+    found = json.loads((folder / "summary.json").read_text())["evaluation"]
+    return {name: [float(value > 0) for value in found[name]["returns"]] for name in ("before", "after")}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.minigrid", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="run folders (default: runs)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the table as a PNG, too")
     options = parser.parse_args(arguments)
     job = load_job(JOB)
     run, out = options.runs / job.name, options.runs / f"{job.name}-evidence"
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "import sys, visionrl_cli; sys.exit(visionrl_cli.main())"]
     subprocess.run([*command, "run", str(JOB), "--runs", str(options.runs)], check=True)
-    players = {
+    played = {
         "random": ["--policy", "random", "--config", str(JOB)],
-        "the player (BabyAI's bot)": ["--policy", "scripted", "--config", str(JOB)],
-        "before RL": ["--run", str(run), "--base"],
-        "after RL": ["--run", str(run)],
-        "after RL, grey image": ["--run", str(run), "--control", "grey"],
+        "player": ["--policy", "scripted", "--config", str(JOB)],
+        "grey": ["--run", str(run), "--control", "grey"],
+        "shuffled": ["--run", str(run), "--control", "shuffled"],
     }
-    found: dict[str, list[float]] = {}
-    for number, (name, words) in enumerate(players.items()):
-        file = out / f"{number}.json"
+    found: dict[str, list[float]] = of_the_run(run)
+    for name, words in played.items():
+        file = out / f"{name}.json"
         if not file.exists():
             subprocess.run([*command, "eval", *words, "--out", str(file)], check=True)
         found[name] = successes(file)
     spec, length = job.spec, job.spec.rollout.env_config.length
     plan = best_blind(worlds(spec, range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + SEARCH_WORLDS)), length)
     found["blind"] = worlds(spec, evaluation_seeds(spec)).reached(plan).astype(float).tolist()
-    print(f"blind: {' '.join(MOVES[action] for action in plan)}")
-    for name, values in found.items():
-        print(f"{name:28} {shown(interval(values))}")
-    print(f"gain of RL, paired           {shown(paired_gain(found['before RL'], found['after RL']))}")
-    print(f"over blind, paired           {shown(paired_gain(found['blind'], found['after RL']))}")
+    print(f"the best blind play: {' '.join(MOVES[action] for action in plan)}")
+    for name, label in LABELS.items():
+        print(f"{label:32} {shown(interval(found[name]))}")
+    for label, name in (("gain of RL, paired", "before"), ("over the best blind play, paired", "blind")):
+        print(f"{label:32} {shown(paired_gain(found[name], found['after']))}")
+    if options.picture:
+        rows = [(label, percent(interval(found[name])), COLOURS.get(name, PLAIN)) for name, label in LABELS.items()]
+        save_png(bars(rows, "episodes that succeed, %", LABELS["blind"]), options.picture)
     return 0
 
 
+def percent(score: Score) -> Score:
+    return Score(mean=100 * score.mean, low=100 * score.low, high=100 * score.high, episodes=score.episodes)
+
+
 def shown(score: Score) -> str:
-    return f"{100 * score.mean:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}] on {score.episodes} seeds"
+    found = percent(score)
+    return f"{found.mean:.1f} % [{found.low:.1f}, {found.high:.1f}] on {found.episodes} seeds"
 
 
 if __name__ == "__main__":

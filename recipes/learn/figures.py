@@ -21,6 +21,7 @@ from visionrl_trainer.report.curves import EVALUATION, TRAINING, save_png, style
 PLAIN, TEACHER = "#9aa3ad", "#3b4249"
 COLOURS = {"sft": TRAINING, "rl": EVALUATION, "scripted": TEACHER}
 """Of the players; those that see nothing are plain."""
+SCORE = "unique achievements"
 WIDTH = 8.0
 """Inches: at 150 dots an inch a page's width."""
 
@@ -77,7 +78,8 @@ def reward_curve(metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[s
 
 def players(evidence: Evidence) -> Figure:
     """The main run and its controls."""
-    return _bars([(each.label, each.score, COLOURS.get(name, PLAIN)) for name, each in evidence.players.items()])
+    rows = [(each.label, each.score, COLOURS.get(name, PLAIN)) for name, each in evidence.players.items()]
+    return bars(rows, SCORE, CONTROLS["blind"])
 
 
 def trainings(controls: Mapping[str, tuple[str, Score]], found: Mapping[int, tuple[Score, Score]]) -> Figure:
@@ -89,22 +91,23 @@ def trainings(controls: Mapping[str, tuple[str, Score]], found: Mapping[int, tup
         [(*controls[name], COLOURS.get(name, PLAIN)) for name in names if name in controls]
         for names in (("random", "blind"), ("scripted",))
     )
-    return _bars([*below, *before, *after, *above])
+    return bars([*below, *before, *after, *above], SCORE, CONTROLS["blind"])
 
 
-def _bars(rows: Sequence[tuple[str, Score, str]]) -> Figure:
-    """A bar a policy with its interval, and the blind bar as a line through all of them. Rows: label, score, colour."""
+def bars(rows: Sequence[tuple[str, Score, str]], score_name: str, line: str) -> Figure:
+    """A bar a policy with its interval, and a line through all of them at the one that is called ``line``. Rows: label,
+    score, colour."""
+    most = max(score.high for _, score, _ in rows)
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.5 * len(rows)), layout="constrained")
     for row, (label, score, colour) in enumerate(rows):
         axes.barh(row, score.mean, color=colour, height=0.65)
         axes.errorbar(score.mean, row, xerr=_error(score), color="black", capsize=4, linewidth=1.2)
-        axes.text(score.high + 0.15, row, f"{score.mean:.2f}", va="center")
-        if label == CONTROLS["blind"]:
+        axes.text(score.high + 0.015 * most, row, f"{score.mean:.2f}", va="center")
+        if label == line:
             axes.axvline(score.mean, color="black", linestyle=":", linewidth=1.2, zorder=2)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.invert_yaxis()
-    axes.set(xlabel=f"unique achievements, {rows[0][1].episodes} held-out seeds (mean, 95 % bootstrap)")
-    axes.set_xlim(0, 1.1 * max(score.high for _, score, _ in rows))
+    axes.set(xlabel=f"{score_name}, {rows[0][1].episodes} held-out seeds (mean, 95 % bootstrap)", xlim=(0, 1.1 * most))
     _style(axes)
     return figure
 
