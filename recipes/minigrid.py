@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{label:32} {shown(paired_gain(found[name], found['after']))}")
     if options.picture:
         rows = [(label, percent(interval(found[name])), COLOURS.get(name, PLAIN)) for name, label in LABELS.items()]
-        save_png(bars(rows, "episodes that succeed, %", LABELS["blind"]), options.picture)
+        save_png(bars(rows, "episodes that succeed, %", LABELS["blind"], digits=1), options.picture)
     return 0
 
 

@@ -94,7 +94,7 @@ def trainings(controls: Mapping[str, tuple[str, Score]], found: Mapping[int, tup
     return bars([*below, *before, *after, *above], SCORE, CONTROLS["blind"])
 
 
-def bars(rows: Sequence[tuple[str, Score, str]], score_name: str, line: str) -> Figure:
+def bars(rows: Sequence[tuple[str, Score, str]], score_name: str, line: str, digits: int = 2) -> Figure:
     """A bar a policy with its interval, and a line through all of them at the one that is called ``line``. Rows: label,
     score, colour."""
     most = max(score.high for _, score, _ in rows)
@@ -102,7 +102,7 @@ def bars(rows: Sequence[tuple[str, Score, str]], score_name: str, line: str) -> 
     for row, (label, score, colour) in enumerate(rows):
         axes.barh(row, score.mean, color=colour, height=0.65)
         axes.errorbar(score.mean, row, xerr=_error(score), color="black", capsize=4, linewidth=1.2)
-        axes.text(score.high + 0.015 * most, row, f"{score.mean:.2f}", va="center")
+        axes.text(score.high + 0.015 * most, row, f"{score.mean:.{digits}f}", va="center")
         if label == line:
             axes.axvline(score.mean, color="black", linestyle=":", linewidth=1.2, zorder=2)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
