@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.jobs import job
@@ -62,6 +62,7 @@ def test_a_damaged_status_is_made_again(folder: LocalFolder, damage: str) -> Non
     assert len(notes) == 1
 
 
+@example(at=26733, bit=1)  # the year 26
 @given(st.integers(0), st.integers(0, 7))
 def test_whatever_bit_of_the_status_flips_the_run_continues(
     tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
