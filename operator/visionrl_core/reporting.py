@@ -14,6 +14,7 @@ from visionrl_core.desired import Plan
 from visionrl_core.observed import JobObject, Observed, ObservedComponent
 from visionrl_core.policies import results
 from visionrl_core.policies.queueing import Admission
+from visionrl_core.policies.readiness import Waiting
 from visionrl_core.policies.validation import Verdict
 
 
@@ -30,7 +31,7 @@ def report(
 ) -> JobStatus:
     run = observed.trainer(status.attempt)
     views = (
-        ComponentView("taskApp", _task_app(job, observed)),
+        _task_app(job, observed),
         ComponentView("inference", observed.inference, plan.inference_waits),
         ComponentView(
             "trainer",
@@ -60,13 +61,13 @@ def report(
     )
 
 
-def _task_app(job: Job, observed: Observed) -> ObservedComponent:
+def _task_app(job: Job, observed: Observed) -> ComponentView:
     """Of one that runs elsewhere, the trainer tells whether it has answered."""
     if runs_task_app(job.spec):
-        return observed.task_app
-    if observed.report is not None and observed.report.task_app_ready:
-        return ObservedComponent(ready=True)
-    return ObservedComponent(reason="RunsElsewhere", message=f"the trainer asks {job.spec.task_app.url}")
+        return ComponentView("taskApp", observed.task_app)
+    answers = observed.report is not None and observed.report.task_app_ready
+    waiting = Waiting("RunsElsewhere", f"the trainer asks {job.spec.task_app.url}")
+    return ComponentView("taskApp", ObservedComponent(ready=answers), waiting)
 
 
 def rejected(job_object: JobObject, previous: JobStatus, verdict: Verdict, now: datetime) -> JobStatus:
