@@ -44,11 +44,13 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _trainer(result: Mapping[str, Any]) -> str:
-    text = (
-        "One iteration's update against TRL's GRPOTrainer on the same rows (`python -m tests.bench.trainer -h`). In\n"
-        "the tiny rows most of the time goes to operations that only move memory (norms, rotations, activations at a\n"
-        "width of 64); matrix products, which decide at the 4B's width, are a fifth of it.\n\n"
-    )
+    text = "One iteration's update against TRL's GRPOTrainer on the same rows (`python -m tests.bench.trainer -h`).\n"
+    if "tiny" in result["shapes"]:
+        text += (
+            "In the tiny rows most of the time goes to operations that only move memory (norms, rotations,\n"
+            "activations at a width of 64); matrix products, which decide at the 4B's width, are a fifth of it.\n"
+        )
+    text += "\n"
     rows = [
         (
             name,
