@@ -13,7 +13,6 @@ import torch
 from visionrl.frames import frame_hash
 from visionrl.job import Algorithm, Guards, JobSpec, PolicyModel, Training
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
-from visionrl_trainer.algo.mismatch import MismatchMeter
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import UpdateStats, encode, update
 from visionrl_trainer.model.policy import Policy
@@ -166,31 +165,6 @@ def test_a_batch_of_an_older_version_is_measured_against_that_version(trial: Tri
     assert found.mismatch_max is not None
     assert found.mismatch_max < 1e-5
     assert found.masked_rate == 0.5
-
-
-@pytest.mark.parametrize("lies", [False, True])
-def test_a_batch_of_an_older_version_is_computed_again_only_where_a_few_of_it_disagree(
-    trial: Trial, tmp_path: Path, lies: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of two decisions is compared first; the other one only if that one was a lie."""
-    trial.policy.save_adapter(tmp_path)
-    disturb(trial.policy)
-    monkeypatch.setattr("visionrl_trainer.algo.update.MEASURED_FIRST", 1)
-    if lies:
-        for index in (0, 3):
-            liar = trial.samples[index]
-            trial.samples[index] = replace(liar, logprobs=(-45.0, *liar.logprobs[1:]))
-    compared: list[int] = []
-
-    class Meter(MismatchMeter):
-        def add(self, *tensors_and_decisions: Any) -> torch.Tensor:
-            compared.append(tensors_and_decisions[-1])
-            return super().add(*tensors_and_decisions)
-
-    monkeypatch.setattr("visionrl_trainer.algo.update.MismatchMeter", Meter)
-    found = trial.update(spec("grpo", guards=Guards(max_rejected_rate=None)), played_by=tmp_path)
-    assert compared == ([1, 1] if lies else [1])
-    assert (found.masked_rate, found.updates) == ((1.0, 0) if lies else (0.0, 1))
 
 
 # --- steps

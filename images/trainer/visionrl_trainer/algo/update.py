@@ -24,11 +24,6 @@ from visionrl_trainer.rollout.batch import Frame, Sample, sequences
 logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 64
-MEASURED_FIRST = 128
-"""Sequences of a batch that an older version played whose logprobs are computed under that version; the others only if
-one of these disagrees. To compute all of them would be half an update's work again, each time. What 3 % of a batch's
-sequences have in common, one of them shows with a probability of 98 %; what is rarer, ``algorithm.importanceCap``
-bounds."""
 LARGEST_LOG_RATIO = 0.5
 """Of the histogram: ratios of 0.61 to 1.65. Losses clip nearer to 1."""
 
@@ -73,8 +68,7 @@ def update(
 ) -> UpdateStats:
     """``training.updatesPerIteration`` optimizer steps over the samples, each used once.
 
-    ``played_by`` is the adapter that sampled, if it is not the current policy: the mismatch is then measured on some of
-    the sequences (:data:`MEASURED_FIRST`), and on all if one of them disagrees. A sequence without a signal (advantages
+    ``played_by`` is the adapter that sampled, if it is not the current policy. A sequence without a signal (advantages
     of zero, no KL term) is not computed, but counts in the means of the loss. Decisions about which serving and
     training disagree are masked. A step without any signal is not taken: momentum and weight decay would move the
     weights. A step with a gradient that is not finite is skipped and counted.
@@ -89,8 +83,7 @@ def update(
     seen = [samples[index] for run in runs if run in learnable for index in run]
     meter = MismatchMeter(TOKEN_LIMIT[spec.model.dtype])
     batch = _Batch(policy, samples, encode(policy, seen, frames), spec, learnable, meter)
-    drawn = [runs[index] for index in order.tolist() if runs[index] in learnable]
-    batch.measure(drawn, played_by, one_step=len(steps) == 1)
+    batch.measure(played_by, one_step=len(steps) == 1)
     totals = _Totals(policy.device)
     parameters = [parameter for _, parameter in policy.trainable()]
     for step in steps:
@@ -172,36 +165,30 @@ class _Batch:
     learnable: frozenset[range]
     meter: MismatchMeter
     agrees: dict[int, bool] = field(default_factory=dict)
-    """By sample, of those that were compared; empty where the step measures it."""
+    """By sample; empty where the step measures it."""
     old: dict[int, Tensor] = field(default_factory=dict)
     """Logprobs by sample, under the policy before the first step; empty where they are the step's own."""
     reference: dict[int, Tensor] = field(default_factory=dict)
     """Logprobs by sample, for the KL term."""
 
-    def measure(self, drawn: Sequence[range], played_by: Path | None, one_step: bool) -> None:
-        """Compute what has to be known before the first step. ``drawn`` are the learnable sequences, shuffled.
-
-        Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`.
-        """
+    def measure(self, played_by: Path | None, one_step: bool) -> None:
+        """Compute what has to be known before the first step."""
         if self.spec.algorithm.kl_coefficient:
             with self.policy.as_reference():
-                self.reference = self.logprobs(drawn)
+                self.reference = self.logprobs()
         if not one_step:
-            self.old = self.logprobs(drawn)
+            self.old = self.logprobs()
         if played_by is not None:
             with self.policy.as_version(played_by):
-                self._compare(self.logprobs(drawn[:MEASURED_FIRST]))
-                if self.meter.masked:
-                    self._compare(self.logprobs(drawn[MEASURED_FIRST:]))
+                self._compare(self.logprobs())
         elif not one_step:
             self._compare(self.old)
-        self.check_mismatch()
 
-    def logprobs(self, runs: Sequence[range]) -> dict[int, Tensor]:
-        """Of the completions of these sequences' samples under the current policy, without gradient."""
+    def logprobs(self) -> dict[int, Tensor]:
+        """Of the learnable samples' completions under the current policy, without gradient."""
         found: dict[int, Tensor] = {}
         with torch.no_grad():
-            for indices in self._micro_batches(runs):
+            for indices in self._micro_batches(self.learnable):
                 chosen = [self.samples[index] for index in indices]
                 logprobs_T, _ = self.policy.logprobs(chosen, self.image_features, self._temperature)
                 found |= zip(indices, logprobs_T.split([len(sample.completion_ids) for sample in chosen]), strict=True)
@@ -247,11 +234,11 @@ class _Batch:
     def _agrees(self, indices: Sequence[int], logprobs_T: Tensor, tensors: _DecisionTensors) -> Tensor:
         """Which of the decisions are not masked, bool [N]."""
         if self.agrees:
-            return torch.tensor([self.agrees.get(index, True) for index in indices], device=self.policy.device)
+            return torch.tensor([self.agrees[index] for index in indices], device=self.policy.device)
         return self.meter.add(logprobs_T, tensors.serving_T, tensors.decision_T, len(indices))
 
     def _compare(self, trained: Mapping[int, Tensor]) -> None:
-        """Measure the mismatch of these samples."""
+        """Measure and check the mismatch of all learnable samples."""
         if not trained:
             return
         indices = list(trained)
@@ -259,7 +246,8 @@ class _Batch:
         agrees_N = self.meter.add(
             torch.cat(list(trained.values())), tensors.serving_T, tensors.decision_T, len(indices)
         )
-        self.agrees |= zip(indices, agrees_N.tolist(), strict=True)
+        self.agrees = dict(zip(indices, agrees_N.tolist(), strict=True))
+        self.check_mismatch()
 
     def _micro_batches(self, runs: Iterable[range]) -> Iterator[list[int]]:
         return micro_batches(runs, self.samples, self.policy.plan_memory(self.spec.training), self.policy.image_token)
