@@ -1,0 +1,81 @@
+"""An environment of a user's own in pods: the example's image, built FROM the task app's as its page says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from recipes.learn.jobs import changed
+from tests.cluster import project_images
+from tests.cluster.kube import cluster as kube_cluster
+from tests.cluster.kube import images as kube_images
+from tests.cluster.release import Release
+from tests.e2e.cluster_job import ClusterJob
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+EXAMPLE = project_images.REPOSITORY / "examples" / "own-environment"
+# It imitates the example's own player and stops: no inference server, which would take a minute to start.
+SHORT = {
+    "algorithm": {"type": "sft"},
+    "taskApp.resources": {"cpu": "50m", "memory": "512Mi"},
+    "trainer.resources": {"cpu": "50m", "memory": "1536Mi"},
+    "training.warmStart": {"episodes": 2, "turns": 4, "steps": 2, "batchSize": 4},
+    "evaluation.episodes": 0,
+    "storage": {"ephemeral": True},
+    "lifecycle.cleanupPolicy": "KeepAll",
+    "failurePolicy": {"backoffSeconds": 1},
+}
+TASK_INFO = """
+import os, urllib.request
+key = open(os.environ["VISIONRL_KEY_FILE"]).read().strip()
+asked = urllib.request.Request("http://127.0.0.1:8000/task_info", headers={"X-API-Key": key})
+print(urllib.request.urlopen(asked).read().decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def image(kube: kube_cluster.Running, images: None) -> str:
+    """The example's image, in the cluster."""
+    if kube.cluster is None:
+        pytest.skip("the image is built for a cluster of ours")
+    tag = f"{project_images.PREFIX}treasure:{project_images.TAG}"
+    bases = {"BASE": project_images.tag("taskapp"), "PYTHON": kube_images.BASE}
+    kube_images.build(EXAMPLE, tag, bases)
+    kube.load(tag)
+    return tag
+
+
+def treasure(image: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The example's job, shortened."""
+    found: dict[str, Any] = YAML(typ="safe").load(EXAMPLE / "job.yaml")
+    found["spec"].pop("inference")
+    return changed(found, {**SHORT, "taskApp.image": image, **changes})
+
+
+def test_an_environment_of_ones_own_is_played_and_learned_from_in_pods(
+    operator: Release, job: Callable[[str], ClusterJob], image: str
+) -> None:
+    run = job("treasure")
+    run.apply(treasure(image, {}))
+    run.wait_for_phase("Complete")
+    told = json.loads(run.kubectl("exec", f"deployment/{run.name}-taskapp", "--", "python", "-c", TASK_INFO))
+    assert told["environment"] == "treasure"
+    assert told["action_space"]["actions"] == ["up", "down", "left", "right"]
+    assert [score["name"] for score in told["scores"]] == ["treasure", "steps"]
+
+
+def test_settings_that_the_environment_refuses_reach_the_jobs_condition(
+    operator: Release, job: Callable[[str], ClusterJob], image: str
+) -> None:
+    run = job("refused")
+    run.apply(treasure(image, {"rollout.envConfig.cells": 99}))
+    run.wait_for_phase("Failed")
+    failed = run.condition("Failed")
+    assert failed["reason"] == "ConfigurationError"
+    assert "taskApp: exit code 2" in failed["message"]
+    assert "spec.rollout.envConfig.cells" in failed["message"]
