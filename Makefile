@@ -16,7 +16,7 @@ TORCH := $(shell grep ^torch requirements/cpu.lock)
 TORCH_VERSION := $(patsubst torch==%,%,$(filter torch==%,$(TORCH)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo learn test check cluster-test cluster cluster-down e2e-kind images cpu-base images-cpu crds bench docs docs-reference faults soak clean
+.PHONY: help setup demo learn test check cluster-test crd-check cluster cluster-down e2e-kind images cpu-base images-cpu crds bench docs docs-reference faults soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -55,6 +55,9 @@ cluster-test: setup ## Tests on a real Kubernetes that is built and run here: ro
 	@test "$$(id -u)" = 0 || test -n "$$VISIONRL_E2E_KUBECONFIG" || { \
 	  echo "needs root (sudo make cluster-test), or VISIONRL_E2E_KUBECONFIG of a cluster with the images" >&2; exit 1; }
 	$(BIN)/python -m pytest -m cluster
+
+crd-check: setup ## The definition's CEL rules on a current Kubernetes' API server, built from Debian sid (root on Debian 12)
+	$(BIN)/python -m pytest tests/cluster/crd_check.py
 
 cluster: setup ## A real Kubernetes on this machine, with the CPU images in it, to try things on: root on Debian 12
 	$(BIN)/python -m tests.cluster.playground up
