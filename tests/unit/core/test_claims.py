@@ -20,7 +20,7 @@ from visionrl_core.manifests.merge import PodDefaults
 from visionrl_core.manifests.trainer import trainer_job
 from visionrl_core.observed import ClusterRules
 
-CLAIMS = {"inference.gpu": {"resourceClaim": {}}, "trainer.gpu": {"resourceClaim": {}}}
+CLAIMS: dict[str, Any] = {"inference.gpu": {"resourceClaim": {}}, "trainer.gpu": {"resourceClaim": {}}}
 TEMPLATES = [Ref("ResourceClaimTemplate", f"demo-{part}-gpus") for part in ("trainer", "inference")]
 
 
