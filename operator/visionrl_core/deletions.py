@@ -23,9 +23,14 @@ def while_it_runs(job: Job, status: JobStatus, observed: Observed, all_pods: boo
 
 
 def at_the_end(job: Job, owner: Owner, result: Result, observed: Observed, all_pods: bool) -> tuple[Ref, ...]:
-    """A trainer that has ended stays for its log, unless a sidecar of it still holds the node."""
+    """Trainers and exporters that have ended stay for their logs, unless a sidecar of them still holds the node."""
     claim = results.claim_to_delete(job, owner, result, observed)
-    exporters = [Ref("Job", name) for name in observed.exports if name != result.export_job]
+    exporters = [
+        ref
+        for ref, run in ((Ref("Job", name), run) for name, run in observed.exports.items())
+        if ref not in observed.deleting
+        and (ref.name != result.export_job or (result.export == "Exported" and run.holds_node))
+    ]
     trainers = [
         Ref("Job", trainer_job_name(job.name, run.attempt))
         for run in observed.trainers

@@ -87,6 +87,8 @@ class ExportRun:
     version: str = ""
     """Policy version that it has copied."""
     copies: tuple[Copy, ...] = ()
+    holds_node: bool = False
+    """A pod of it has not ended yet."""
 
 
 @dataclass(frozen=True)

@@ -187,15 +187,19 @@ def _completed(state: ObservedComponent) -> bool:
 
 
 def export_of(run: RunView, pods: Iterable[PodView]) -> ExportRun:
-    """The Job that copies the trained policy. Its container is started again until it succeeds."""
-    newest = max(pods, key=lambda pod: pod.created, default=None)
+    """The Job that copies the trained policy. Its container is started again until it succeeds; beside a sidecar that
+    keeps running, the Job would stay active for ever."""
+    found = sorted(pods, key=lambda pod: pod.created)
+    newest = found[-1] if found else None
     words = newest.last_words if newest else ""
-    version, copies = read_copies(words.encode()) if run.outcome == "Succeeded" else ("", ())
+    outcome = "Succeeded" if words else run.outcome
+    version, copies = read_copies(words.encode())
     message = ""
     if newest is not None:
         reason = "" if newest.state.reason == CRASHED else newest.state.reason
         message = ": ".join(filter(None, (reason, last_line(newest.state.log or newest.state.message))))
-    return ExportRun(run.outcome, message or run.message, version, copies)
+    holds_node = any(pod.phase not in ENDED for pod in found)
+    return ExportRun(outcome, message or run.message, version, copies, holds_node)
 
 
 def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:

@@ -151,6 +151,9 @@ class InferenceServer:
         finally:
             self.kill()
 
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def wait(self) -> int:
         """Its exit code, when it has ended by itself."""
         assert self.process is not None

@@ -70,6 +70,24 @@ async def test_the_exporter_reports_through_its_termination_message() -> None:
     assert world.status["attempt"] == 0, "its Job is none of the trainer's"
 
 
+async def test_an_exporter_that_is_done_beside_a_sidecar_has_copied_and_gives_its_node_back() -> None:
+    world = await complete()
+    await world.settle()
+    words = json.dumps({"version": "demo-v000003-0a1b2c3d4e5f", "copies": [COPY]})
+    status = container({"terminated": {"exitCode": 0, "reason": "Completed", "message": words}})
+    status["containerStatuses"].insert(0, {"name": "proxy", "restartCount": 0, "state": {"running": {}}})
+    exporter_pod(world, status)
+    await world.settle()
+    assert world.condition("Exported")["status"] == "True"
+    assert world.status["result"]["copies"] == [COPY]
+    [job] = exporters(world)
+    assert "deletionTimestamp" in job["metadata"], "it would never end"
+    world.server.finish_deletions(world.store)
+    await world.settle()
+    assert world.condition("Exported")["status"] == "True"
+    assert exporters(world) == []
+
+
 @pytest.mark.parametrize("lives", range(8))
 async def test_an_operator_that_dies_at_any_write_of_an_export_leaves_one_exporter(lives: int) -> None:
     world = await complete()
