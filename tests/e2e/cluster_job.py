@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.cluster.kube import cluster as kube_cluster
-from tests.cluster.kube.host import KubeError, wait_until
+from tests.cluster.kube.host import KubeError, run, wait_until
+from visionrl.adapters import Manifest, verified_manifest
 from visionrl_core.crd import SHORT_NAME
 
 PATIENCE_SECONDS = 900.0
@@ -120,7 +123,7 @@ class ClusterJob:
 
     def in_trainer(self, *command: str) -> str:
         [trainer] = self.pods("trainer")
-        return self.kubectl("exec", trainer["metadata"]["name"], "--", *command)
+        return self.kubectl("exec", trainer["metadata"]["name"], "--container=trainer", "--", *command)
 
     def end_trainer(self) -> None:
         """As if it had crashed: SIGTERM from inside, of which Kubernetes knows nothing."""
@@ -139,6 +142,16 @@ class ClusterJob:
         except KubeError:  # no such pod yet, or no container in it
             return []
         return [int(number) for number in re.findall(r"iteration (\d+)/", log)]
+
+    # --- what it trained
+
+    def fetch(self, folder: Path) -> Manifest:
+        """``visionrl fetch``, as a person with this kubeconfig."""
+        words = ["fetch", self.name, "--namespace", self.namespace, "--output", str(folder)]
+        environment = self.kube.kubectl.environment()
+        environment["PATH"] = f"{self.kube.kubectl.program.parent}:{environment['PATH']}"
+        run([Path(sys.executable).with_name("visionrl"), *words], env=environment)
+        return verified_manifest(folder)
 
     # --- waiting
 

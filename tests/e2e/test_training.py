@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
 from tests.e2e.conftest import tiny
+from tests.e2e.surroundings import object_store, sidecars_first
+from visionrl.adapters import verified_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -30,13 +35,44 @@ SHORT = {
 WARM_START = {"training.warmStart": {"episodes": 10, "turns": 10, "steps": 60, "optimizer": "muon"}}
 
 
+@pytest.fixture
+def sidecar(kube: kube_cluster.Running) -> Iterator[dict[str, str]]:
+    """Labels of pods that get a sidecar; none in a cluster of others, whose network does not reach this process."""
+    if kube.cluster is None:
+        yield {}
+        return
+    with sidecars_first(kube, kube.cluster) as labels:
+        yield labels
+
+
+def claim(volume: dict[str, Any]) -> dict[str, Any]:
+    """One that is there before the job, for what it trains."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    spec |= {name: volume[name] for name in ("storageClassName",) if name in volume}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"}, "spec": spec}
+
+
+def exported(run: ClusterJob) -> tuple[str, str]:
+    """Whether, and where to."""
+    found = run.condition("Exported")
+    return found.get("status", ""), found.get("message", "")
+
+
 def test_a_job_trains_through_everything_that_happens_to_it(
-    release: Release, job: Callable[[str], ClusterJob], volume: dict[str, str]
+    kube: kube_cluster.Running,
+    release: Release,
+    job: Callable[[str], ClusterJob],
+    volume: dict[str, Any],
+    sidecar: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     """The operator comes late, dies, and is upgraded; the server is deleted, the trainer crashes, the job is suspended:
-    it resumes from where it was, and completes."""
+    it resumes from where it was, and completes. What it trained is copied, and fetched. All the while a sidecar that
+    does not end by itself is the first container in the trainer's pods."""
     run = job("through")
-    run.apply(tiny({**SHORT, **WARM_START, "storage": volume}))
+    kube.kubectl.apply(claim(volume), namespace=release.namespace)
+    storage = {**volume, "export": {"adapter": "pvc://kept/through"}}
+    run.apply(tiny({**SHORT, **WARM_START, "storage": storage, "overrides.trainer.labels": sidecar}))
     assert run.children() == {}, "no operator runs yet"
 
     release.deploy("scope=namespaced")
@@ -63,6 +99,9 @@ def test_a_job_trains_through_everything_that_happens_to_it(
     assert "fetched adapter" in run.logs("inference")
 
     # Another trainer resumes from the checkpoint.
+    if sidecar:
+        [trainer] = run.pods("trainer")
+        assert [each["name"] for each in trainer["spec"]["containers"]] == ["proxy", "trainer"]
     done = run.iteration
     run.end_trainer()
     run.wait("the next attempt", lambda: run.attempt == 1)
@@ -89,6 +128,23 @@ def test_a_job_trains_through_everything_that_happens_to_it(
     assert status["restarts"] == 1, "suspension is no failure"
     run.wait("the server to go: GPUs are free at the end", lambda: not run.pods("inference"))
     assert run.row().split()[1] == "Complete"
+
+    # Copied to a claim, and then, for that may be changed after the end, to an object store.
+    run.wait("the copy", lambda: exported(run) == ("True", "pvc://kept/through"))
+    result = run.status()["result"]
+    [copy] = result["copies"]
+    assert (copy["to"], result["version"]) == ("pvc://kept/through", status["policy"]["trained"])
+    manifest = run.fetch(tmp_path / "fetched")
+    assert manifest.digest == copy["digest"]
+    if kube.cluster is not None:
+        bound = kube.kubectl.get("pvc", "kept", "-n", release.namespace)["spec"]["volumeName"]
+        assert verified_manifest(kube.cluster.root / "volumes" / bound / "through") == manifest
+        with object_store(kube.cluster) as store:
+            kube.kubectl.apply(store.secret, namespace=release.namespace)
+            run.patch({"storage": {"export": {"adapter": "s3://kept/through", "secretName": "store"}}})
+            run.wait("the second copy", lambda: exported(run) == ("True", "s3://kept/through"))
+            assert run.status()["result"]["copies"] == [{**copy, "to": "s3://kept/through"}]
+            assert store.manifest("through") == manifest
 
     run.delete()
     run.wait_gone()
