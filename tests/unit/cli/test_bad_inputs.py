@@ -199,6 +199,7 @@ class Interrupts:
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[1]:
             os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what starts in a shell's background
 sys.meta_path.insert(0, Interrupts())
 from visionrl_cli import main
 sys.exit(main(sys.argv[2:]))
