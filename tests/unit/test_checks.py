@@ -80,6 +80,11 @@ def test_the_url_of_a_task_app_is_a_plain_servers(url: str) -> None:
         job({"taskApp.url": url})
 
 
+def test_the_url_of_a_task_app_has_a_port_that_there_is() -> None:
+    with pytest.raises(ValidationError, match="Port out of range"):
+        job({"taskApp.url": "http://lamp:99999"})
+
+
 # --- the context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -36,6 +37,18 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+def _with_a_port(url: str) -> str:
+    """A NetworkPolicy is made of it."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError as error:
+        raise ValueError(f"is no URL: {error}") from None
+    return url
+
+
+WITH_A_PORT = AfterValidator(_with_a_port)
 
 
 # --- texts that Kubernetes takes
@@ -96,7 +109,7 @@ LabelValue = Annotated[str, AfterValidator(_VALUE), WithJsonSchema(_VALUE.schema
 DeviceAttribute = Annotated[str, AfterValidator(_DEVICE_ATTRIBUTE), WithJsonSchema(_DEVICE_ATTRIBUTE.schema)]
 ContainerImage = Annotated[str, AfterValidator(_IMAGE), WithJsonSchema(_IMAGE.schema)]
 ExportUrl = Annotated[str, AfterValidator(_EXPORT), WithJsonSchema(_EXPORT.schema)]
-ServerUrl = Annotated[str, AfterValidator(_SERVER), WithJsonSchema(_SERVER.schema)]
+ServerUrl = Annotated[str, AfterValidator(_SERVER), WITH_A_PORT, WithJsonSchema(_SERVER.schema)]
 Quantity = Annotated[str, AfterValidator(_QUANTITY), WithJsonSchema(_QUANTITY.schema)]
 
 

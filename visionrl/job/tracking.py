@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from visionrl.job.base import Model, ObjectName
+from visionrl.job.base import WITH_A_PORT, Model, ObjectName
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /-]*$")]
-
-
-def _with_a_port(url: str) -> str:
-    """A NetworkPolicy is made of it."""
-    try:
-        urlsplit(url).port  # noqa: B018
-    except ValueError as error:
-        raise ValueError(f"is no URL: {error}") from None
-    return url
-
-
-Url = AfterValidator(_with_a_port)
 
 
 class Trackio(Model):
@@ -49,7 +36,7 @@ class Mlflow(Model):
 
     experiment: Name
     """Experiment."""
-    tracking_uri: Annotated[str, Field(min_length=1, max_length=2048), Url] | None = None
+    tracking_uri: Annotated[str, Field(min_length=1, max_length=2048), WITH_A_PORT] | None = None
     """Tracking server or store; empty is a store in the run folder. A server may need MLFLOW_TRACKING_TOKEN."""
 
 
@@ -59,7 +46,7 @@ class Otlp(Model):
     endpoint: Annotated[
         str,
         Field(max_length=512, pattern=r"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]+)?(/[A-Za-z0-9_./-]*)?$"),
-        Url,
+        WITH_A_PORT,
     ]
     """Base URL of the collector, such as http://collector.observability:4318. Keys are no part of it: give them by
     `overrides` in OTEL_EXPORTER_OTLP_HEADERS, from a Secret."""
