@@ -13,6 +13,7 @@ from visionrl.checks.derived import (
     runs_inference,
     runs_task_app,
     takes_images,
+    undetermined,
     uses_vision,
 )
 from visionrl.checks.pod_templates import RESERVED_ENV
@@ -32,6 +33,7 @@ __all__ = [
     "runs_inference",
     "runs_task_app",
     "takes_images",
+    "undetermined",
     "uses_vision",
     "warnings",
 ]

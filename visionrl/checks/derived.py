@@ -50,6 +50,16 @@ def runs_task_app(spec: JobSpec) -> bool:
     return spec.task_app.url is None
 
 
+def undetermined(spec: JobSpec, game: str, deterministic: bool) -> str | None:
+    """Why the job cannot play a game that does not promise determinism; None where it can."""
+    if spec.algorithm.advantage != "state_anchored" or deterministic:
+        return None
+    return (
+        f"spec.algorithm.advantage: state_anchored compares equal states of a group, and {game} does not promise that "
+        "the same seed and actions lead to the same state; use outcome or turn"
+    )
+
+
 def policy_iterations(spec: JobSpec) -> int:
     """Iterations of policy updates; none for supervised training alone."""
     return spec.training.iterations if spec.algorithm.type == "rl" else 0

@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from visionrl import tracing
+from visionrl.checks import undetermined
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl.connections import connection_limit, limited_protocol, raise_file_limit
 from visionrl.hang import watch
@@ -137,11 +138,8 @@ def _game(context: ComponentContext) -> Prepared:
         game = prepare(spec.rollout.env_name, spec.rollout.env_config)
     except EnvironmentRefused as error:
         raise ConfigurationError("; ".join(f"spec.rollout.{problem}" for problem in error.problems)) from None
-    if spec.algorithm.advantage == "state_anchored" and not game.description.deterministic:
-        raise ConfigurationError(
-            f"spec.algorithm.advantage: state_anchored compares equal states of a group, and {game.name} does not "
-            "promise that the same seed and actions lead to the same state; use outcome or turn"
-        )
+    if problem := undetermined(spec, game.name, game.description.deterministic):
+        raise ConfigurationError(problem)
     return game
 
 

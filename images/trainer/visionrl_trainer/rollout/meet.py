@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from visionrl.checks import runs_task_app
+from visionrl.checks import runs_task_app, undetermined
 from visionrl.component import ConfigurationError
 from visionrl.job import JobSpec
 from visionrl_trainer.rollout.client import RolloutRefused, TaskApp
@@ -51,9 +51,4 @@ def mismatch(told: Mapping[str, Any], spec: JobSpec) -> str | None:
     name = told.get("environment")
     if spec.task_app.url is not None and name != spec.rollout.env_name:
         return f"spec.rollout.envName: is {spec.rollout.env_name}, but {spec.task_app.url} plays {name}"
-    if spec.algorithm.advantage == "state_anchored" and told.get("deterministic", True) is not True:
-        return (
-            f"spec.algorithm.advantage: state_anchored compares equal states of a group, and {name} does not promise "
-            "that the same seed and actions lead to the same state; use outcome or turn"
-        )
-    return None
+    return undetermined(spec, str(name), told.get("deterministic", True) is True)
