@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from tests.cluster.kube.host import require_packages, wait_until
 from tests.support.ports import free_port
+from tests.support.serving import serving
 from visionrl.status import EvaluationProgress, Progress, Score, TrainerReport
 from visionrl_operator.metrics import Metrics
 from visionrl_trainer.report.prometheus import metrics_text
@@ -71,11 +71,8 @@ def metrics() -> Iterator[int]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(server):
         yield server.server_port
-    finally:
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

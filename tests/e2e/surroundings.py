@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import json
 import ssl
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from tests.cluster import project_images
 from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube import pki
 from tests.cluster.kube.layout import Cluster
+from tests.support.serving import serving
 from visionrl.adapters import MANIFEST, Manifest
 
 INJECT = "sidecar.test/inject"
@@ -56,7 +56,7 @@ def sidecars_first(kube: kube_cluster.Running, cluster: Cluster) -> Iterator[dic
     }
     kind = "MutatingWebhookConfiguration"
     api = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}}
-    with _serving(server):
+    with serving(server):
         kube.kubectl.apply({**api, "webhooks": [webhook]})
         try:
             yield {INJECT: name}
@@ -83,16 +83,6 @@ class _Inject(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
-
-
-@contextmanager
-def _serving(server: ThreadingHTTPServer) -> Iterator[None]:
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @dataclass(frozen=True)
