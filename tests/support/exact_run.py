@@ -1,4 +1,5 @@
-"""``visionrl run`` with :mod:`tests.support.exact_inference` in vLLM's place: ``FILE --runs DIR``."""
+"""``visionrl run`` with a module in place of one component's own. As a program, with
+:mod:`tests.support.exact_inference` in vLLM's place: ``FILE --runs DIR``."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from visionrl_local.container import container_argv
 from visionrl_local.run import RunOptions, run
 
 
-def argv(container: Manifest) -> list[str]:
-    if container["name"] == "inference":
-        return [sys.executable, "-m", "tests.support.exact_inference"]
-    return container_argv(container)
+def run_with(container_name: str, *module: str) -> int:
+    """Run the file of the command line; ``module`` is its name, and its arguments. The exit code."""
 
+    def argv(container: Manifest) -> list[str]:
+        if container["name"] == container_name:
+            return [sys.executable, "-m", *module]
+        return container_argv(container)
 
-def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
@@ -26,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_with("inference", "tests.support.exact_inference"))
