@@ -19,7 +19,17 @@ from yaml import YAMLError
 
 from visionrl.job import API_GROUP, Component, Job
 from visionrl_cli.places.kubectl import Kubectl, KubectlError
-from visionrl_cli.places.place import CANCELLED, Event, JobRecord, Metrics, PlaceError, Tail, metrics_of, read_status
+from visionrl_cli.places.place import (
+    CANCELLED,
+    METRICS,
+    Event,
+    JobRecord,
+    Metrics,
+    PlaceError,
+    Tail,
+    metrics_of,
+    read_status,
+)
 from visionrl_core.clock import stamp
 from visionrl_core.kinds import EVENT, JOB, POD, Kind
 from visionrl_core.manifests.common import SUFFIXES, selector
@@ -28,8 +38,6 @@ from visionrl_core.manifests.pods import RUN_DIR
 CANCELLED_ANNOTATION = f"{API_GROUP}/cancelled"
 """When ``visionrl jobs cancel`` ended the job."""
 
-METRICS = "metrics.jsonl"
-"""In the run folder: a line for each iteration."""
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 PAGE = 500
@@ -121,10 +129,10 @@ class Cluster:
     def metrics(self, name: str) -> Metrics:
         """From the trainer's run folder, as :mod:`visionrl_cli.places.fetching` reads it; else what the status has."""
         progress = self.job(name).status.progress
-        words = ("exec", "--container", SUFFIXES["trainer"], "--", "cat", f"{RUN_DIR}/{METRICS}")
+        kubectl, container = Kubectl(self.context, self.namespace), SUFFIXES["trainer"]
         try:
             pod = self._pod(name, "trainer")
-            text = Kubectl(self.context, self.namespace).run(words[0], pod, *words[1:])
+            text = kubectl.run("exec", pod, "--container", container, "--", "cat", f"{RUN_DIR}/{METRICS}")
             return metrics_of(text.decode(errors="replace").splitlines())
         except (PlaceError, KubectlError) as error:
             found = progress.model_dump(mode="json", by_alias=True, exclude_none=True)

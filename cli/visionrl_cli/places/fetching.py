@@ -9,8 +9,8 @@ from typing import Any
 
 from visionrl.adapters import MANIFEST, MAX_MANIFEST_BYTES, Manifest, ManifestError, Version
 from visionrl.trained import ADAPTERS, CHECKPOINTS
-from visionrl_cli.commands.fetch import FetchError
 from visionrl_cli.places.kubectl import Body, Kubectl, KubectlError
+from visionrl_cli.places.place import PlaceError
 from visionrl_core import accepted
 from visionrl_core.container_images import RELEASED, images_of
 from visionrl_core.crd import PLURAL
@@ -55,7 +55,7 @@ class RunningFolder:
 
 
 def from_cluster(kubectl: Kubectl, job: str, target: Path) -> Version:
-    """Download the newest whole version into an empty folder. Raises :class:`FetchError`, :class:`KubectlError`."""
+    """Download the newest whole version into an empty folder. Raises :class:`PlaceError`, :class:`KubectlError`."""
     body = kubectl.find(JOBS, job)
     labels = ",".join(f"{key}={value}" for key, value in selector(job, "trainer").items())
     trainer = next((pod for pod in kubectl.objects("pods", labels) if _runs(pod)), None)
@@ -76,7 +76,7 @@ def _newest(folder: RunningFolder, job: str, target: Path) -> Version:
             trouble = f"; {error}"
             for path in target.iterdir():
                 path.unlink()
-    raise FetchError(f"the run folder of {job} holds no whole checkpoint{trouble}")
+    raise PlaceError(f"the run folder of {job} holds no whole checkpoint{trouble}")
 
 
 def _claim(kubectl: Kubectl, job: str, body: Body | None) -> str:
@@ -89,10 +89,10 @@ def _claim(kubectl: Kubectl, job: str, body: Body | None) -> str:
     if own:
         return str(max(own, key=lambda claim: str(claim["metadata"]["creationTimestamp"]))["metadata"]["name"])
     if body is None:
-        raise FetchError(f"there is neither a job {job} nor a claim that one left (kubectl get pvc)")
+        raise PlaceError(f"there is neither a job {job} nor a claim that one left (kubectl get pvc)")
     copies = [copy["to"] for copy in body.get("status", {}).get("result", {}).get("copies", [])]
     where = f"; it was copied to {' and '.join(copies)}" if copies else ""
-    raise FetchError(f"nothing has what {job} trained any more: no trainer runs, and no claim is left{where}")
+    raise PlaceError(f"nothing has what {job} trained any more: no trainer runs, and no claim is left{where}")
 
 
 def _job_uid(claim: Body) -> Any:

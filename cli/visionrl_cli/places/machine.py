@@ -22,6 +22,7 @@ from visionrl.job import Component, Job
 from visionrl.status import Condition, JobStatus
 from visionrl_cli.places.place import (
     CANCELLED,
+    METRICS,
     STOPPED,
     Event,
     JobRecord,
@@ -93,7 +94,7 @@ class Machine:
         return _file_lines(path, tail, lambda: executor_of(folder) is not None)
 
     def metrics(self, name: str) -> Metrics:
-        path = self._folder(name).root / "metrics.jsonl"
+        path = self._folder(name).root / METRICS
         try:
             with path.open(encoding="utf-8", errors="replace") as stream:
                 return metrics_of(stream)

@@ -14,13 +14,15 @@ from visionrl.job import Component, Job
 from visionrl.status import JobStatus
 from visionrl.versions import validate_known
 
+METRICS = "metrics.jsonl"
+"""In the run folder: a line for each iteration."""
 CANCELLED = "Cancelled"
 STOPPED = "Stopped"
 """Of a job on this machine: nothing executes it."""
 
 
 class PlaceError(Exception):
-    """Why a job cannot be shown or changed; the message is for the user."""
+    """Why a job cannot be shown, changed or fetched; the message is for the user."""
 
 
 @dataclass(frozen=True)
