@@ -145,8 +145,9 @@ class _Run:
         self.folder.warm_start.forget_checkpoints()
         if self.state.reference is not None:
             await compute(self.policy.set_reference, self.store.reference(self.state))
-        self.history = [watched(record) for record in self.folder.metrics.records()]
-        self._report_state()
+        records = self.folder.metrics.records()
+        self.history = [watched(record) for record in records]
+        self._report_state(records[-1:])
         await self._sync()
         try:
             while True:
@@ -355,11 +356,12 @@ class _Run:
         self.job = self.job.model_copy(update={"spec": spec})
         return policy_iterations(spec)
 
-    def _report_state(self) -> None:
-        """Fill the report, which is empty after a restart."""
+    def _report_state(self, last: Sequence[Mapping[str, Any]]) -> None:
+        """Fill the report, which is empty after a restart. ``last``: the record of the last iteration, if there is
+        one."""
         self.meter.set(iteration=self.state.iteration, episodes=self.state.episodes)
-        if last := self.folder.metrics.records()[-1:]:
-            self.meter.set(**{name: last[0].get(name) for name in SHOWN})
+        for record in last:
+            self.meter.set(**{name: record.get(name) for name in SHOWN})
         for result in self.store.evaluations.records():
             score = Score(**{name: result[name] for name in Score.model_fields})
             self.meter.evaluation(result["iteration"], score)
