@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -168,9 +168,12 @@ def run_of(run: RunView, deleting: bool, pods: Iterable[PodView], creation_failu
         # Evicted, drained or deleted by hand. The Job would start another pod beside the one that is ending.
         outcome = "Failed"
         state = replace(taken.state, exit_reason=taken.state.exit_reason or TERMINATED, pods=len(found))
-    holds_node = any(pod.phase not in ENDED for pod in found)
     report = found[-1].report if found else None
-    return TrainerRun(run.attempt, outcome, deleting, state, report, run.key, holds_node)
+    return TrainerRun(run.attempt, outcome, deleting, state, report, run.key, _hold_a_node(found))
+
+
+def _hold_a_node(pods: Sequence[PodView]) -> bool:
+    return any(pod.phase not in ENDED for pod in pods)
 
 
 def _not_made(why: str) -> ObservedComponent:
@@ -198,8 +201,7 @@ def export_of(run: RunView, pods: Iterable[PodView]) -> ExportRun:
     if newest is not None:
         reason = "" if newest.state.reason == CRASHED else newest.state.reason
         message = ": ".join(filter(None, (reason, last_line(newest.state.log or newest.state.message))))
-    holds_node = any(pod.phase not in ENDED for pod in found)
-    return ExportRun(outcome, message or run.message, version, copies, holds_node)
+    return ExportRun(outcome, message or run.message, version, copies, _hold_a_node(found))
 
 
 def _state(body: Body, status: Body, deleting: bool) -> ObservedComponent:
