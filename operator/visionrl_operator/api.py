@@ -30,6 +30,8 @@ LONGEST_RETRY_SECONDS = 10.0
 RETRIED = frozenset({429, 500, 502, 503, 504})
 
 Body = dict[str, Any]
+FORBIDDEN = 403
+
 logger = logging.getLogger(__name__)
 
 

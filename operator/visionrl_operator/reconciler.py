@@ -7,17 +7,15 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from visionrl.status import JobStatus
 from visionrl_core.attempts import live
 from visionrl_core.clock import moment
 from visionrl_core.decide import DesiredState, decide
-from visionrl_core.desired import OUT_OF_SERVICE
 from visionrl_core.events import JobEvent, event_manifest, events_between
-from visionrl_core.kinds import EVENT, NODE, OWNED_KINDS, SECRET, WORKLOAD, Kind, Kueue
-from visionrl_core.kueue import Flavor, Queue, WorkloadView, flavor_of
+from visionrl_core.kinds import EVENT, SECRET, WORKLOAD, Kueue
 from visionrl_core.manifests.common import (
     ATTEMPT_LABEL,
     Manifest,
@@ -31,22 +29,14 @@ from visionrl_core.manifests.common import (
 from visionrl_core.manifests.config import key_in, key_name
 from visionrl_core.manifests.queue import workload_name
 from visionrl_core.manifests.storage import claim_of
-from visionrl_core.observed import NO_RULES, ClusterRules, StuckPod
-from visionrl_core.pods import PodView
+from visionrl_core.observed import NO_RULES, ClusterRules
 from visionrl_core.policies.results import MADE, MADE_ANEW
-from visionrl_operator.api import Api, ApiError, Body
+from visionrl_operator.api import FORBIDDEN, Api, ApiError
 from visionrl_operator.apply import Applier, NameTaken
 from visionrl_operator.metrics import Metrics
-from visionrl_operator.observe import (
-    Asked,
-    observe,
-    overdue_pods,
-    podless_attempts,
-    starting_pods,
-    trainer_pod,
-    workload_of,
-)
+from visionrl_operator.observe import observe, starting_pods, trainer_pod, workload_of
 from visionrl_operator.probe import Probes
+from visionrl_operator.questions import STARTING_CHECK_SECONDS, Questions
 from visionrl_operator.repairs import Repairs
 from visionrl_operator.status_writer import read_status, write_status
 from visionrl_operator.store import Key, OwnedObject, Store, StoredJob
@@ -59,21 +49,6 @@ RESYNC_JITTER = 0.2
 # A Secret is not watched; one that somebody deleted is found missing at the next resync, and much sooner while pods
 # start, which may wait for it.
 SECRET_CHECK_SECONDS = 180.0
-STARTING_CHECK_SECONDS = 10.0
-# A pod that has a node and does not run after this time is asked about, and again after a while.
-SLOW_START = timedelta(seconds=30)
-PROBLEM_CHECK_SECONDS = 60.0
-# A pod that has not ended this long after its grace period: its node is looked at, and looked at again.
-STUCK_AFTER = timedelta(seconds=60)
-STUCK_CHECK_SECONDS = 30.0
-# A ResourceFlavor of Kueue is read again after this time.
-FLAVOR_SECONDS = 60.0
-# A job that waits for something that no watch reports, such as a priority class: asked again.
-UNWATCHED_CHECK_SECONDS = 30.0
-# A Job without a pod for this long probably cannot make one.
-PODLESS_SECONDS = 3.0
-PODLESS_CHECK_SECONDS = 30.0
-FORBIDDEN = 403
 STAGE = {"Secret": 0, "ConfigMap": 0, "ResourceClaimTemplate": 0, "Deployment": 2, "Job": 2}
 
 logger = logging.getLogger(__name__)
@@ -87,14 +62,6 @@ class ReconcileResult:
     again_after: float | None = None
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Why a pod does not start, as its events say."""
-
-    asked_at: float
-    found: tuple[str, str]
-
-
 @dataclass
 class _Memory:
     """What is remembered of a job between passes; all of it can be found out again."""
@@ -105,8 +72,6 @@ class _Memory:
     """Digest of its key."""
     key_seen: float = 0.0
     """When its Secret was last read."""
-    problems: dict[str, _Problem] = field(default_factory=dict)
-    """By pod."""
     refusal: str = ""
     """Why its objects could not be made the last time, in the API server's words."""
 
@@ -128,7 +93,7 @@ class Reconciler:
         self._api, self._store, self._probes, self._metrics, self._rules = api, store, probes, metrics, rules
         self._kueue, self._clock = kueue, clock
         self._applier = Applier(api, store, kueue)
-        self._flavors: dict[str, tuple[float, Flavor]] = {}
+        self._questions = Questions(api, kueue, clock)
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> ReconcileResult:
@@ -142,6 +107,7 @@ class Reconciler:
         if job is None or job.deleting:
             self._probes.stop(key)
             self._memories.pop(key, None)
+            self._questions.forget(key)
             return ReconcileResult(wrote=False)
         now = datetime.now(UTC)
         previous = read_status(job.status)
@@ -149,7 +115,10 @@ class Reconciler:
         await self._find_claim(job, previous)
         await self._find_workload(job, previous)
         objects, memory = self._store.owned(key), self._memory(job)
-        asked, look_again = await self._ask(job, previous, objects, now)
+        starting = [] if previous.finished else starting_pods(objects)
+        fresh = STARTING_CHECK_SECONDS if starting else SECRET_CHECK_SECONDS
+        known = await self._key(job, previous, fresh, untouched=not objects and not job.status)
+        asked, look_again = await self._questions.ask(job, known, previous, objects, starting, now)
         workload = workload_of(job, objects)
         self._probes.follow(key, trainer_pod(job, objects, previous.attempt))
         report = self._probes.report(key)
@@ -187,92 +156,24 @@ class Reconciler:
             self._memories[key] = _Memory(job.uid, Repairs(self._clock))
         return self._memories[key]
 
-    # --- what no watch reports
+    # --- what must be known before anything is decided
 
-    async def _ask(
-        self, job: StoredJob, previous: JobStatus, objects: Mapping[Ref, OwnedObject], now: datetime
-    ) -> tuple[Asked, float | None]:
-        """Answers, and when to ask again."""
-        starting = bool(starting_pods(objects)) and not previous.finished
-        fresh = STARTING_CHECK_SECONDS if starting else SECRET_CHECK_SECONDS
-        try:
-            asked = Asked(key=await self._key(job, fresh, untouched=not objects and not job.status))
-        except ApiError as error:
-            if error.status == FORBIDDEN:  # not the same as gone: a new key would restart everything
-                reason = f"cannot read Secret/{key_name(job.owner.name)}: {error.message}"
-                await write_status(self._api, self._store, job, previous.model_copy(update={"reason": reason}))
-            raise
-        if starting:
-            asked = replace(asked, problems=await self._problems(job, starting_pods(objects), now))
-        again = STARTING_CHECK_SECONDS if starting else None
-        if not job.status.get("accepted"):
-            asked = replace(asked, cache_access=await self._cache_access(job))
-        if job.object.document["spec"].get("queueName"):
-            workload = workload_of(job, objects)
-            asked = replace(asked, queue=await self._queue(job, workload[1] if workload else None))
-            again = again or (None if workload else UNWATCHED_CHECK_SECONDS)
-        if late := overdue_pods(objects, now, STUCK_AFTER):
-            asked, again = replace(asked, stuck=await self._stuck(late)), STUCK_CHECK_SECONDS
-        podless = {} if previous.finished else podless_attempts(job, objects)
-        ages = {attempt: (now - moment(found.created)).total_seconds() for attempt, found in podless.items()}
-        overdue = [attempt for attempt, age in ages.items() if age >= PODLESS_SECONDS]
-        if overdue:
-            reasons = {attempt: await self._creation_failure(job, podless[attempt]) for attempt in overdue}
-            return replace(asked, creation_failures=reasons), PODLESS_CHECK_SECONDS
-        return asked, PODLESS_SECONDS if podless else again
-
-    async def _key(self, job: StoredJob, fresh: float, untouched: bool) -> str | None:
+    async def _key(self, job: StoredJob, previous: JobStatus, fresh: float, untouched: bool) -> str | None:
         """Digest of the job's key, known for at most ``fresh`` seconds; None where it has no Secret."""
         memory = self._memory(job)
         if memory.key is not None and self._clock() - memory.key_seen < fresh:
             return memory.key
         if untouched:
             return None  # creating it shows whether it was there
-        key = await read_key(self._api, self._store, Key(job.owner.namespace, job.owner.name))
+        try:
+            key = await read_key(self._api, self._store, Key(job.owner.namespace, job.owner.name))
+        except ApiError as error:
+            if error.status == FORBIDDEN:  # not the same as gone: a new key would restart everything
+                reason = f"cannot read Secret/{key_name(job.owner.name)}: {error.message}"
+                await write_status(self._api, self._store, job, previous.model_copy(update={"reason": reason}))
+            raise
         memory.key, memory.key_seen = key_digest(key) if key is not None else None, self._clock()
         return memory.key
-
-    async def _cache_access(self, job: StoredJob) -> tuple[str, ...]:
-        storage = job.object.document["spec"].get("storage")
-        name = storage.get("modelCacheClaim") if isinstance(storage, dict) else None
-        if not isinstance(name, str) or not name:
-            return ()
-        claim = await self._api.get(OWNED_KINDS["PersistentVolumeClaim"], job.owner.namespace, name)
-        return tuple(claim["spec"].get("accessModes", ())) if claim is not None else ()
-
-    async def _queue(self, job: StoredJob, workload: WorkloadView | None) -> Queue:
-        if self._kueue is None:
-            return Queue()
-        flavors = {name: await self._flavor(name) for name in workload.flavors} if workload is not None else {}
-        name = job.object.document["spec"].get("queuePriorityClass")
-        priority = await self._priority(name) if workload is None and isinstance(name, str) else None
-        known = {name: flavor for name, flavor in flavors.items() if flavor is not None}
-        return Queue(self._kueue.api_version, workload, known, priority)
-
-    async def _flavor(self, name: str) -> Flavor | None:
-        assert self._kueue is not None
-        asked_at, flavor = self._flavors.get(name, (-FLAVOR_SECONDS, None))
-        if flavor is not None and self._clock() - asked_at < FLAVOR_SECONDS:
-            return flavor
-        found = await self._of_the_cluster(self._kueue.flavor, name)
-        if found is None:
-            return None
-        self._flavors[name] = self._clock(), flavor_of(found)
-        return self._flavors[name][1]
-
-    async def _priority(self, name: str) -> int | None:
-        assert self._kueue is not None
-        found = await self._of_the_cluster(self._kueue.priority_class, name)
-        return found["value"] if found is not None else None
-
-    async def _of_the_cluster(self, kind: Kind, name: str) -> Body | None:
-        try:
-            return await self._api.get(kind, None, name)
-        except ApiError as error:
-            if error.status != 403:
-                raise
-            logger.warning("%s %s cannot be read: %s", kind.name, name, error)
-            return None
 
     async def _find_workload(self, job: StoredJob, previous: JobStatus) -> None:
         """A Workload that is not in view may only have lost its labels: the job's pods must not be stopped for that."""
@@ -302,57 +203,6 @@ class Reconciler:
         target = claim_of(owner)
         if target not in self._store.owned(Key(owner.namespace, owner.name)):
             await self._applier.find_unlabelled(owner, target, labels(owner.name))
-
-    async def _problems(self, job: StoredJob, starting: list[OwnedObject], now: datetime) -> dict[str, tuple[str, str]]:
-        """What keeps pods from starting that have a node and should run by now: only events say that a volume cannot be
-        attached or mounted, or that the node has no network for them."""
-        known, fresh = self._memory(job).problems, dict[str, _Problem]()
-        for pod in starting:
-            if now - moment(pod.created) < SLOW_START:
-                continue
-            before = known.get(pod.uid)
-            if before is None or self._clock() - before.asked_at >= PROBLEM_CHECK_SECONDS:
-                warning = await self._newest_event(job, f"involvedObject.uid={pod.uid},type=Warning")
-                before = _Problem(self._clock(), warning or ("ContainerCreating", f"since {pod.created}"))
-            fresh[pod.uid] = before
-        self._memory(job).problems = fresh
-        return {uid: problem.found for uid, problem in fresh.items()}
-
-    async def _stuck(self, overdue: list[OwnedObject]) -> tuple[StuckPod, ...]:
-        stuck = []
-        for found in overdue:
-            pod = found.detail
-            assert isinstance(pod, PodView)
-            node, since = pod.state.node or "", moment(pod.grace_ends or found.created)
-            stuck.append(StuckPod(found.ref.name, pod.component, node, since, await self._is_lost(node)))
-        return tuple(stuck)
-
-    async def _is_lost(self, name: str) -> bool:
-        """Whether what ran on a node runs no more: the node object is gone, or a person or the cloud marked it."""
-        if not name:
-            return False
-        try:
-            node = await self._api.get(NODE, None, name)
-        except ApiError as error:  # an operator with rights in some namespaces only may not look at nodes
-            logger.warning("node %s cannot be read: %s", name, error)
-            return False
-        taints = node.get("spec", {}).get("taints") or () if node is not None else ()
-        return node is None or any(taint.get("key") == OUT_OF_SERVICE for taint in taints)
-
-    async def _creation_failure(self, job: StoredJob, run: OwnedObject) -> str:
-        """The newest message of the Job controller about a pod that it could not make."""
-        found = await self._newest_event(job, f"involvedObject.uid={run.uid},reason=FailedCreate")
-        return found[1] if found else ""
-
-    async def _newest_event(self, job: StoredJob, selector: str) -> tuple[str, str] | None:
-        """Reason and message."""
-        try:
-            found = await self._api.list(EVENT, job.owner.namespace, fieldSelector=selector, limit=20)
-        except ApiError as error:
-            logger.warning("events of %s/%s cannot be read: %s", job.owner.namespace, job.owner.name, error)
-            return None
-        newest = max(found["items"], key=_time_of, default=None)
-        return (str(newest.get("reason", "")), str(newest.get("message", ""))) if newest is not None else None
 
     # --- carrying out
 
@@ -418,10 +268,6 @@ class Reconciler:
                 await self._api.create(EVENT, owner.namespace, event_manifest(owner, item, now))
             except ApiError as error:
                 logger.warning("%s/%s: event %s is lost: %s", owner.namespace, owner.name, item.reason, error)
-
-
-def _time_of(event: Body) -> str:
-    return event.get("lastTimestamp") or event.get("eventTime") or ""
 
 
 def _without_braked(
