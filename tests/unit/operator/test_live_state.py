@@ -15,6 +15,7 @@ from visionrl_core.container_images import named
 from visionrl_core.manifests import pods
 from visionrl_core.manifests.common import Ref
 from visionrl_operator import reconciler, repairs
+from visionrl_operator.questions import STARTING_CHECK_SECONDS
 
 
 def scale(world: World, replicas: int, name: str = "demo-inference") -> None:
@@ -346,8 +347,8 @@ async def test_a_secret_that_pods_wait_for_is_made_at_once() -> None:
     world.server.deliver(world.store)
     result = await world.reconciler.reconcile(DEMO)
     assert result.again_after is not None
-    assert result.again_after <= reconciler.STARTING_CHECK_SECONDS
-    world.seconds += reconciler.STARTING_CHECK_SECONDS
+    assert result.again_after <= STARTING_CHECK_SECONDS
+    world.seconds += STARTING_CHECK_SECONDS
     await world.reconcile()
     assert world.server.get("secrets", "demo-key")
 
