@@ -23,8 +23,7 @@ def sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step; its folder is created if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a file in one step. Its folder exists: one that somebody deleted meanwhile is not made again."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     fsync(draft)  # or a power cut could leave the name with nothing behind it

@@ -24,7 +24,7 @@ def new_draft(parent: Path, name: str) -> Path:
     """An empty hidden folder to fill, of a process that has ``parent`` for itself."""
     draft = parent / f"{DRAFT}{name}"
     _delete(draft)
-    draft.mkdir(parents=True, exist_ok=True)
+    draft.mkdir(exist_ok=True)
     return draft
 
 

@@ -107,7 +107,6 @@ def _mounts(pod: Manifest, folder: LocalFolder) -> dict[str, str]:
     for mount in pod["containers"][0]["volumeMounts"]:
         path = folder.mount(volumes[mount["name"]])
         if path is not None:
-            path.mkdir(parents=True, exist_ok=True)
             found[mount["mountPath"]] = str(path)
     return found
 

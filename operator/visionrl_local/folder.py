@@ -82,8 +82,7 @@ class LocalFolder:
         self._write(self.job_file, text)
 
     def write_key(self, key: str) -> None:
-        self.check()
-        self.key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make(self.key_file.parent, mode=0o700)
         descriptor = os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(key)
@@ -97,13 +96,15 @@ class LocalFolder:
         return key if key.isascii() and key.isprintable() and key else None
 
     def mount(self, volume: Manifest) -> Path | None:
-        """The folder in place of a volume; None for ``/tmp`` and shared memory, which this machine has already."""
+        """The folder in place of a volume; None for ``/tmp`` and shared memory, which this machine has already.
+        Raises ``OSError`` where it cannot be made."""
         if "configMap" in volume:
-            return self.job_file.parent
+            return self._make(self.job_file.parent)
         if "secret" in volume:
-            return self.key_file.parent
+            return self._make(self.key_file.parent, mode=0o700)
         match volume["name"]:
             case "cache":
+                cache_folder().mkdir(parents=True, exist_ok=True)
                 return cache_folder()
             case "run" | "traces":
                 return self.root
@@ -171,8 +172,15 @@ class LocalFolder:
         return [_identity(self.root), _identity(self.lock_file)]
 
     def _write(self, file: Path, text: str) -> None:
-        self.check()  # a folder that was deleted is not made again
+        self._make(file.parent)
         write_atomically(file, text)
+
+    def _make(self, folder: Path, mode: int = 0o777) -> Path:
+        """Make one of the run folder's own folders; the run folder itself, once deleted, is not made again."""
+        self.check()
+        if folder != self.root:
+            folder.mkdir(mode, exist_ok=True)
+        return folder
 
     def _end_predecessors(self, note: Note) -> None:
         while found := processes.left_behind(self.supervisor):

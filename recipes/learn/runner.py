@@ -70,6 +70,7 @@ def attempt(step: Step, file: Path) -> Record:
         "attempts": [*(earlier["attempts"] if earlier else []), this],
         "result": step.result() if code == 0 else None,
     }
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(record, indent=1) + "\n")
     return record
 

@@ -124,6 +124,7 @@ def make_run(root: Path, iterations: int = 42, turns: int = 12) -> RunFolder:
         found = {"mean": mean, "low": mean - 0.5, "high": mean + 0.5, "episodes": 50, "rates": rates}
         folder.evaluations.append({"iteration": iteration, **found, "returns": [], "seeds": []})
         films.save(film(iteration, turns, mean), folder.films)
+    folder.warm_start.metrics.path.parent.mkdir()
     for step in range(1, 21):
         loss = {"loss": 3 / step, "validation_loss": 3.2 / step if step % 5 == 0 else None}
         folder.warm_start.metrics.append({"step": step, "steps": 20, **loss})

@@ -262,6 +262,7 @@ def folder(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "tests/unit/reference/testdata/rl_vision.toml", tmp_path / "rl.toml")
     for name in ("crafter", "crafter-tiny"):
         run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
         films.save(film(0, turns=3, score=1.0), run / "films")
         (run / "status.json").write_text('{"phase": "Failed", "reason": "trainer: exit code 1"}')
     return tmp_path

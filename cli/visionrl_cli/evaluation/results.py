@@ -162,6 +162,7 @@ class Journal:
         if self.file and self.file.exists():
             self._resume(self.file)
         elif self.file:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps({**self._head, "run": run}) + "\n")
 
     def add(self, score: EpisodeScore) -> None:

@@ -109,6 +109,7 @@ class Machine:
         if executor_of(folder) is not None:
             raise PlaceError(f"{job.name} runs already: {self.command(f'jobs get {job.name}')}")
         text = job.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n"
+        folder.root.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.submitted_file, text)
         self._start(folder, folder.submitted_file)
 
@@ -140,7 +141,7 @@ class Machine:
 
     def _start(self, folder: LocalFolder, file: Path) -> None:
         log = folder.root / "logs" / EXECUTOR_LOG
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(exist_ok=True)
         command = self.executor(file.absolute(), self.runs.absolute())
         with log.open("ab") as output:
             process = subprocess.Popen(

@@ -44,7 +44,26 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> LocalFolder:
+    (tmp_path / "demo").mkdir()
     return LocalFolder(tmp_path / "demo")
+
+
+def test_a_run_folder_that_vanishes_between_check_and_write_is_not_made_again(
+    folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "check", lambda: None)  # as if the folder were deleted right after it
+    folder.root.rmdir()
+    actions: list[Callable[[], object]] = [
+        lambda: folder.write_status(STATUS),
+        lambda: folder.write_key("k"),
+        lambda: folder.write_job("{}"),
+        lambda: folder.mount({"name": "config", "configMap": {}}),
+        lambda: folder.mount({"name": "key", "secret": {}}),
+    ]
+    for action in actions:
+        with pytest.raises(FileNotFoundError):
+            action()
+    assert not folder.root.exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -109,7 +128,6 @@ def test_a_key_that_cannot_be_used_is_none(folder: LocalFolder, data: bytes) -> 
 
 
 def test_a_lock_file_with_anything_in_it_is_only_a_lock(folder: LocalFolder) -> None:
-    folder.root.mkdir()
     folder.lock_file.write_bytes(b"\xff\x00" * 1000)
     with folder.lock(), pytest.raises(LocalError, match="in use by another"), LocalFolder(folder.root).lock():
         pytest.fail("locked twice")
@@ -153,7 +171,6 @@ def test_fresh_deletes_what_runs_made_and_nothing_else(folder: LocalFolder) -> N
 
 
 def test_fresh_does_not_ask_where_there_is_nothing_to_delete(folder: LocalFolder) -> None:
-    folder.root.mkdir()
     (folder.root / "notes.txt").touch()
     assert start_over(folder, pytest.fail, lambda: pytest.fail("asked"))
 

@@ -40,6 +40,7 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Component,
     children = all_manifests(job(), 0, Owner("demo", "default", "local"), "k")
     templates = [child["spec"]["template"] for child in children if child["kind"] in ("Deployment", "Job")]
     folder = LocalFolder(tmp_path / "runs" / "demo")
+    folder.root.mkdir(parents=True)
     found = [launch(template, "demo", folder, PORTS, {"trainer": "1"}) for template in templates]
     return {each.component: each for each in found}
 
@@ -56,7 +57,7 @@ def test_a_variable_of_a_secret_is_the_users_own_here(tmp_path: Path, monkeypatc
     spec = job({"overrides.trainer": {"env": [{"name": "HF_TOKEN", "valueFrom": source}]}})
     children = all_manifests(spec, 0, Owner("demo", "default", "local"), "k")
     [trainer] = [child["spec"]["template"] for child in children if child["kind"] == "Job"]
-    assert launch(trainer, "demo", LocalFolder(tmp_path / "demo"), PORTS, {}).env["HF_TOKEN"] == "hf_of_the_user"
+    assert launch(trainer, "demo", LocalFolder(tmp_path), PORTS, {}).env["HF_TOKEN"] == "hf_of_the_user"
 
 
 def test_services_become_loopback_ports(launches: dict[Component, Launch]) -> None:

@@ -208,11 +208,13 @@ def webp(frame: Frame) -> bytes:
 
 def save(film: Film, folder: Path) -> None:
     """Keep an evaluation's film as ``<folder>/000012.json``, by its iteration."""
+    folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{film.iteration:06d}.json", film.model_dump_json())
 
 
 def save_training(films: Sequence[Film], folder: Path) -> None:
     """Keep the last iteration's films; they replace those of the iteration before."""
+    folder.mkdir(exist_ok=True)
     write_atomically(folder / TRAINING_FILMS, _Films(films=list(films)).model_dump_json())
 
 

@@ -33,7 +33,6 @@ class MetricsFile:
     def append(self, record: Record) -> None:
         """Add one line, on disk when this returns."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             new = not self.path.exists()
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
