@@ -57,7 +57,6 @@ HINTS = {
     "'history'": "visionrl jobs get NAME shows the attempts, jobs timeline NAME what happened",
     "'config'": "visionrl jobs get NAME --json shows the job itself",
     "ACTION: invalid choice: 'list'": "a task app is part of its job: visionrl jobs list",
-    "ACTION: invalid choice: 'validate'": "visionrl task-app check URL",
     "--backend": "there is no service to send a job to: --context NAME names a cluster",
     "--env-file": "variables are read from the environment: set -a; . FILE; set +a",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from visionrl_cli.extras import needed_packages
@@ -34,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--trace-dir", metavar="DIR", type=Path, help="keep traces of all episodes in DIR/traces.db")
     _add_key(serve)
     info = actions.add_parser("info", help="what a running task app serves")
-    info.add_argument("url", metavar="URL", nargs="?", help="its address (default: TASK_APP_URL)")
     info.add_argument("--json", action="store_true", help="print JSON")
-    _add_key(info)
-    checked = actions.add_parser("check", help=conformance.HELP)
+    checked = actions.add_parser("check", aliases=["validate"], help=conformance.HELP)
     conformance.add_arguments(checked)
-    _add_key(checked)
+    for asked in (info, checked):
+        asked.add_argument("url", metavar="URL", nargs="?", help="its address (default: TASK_APP_URL)")
+        _add_key(asked)
     deploy = actions.add_parser("deploy", help="make one in a cluster and wait until it is ready")
     deploy.add_argument("file", metavar="FILE", type=Path, help="job file: image, resources and name are its")
     deploy.add_argument("--context", metavar="NAME", help="the kubeconfig's context (default: the current one)")
@@ -61,13 +62,25 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     if options.action == "serve":
         return _serve(options)
-    if options.action == "check":
-        return conformance.conforms(options.url, options.key_file, options.config, options.model_host)
+    if options.action in ("check", "validate"):
+        url = _url(options)
+        return conformance.conforms(url, options.key_file, options.config, options.model_host) if url else 1
     with needed_packages("task-app"):
         from visionrl_cli.taskapp.standalone import deploy, info
     if options.action == "info":
-        return info(options.url or os.environ.get("TASK_APP_URL"), options.key_file, options.json)
+        url = _url(options)
+        return info(url, options.key_file, options.json) if url else 1
     return deploy(options.file, options.context, options.namespace, _warmup(options))
+
+
+def _url(options: argparse.Namespace) -> str | None:
+    """The address to ask; None after saying that there is none."""
+    url = options.url or os.environ.get("TASK_APP_URL")
+    if url is None or not url.startswith(("http://", "https://")):
+        found = f"{url!r} is no address such as http://127.0.0.1:8000" if url else "name the task app"
+        print(f"visionrl: {found}: visionrl task-app {options.action} URL, or TASK_APP_URL", file=sys.stderr)
+        return None
+    return url
 
 
 def _serve(options: argparse.Namespace) -> int:

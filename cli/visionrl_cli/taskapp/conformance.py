@@ -15,7 +15,6 @@ HELP = "whether a server of your own speaks the rollout contract"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="base URL of the server")
     parser.add_argument("--config", metavar="JSON", type=json_object, default={}, help="env.config of the episodes")
     parser.add_argument(
         "--model-host", metavar="HOST", default="127.0.0.1", help="this machine's address as the server sees it"

@@ -29,13 +29,11 @@ LOOK_SECONDS = 1.0
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
 
-def info(url: str | None, key_file: Path | None, as_json: bool) -> int:
+def info(url: str, key_file: Path | None, as_json: bool) -> int:
     """Print what ``GET /info`` of a task app answers; the exit code."""
     from visionrl_cli.evaluation.session import task_app_key
     from visionrl_cli.evaluation.text import EvalError
 
-    if not url:
-        return _refused("name the task app: visionrl task-app info URL, or TASK_APP_URL")
     try:
         key = task_app_key(key_file)
         found = _asked(f"{url.rstrip('/')}/info", key)

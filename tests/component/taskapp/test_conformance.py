@@ -27,7 +27,7 @@ def test_our_server_speaks_the_contract(tmp_path: Path) -> None:
 
 def test_a_server_of_the_standard_library_speaks_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with taskapp_command([sys.executable, str(SERVER)], tmp_path, {}) as app:
-        code = main(["task-app", "check", app.url, "--key-file", str(tmp_path / "key")])
+        code = main(["task-app", "validate", app.url, "--key-file", str(tmp_path / "key")])
         assert (code, capsys.readouterr().out.count("\nok")) == (0, len(CHECKS))
         (tmp_path / "wrong").write_text("no")
         assert main(["task-app", "check", app.url, "--key-file", str(tmp_path / "wrong")]) == 1

@@ -173,8 +173,11 @@ def test_a_port_is_a_port(port: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_task_app_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("ENVIRONMENT_API_KEY", "k")
     monkeypatch.delenv("TASK_APP_URL", raising=False)
-    assert main(["task-app", "info"]) == 1
-    assert "name the task app" in capsys.readouterr().err
+    for action in ("info", "check", "validate"):
+        assert main(["task-app", action]) == 1
+        assert capsys.readouterr().err.startswith("visionrl: name the task app: ")
+        assert main(["task-app", action, "crafter"]) == 1  # the reference names its apps
+        assert "'crafter' is no address" in capsys.readouterr().err
     for url in ("http://127.0.0.1:1", "nonsense", "http://[", ""):
         assert main(["task-app", "info", url]) == 1
         assert capsys.readouterr().err.startswith("visionrl: ")

@@ -67,7 +67,6 @@ def test_every_key_that_is_read_is_in_the_page() -> None:
         ("jobs status demo", "visionrl jobs list, jobs get NAME"),
         ("jobs config demo", "jobs get NAME --json"),
         ("task-app list", "visionrl jobs list"),
-        ("task-app validate crafter", "visionrl task-app check URL"),
         ("train --type rl --config rl.toml --backend https://x", "--context NAME names a cluster"),
         ("train --type rl --config rl.toml --env-file .env", "set -a; . FILE"),
     ],
