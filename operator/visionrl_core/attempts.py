@@ -7,6 +7,7 @@ never ran has still to be made. So the status and what exists determine the stat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -17,7 +18,7 @@ from visionrl.status import Attempt, ComponentFailure, JobStatus
 from visionrl_core.clock import moment, stamp
 from visionrl_core.manifests.common import Ref
 from visionrl_core.manifests.config import key_name
-from visionrl_core.observed import Observed, ObservedComponent, TrainerRun
+from visionrl_core.observed import Observed, TrainerRun
 from visionrl_core.policies import failure, ledger
 from visionrl_core.policies.failure import Failure
 
@@ -87,8 +88,9 @@ def next_attempt(status: JobStatus, cause: str, counted: bool, now: datetime) ->
     return status.model_copy(update={"attempt": status.attempt + 1, "restarts": status.restarts + int(counted)})
 
 
-def reopened(status: JobStatus) -> JobStatus:
-    """The status of a finished job that trains again, from its last checkpoint."""
+def reopened(status: JobStatus, failures: Sequence[ComponentFailure] = ()) -> JobStatus:
+    """The status of a finished job that trains again, from its last checkpoint. ``failures``: those of servers that
+    were kept (:func:`visionrl_core.policies.ledger.forgiven`)."""
     return status.model_copy(
         update={
             "conditions": [each for each in status.conditions if each.type not in ("Complete", "Failed")],
@@ -96,7 +98,7 @@ def reopened(status: JobStatus) -> JobStatus:
             "restarts": 0,
             # The former attempts and failures, and the time that they took, belong to the former end.
             "attempts": [],
-            "failures": [],
+            "failures": list(failures),
             "failure_log": "",
             "active_seconds": 0,
             "active_since": None,
@@ -116,6 +118,16 @@ def end(status: JobStatus, cause: str | None, counted: bool, now: datetime) -> J
     done = status.progress.iteration
     closed = last.model_copy(update={"ended": ended, "cause": cause, "counted": counted, "iteration": done})
     return status.model_copy(update={"attempts": [*status.attempts[:-1], closed]})
+
+
+def with_log_of_hung_trainer(status: JobStatus, observed: Observed) -> JobStatus:
+    """Of a trainer that was ended because it did nothing, the log is known only once its container has stopped."""
+    last, run = (status.attempts[-1] if status.attempts else None), observed.trainer(status.attempt)
+    log = failure.last_lines(run.state.log) if run is not None else ""
+    hung = last is not None and last.cause is not None and failure.NO_PROGRESS in last.cause
+    if not hung or not log or log in status.failure_log:
+        return status
+    return status.model_copy(update={"failure_log": failure.last_lines(f"{status.failure_log}\n{log}")})
 
 
 def _begin(status: JobStatus, run: TrainerRun | None, now: datetime) -> JobStatus:
@@ -150,11 +162,7 @@ def _record_servers(
 ) -> tuple[JobStatus, AttemptEnd | None]:
     """Task app and inference are restarted where they run, unless they fail too often or for good. A rule that names
     such a failure does what it says: the trainer's attempt ends, too, and another one follows."""
-    servers: tuple[tuple[Component, ObservedComponent], ...] = (
-        ("taskApp", observed.task_app),
-        ("inference", observed.inference),
-    )
-    for component, state in servers:
+    for component, state in observed.servers:
         entry = ledger.new_end(status.failures, component, state, policy, now)
         if entry is not None:
             failed = failure.failure_of(component, state)

@@ -22,7 +22,7 @@ from visionrl_core.manifests import base_manifests
 from visionrl_core.manifests.common import Manifest, Owner, Ref, seal
 from visionrl_core.manifests.storage import made_claim
 from visionrl_core.observed import JobObject, Observed
-from visionrl_core.policies import failure, lifecycle, queueing, results, volumes
+from visionrl_core.policies import failure, ledger, lifecycle, queueing, results, volumes
 from visionrl_core.policies.queueing import Admission
 from visionrl_core.policies.validation import Verdict, validate
 
@@ -64,7 +64,8 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         if _run_folder_is_gone(job, job_object.owner, observed):
             job, verdict = before, Verdict(before, False, "RunFolderGone", RUN_FOLDER_GONE)
         else:
-            status, outcome = attempts.reopened(previous), None
+            forgiven = ledger.forgiven(observed.servers, job.spec.failure_policy, now)
+            status, outcome = attempts.reopened(previous, forgiven), None
     owner = job_object.owner
     admission = queueing.admission(job, owner, observed)
     stop = _why_no_pod_may_run(job, admission)
@@ -79,7 +80,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
     change = queueing.workload_change(job, owner, status, observed, admission, succeeded, now)
     if outcome is not None:
         result = results.result_of(job, owner, status, observed, outcome.type == "Complete")
-        status = status.model_copy(update={"result": result})
+        status = attempts.with_log_of_hung_trainer(status.model_copy(update={"result": result}), observed)
         # Deleting the object would end its exporter, too.
         expires = lifecycle.expiry(job.spec.lifecycle, status) if result.export != "Exporting" else None
         return DesiredState(

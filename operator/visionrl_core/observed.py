@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from visionrl.job import Job
+from visionrl.job import Component, Job
 from visionrl.status import Copy, TrainerReport
 from visionrl_core.container_images import RELEASED, Images
 from visionrl_core.kueue import Queue
@@ -159,6 +159,10 @@ class Observed:
     idle: timedelta = timedelta(0)
     """How long the running trainer has reported nothing new, or has not answered. The executor measures it, by a clock
     that does not jump, from when it began to look: one that was away for hours knows nothing of them."""
+
+    @property
+    def servers(self) -> tuple[tuple[Component, ObservedComponent], ...]:
+        return ("taskApp", self.task_app), ("inference", self.inference)
 
     def trainer(self, attempt: int) -> TrainerRun | None:
         return next((run for run in self.trainers if run.attempt == attempt), None)

@@ -11,7 +11,7 @@ job, whatever the component does at this moment. Older failures are forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from visionrl.job import Component, FailurePolicy
@@ -47,6 +47,14 @@ def new_end(
         instance=state.instance,
         ends=state.ends,
     )
+
+
+def forgiven(
+    servers: Iterable[tuple[Component, ObservedComponent]], policy: FailurePolicy, now: datetime
+) -> list[ComponentFailure]:
+    """Entries for all ends so far of servers that outlive a job's end. They do not count when the job goes on."""
+    ends = (new_end((), component, state, policy, now) for component, state in servers)
+    return [entry.model_copy(update={"counted": False}) for entry in ends if entry is not None]
 
 
 def entry_of(

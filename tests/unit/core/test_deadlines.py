@@ -77,6 +77,20 @@ def test_a_trainer_that_always_hangs_fails_the_job() -> None:
     assert "NoProgress" in cluster.status.reason
 
 
+def test_the_log_of_a_trainer_that_hung_is_kept_when_its_container_stops() -> None:
+    cluster = running({"failurePolicy.maxRestarts": 0})
+    cluster.idle = timedelta(hours=1)
+    cluster.reconcile()
+    assert reason(cluster.status, "Failed") == "MaxRestartsExceeded"
+    assert cluster.status.failure_log == "nothing new for 3600 s after: no report"
+    stopped = replace(cluster.trainers[0].state, exit_code=137, log="step 41\nwaiting for a lock")
+    cluster.trainers[0] = replace(cluster.trainers[0], state=stopped)
+    for _ in range(2):
+        cluster.reconcile()
+        cluster.deletions_complete()
+    assert cluster.status.failure_log == "nothing new for 3600 s after: no report\nstep 41\nwaiting for a lock"
+
+
 def test_every_attempt_has_a_deadline_for_its_start() -> None:
     cluster = running({"lifecycle.preRunningDeadlineSeconds": 600})
     cluster.trainer_ends(137)

@@ -413,6 +413,29 @@ def test_a_complete_job_that_is_asked_for_more_trains_on_from_its_run_folder() -
     assert accepted.status == "True"
 
 
+def test_crashes_of_kept_servers_do_not_count_when_a_complete_job_trains_on() -> None:
+    kept = {"lifecycle.cleanupPolicy": "KeepAll", "failurePolicy.maxRestarts": 1, "storage.runSize": "1Gi"}
+    cluster = running({"training.iterations": 2, **kept})
+    cluster.crash("task_app", 1)
+    cluster.reconcile()
+    cluster.trainer_ends(0)
+    cluster.reconcile()
+    cluster.crash("inference", 1)  # while nobody looks
+    cluster.crash("inference", 1)
+    assert cluster.status.phase == "Complete"
+    cluster.change({"training.iterations": 9})
+    cluster.reconcile()
+    cluster.reconcile()
+    assert not cluster.status.finished
+    assert [entry.counted for entry in cluster.status.failures] == [False, False]
+    cluster.crash("inference", 1)
+    cluster.reconcile()
+    assert not cluster.status.finished
+    cluster.crash("inference", 1)
+    cluster.reconcile()
+    assert reason(cluster.status, "Failed") == "MaxRestartsExceeded"
+
+
 def test_a_complete_job_without_a_run_folder_says_why_it_cannot_train_on() -> None:
     cluster = complete({"storage.ephemeral": True})
     cluster.change({"training.iterations": 9})

@@ -12,7 +12,8 @@ from tests.support.fake_cluster import FakeCluster
 from tests.support.fake_kueue import FakeKueue, takes_quota, true
 from tests.support.jobs import WARM_START
 from visionrl.job import FailurePolicy
-from visionrl.status import Condition, TrainerReport
+from visionrl.status import Condition, JobStatus, TrainerReport
+from visionrl_core.accepted import job_of
 from visionrl_core.manifests.common import COMPONENTS
 from visionrl_core.policies import ledger
 
@@ -170,7 +171,7 @@ class Life(RuleBasedStateMachine):
         for before, after in pairwise(history):
             assert after.attempt >= before.attempt
             assert before.restarts <= after.restarts
-            assert not before.finished or after.completion_time == before.completion_time
+            assert not before.finished or after.completion_time == before.completion_time or reopened(before, after)
             for old in before.conditions:
                 new = after.condition(old.type)
                 if new is not None:
@@ -190,7 +191,8 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def nothing_is_made_for_a_job_that_has_ended(self) -> None:
         if hasattr(self, "cluster") and self.cluster.status.finished:
-            assert self.cluster.decide().manifests == ()
+            decision = self.cluster.decide()
+            assert decision.manifests == () or reopened(self.cluster.status, decision.status)
 
     @invariant()
     def pods_of_a_queued_job_have_quota_or_are_told_to_end(self) -> None:
@@ -232,6 +234,14 @@ class Life(RuleBasedStateMachine):
             assert cluster.status.phase == "Suspended"
             assert servers == len(cluster.trainers) == 0
             assert cluster.workload is None
+
+
+def reopened(before: JobStatus, after: JobStatus) -> bool:
+    """Whether a complete job goes on, because somebody raised what it shall reach."""
+    old, new = job_of(before.accepted), job_of(after.accepted)
+    if before.phase != "Complete" or old is None or new is None:
+        return False
+    return new.spec.training.iterations > old.spec.training.iterations and after.completion_time is None
 
 
 def assert_times(old: Condition, new: Condition) -> None:
