@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from visionrl.component import EXIT_CONFIGURATION
-from visionrl.job import Component, FailurePolicy, Job
+from visionrl.job import FailurePolicy, Job
 from visionrl.status import Attempt, ComponentFailure, JobStatus
 from visionrl_core.clock import moment, stamp
 from visionrl_core.manifests.common import Ref

@@ -149,6 +149,11 @@ class Life(RuleBasedStateMachine):
     def someone_edits(self, change: dict[str, object]) -> None:
         self.cluster.change(change)
 
+    @precondition(lambda self: self.cluster.status.phase == "Complete")
+    @rule(more=st.integers(1, 3))
+    def someone_asks_a_complete_job_for_more(self, more: int) -> None:
+        self.cluster.change({"training.iterations": self.cluster.spec.get("training.iterations", 3) + more})
+
     # --- what always holds
 
     @invariant()
