@@ -25,6 +25,13 @@ def seconds(accepted: Callable[[float], bool]) -> Callable[[str], float]:
     return parse
 
 
+def positive(text: str) -> int:
+    """An integer of at least 1, of at most 18 digits: it fits into 64 bits."""
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+    return int(text)
+
+
 def json_object(text: str) -> dict[str, Any]:
     try:
         value = parse_json(text)

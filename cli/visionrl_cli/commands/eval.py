@@ -8,7 +8,7 @@ from pathlib import Path
 from visionrl.job import DEFAULT_ENVIRONMENT, POLICIES
 from visionrl.seeds import parse_seeds
 from visionrl_cli.extras import needed_packages
-from visionrl_cli.values import json_object
+from visionrl_cli.values import json_object, positive
 
 DESCRIPTION = """Play one episode per seed and report the return (in Crafter, unique achievements) with a 95 % interval.
 
@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("standard",),
         help="that of published scores: whole episodes of up to 10,000 steps, on seeds 0-29 unless others are named",
     )
-    game.add_argument("--turns", metavar="N", type=_positive, help="largest number of turns in an episode")
+    game.add_argument("--turns", metavar="N", type=positive, help="largest number of turns in an episode")
     game.add_argument("--temperature", metavar="T", type=float, help="sampling temperature")
-    game.add_argument("--concurrency", metavar="N", type=_positive, help="episodes in flight")
+    game.add_argument("--concurrency", metavar="N", type=positive, help="episodes in flight")
     game.add_argument(
         "--control", choices=("grey", "shuffled"), help="show a grey image, or the images of another episode"
     )
@@ -126,9 +126,3 @@ def _seeds(text: str) -> tuple[int, ...]:
         return parse_seeds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)

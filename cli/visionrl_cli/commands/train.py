@@ -16,7 +16,7 @@ from visionrl_cli.extras import needed_packages
 from visionrl_cli.files import unusable
 from visionrl_cli.flags import add_fields, given
 from visionrl_cli.places.choice import WHERE, add_place, place_of
-from visionrl_cli.values import seconds
+from visionrl_cli.values import positive, seconds
 
 DESCRIPTION = f"""Train: --type rl starts the job of a file and watches it, --type sft learns from a file of examples.
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON event per line")
     rl = parser.add_argument_group("--type rl")
-    rl.add_argument("--iterations", metavar="N", type=_positive, help="training.iterations")
+    rl.add_argument("--iterations", metavar="N", type=positive, help="training.iterations")
     rl.add_argument("--task-url", metavar="URL", help="taskApp.url: a task app that runs already (or TASK_APP_URL)")
     rl.add_argument("--poll", action=argparse.BooleanOptionalAction, default=True, help="watch until the job ends")
     rl.add_argument(
@@ -196,9 +196,3 @@ def _camel(name: str) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
