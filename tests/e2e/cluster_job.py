@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube.host import KubeError, run, wait_until
@@ -125,10 +125,10 @@ class ClusterJob:
         [trainer] = self.pods("trainer")
         return self.kubectl("exec", trainer["metadata"]["name"], "--container=trainer", "--", *command)
 
-    def end_trainer(self) -> None:
-        """As if it had crashed: SIGTERM from inside, of which Kubernetes knows nothing."""
+    def signal_trainer(self, signal: Literal["TERM", "STOP", "CONT"]) -> None:
+        """From inside, of which Kubernetes knows nothing."""
         find = "grep --files-with-matches [v]isionrl_trainer /proc/[0-9]*/cmdline | cut -d/ -f3"
-        self.in_trainer("sh", "-c", f"kill $({find})")
+        self.in_trainer("sh", "-c", f"kill -{signal} $({find})")
 
     def iterations_kept(self) -> list[int]:
         """Those that the run folder tells of."""
@@ -146,12 +146,14 @@ class ClusterJob:
     # --- what it trained
 
     def fetch(self, folder: Path) -> Manifest:
-        """``visionrl fetch``, as a person with this kubeconfig."""
-        words = ["fetch", self.name, "--namespace", self.namespace, "--output", str(folder)]
+        self.visionrl("fetch", self.name, "--namespace", self.namespace, "--output", str(folder))
+        return verified_manifest(folder)
+
+    def visionrl(self, *words: str) -> str:
+        """The command, as a person with this kubeconfig."""
         environment = self.kube.kubectl.environment()
         environment["PATH"] = f"{self.kube.kubectl.program.parent}:{environment['PATH']}"
-        run([Path(sys.executable).with_name("visionrl"), *words], env=environment)
-        return verified_manifest(folder)
+        return run([Path(sys.executable).with_name("visionrl"), *words], env=environment)
 
     # --- waiting
 

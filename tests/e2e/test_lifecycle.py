@@ -71,7 +71,8 @@ def test_a_third_job_waits_for_a_gpu_and_starts_when_one_is_free(
 def test_a_trainer_that_fails_for_good_leaves_its_reason_and_its_log(
     operator: Release, job: Callable[[str], ClusterJob]
 ) -> None:
-    run = job("fails")
+    run, hung = job("fails"), job("hangs")
+    hung.apply(supervised(FOREVER, {"failurePolicy": {"maxRestarts": 0}}))
     run.apply(supervised(BRIEF, {"model.base": "/no/such/model", "training.warmStart.trains": "adapter"}))
     run.wait_for_phase("Failed")
     failed = run.condition("Failed")
@@ -82,8 +83,18 @@ def test_a_trainer_that_fails_for_good_leaves_its_reason_and_its_log(
     assert run.attempt == 0
     run.wait("the task app to go", lambda: not run.pods("taskapp"), fails=True)
     assert "/no/such/model" in run.logs("trainer")
-    run.delete()
-    run.wait_gone()
+
+    hung.wait_for_phase("WarmStart")
+    hung.signal_trainer("STOP")
+    hung.patch({"lifecycle": {"progressDeadlineSeconds": 1}})
+    hung.wait_for_phase("Failed")
+    assert "NoProgress" in hung.condition("Failed")["message"]
+    hung.signal_trainer("CONT")  # it ends now, instead of after its grace period
+    hung.wait("its last lines", lambda: "INFO stopped" in hung.status()["failureLog"], fails=True)
+    for each in (run, hung):
+        each.delete()
+    for each in (run, hung):
+        each.wait_gone()
 
 
 def test_a_job_deleted_in_any_phase_leaves_nothing(operator: Release, job: Callable[[str], ClusterJob]) -> None:
@@ -104,7 +115,7 @@ def test_a_job_deleted_in_any_phase_leaves_nothing(operator: Release, job: Calla
     for phase in ("WarmStart", "Suspended", "Restarting"):
         runs[phase][0].wait_for_phase("WarmStart")
     runs["Suspended"][0].patch({"suspend": True})
-    runs["Restarting"][0].end_trainer()
+    runs["Restarting"][0].signal_trainer("TERM")
 
     for phase, (run, _) in runs.items():
         run.wait_for_phase(phase)

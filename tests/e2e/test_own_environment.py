@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,24 @@ def test_settings_that_the_environment_refuses_reach_the_jobs_condition(
     assert failed["reason"] == "ConfigurationError"
     assert "taskApp: exit code 2" in failed["message"]
     assert "spec.rollout.envConfig.cells" in failed["message"]
+
+
+def test_a_task_app_of_its_own_plays_for_a_job_in_pods(
+    operator: Release, job: Callable[[str], ClusterJob], image: str, tmp_path: Path
+) -> None:
+    run, file = job("plays-elsewhere"), tmp_path / "app.yaml"
+    app = treasure(image, {})
+    app["metadata"]["name"] = "app"
+    file.write_text(json.dumps(app))
+    try:
+        url = run.visionrl("task-app", "deploy", str(file), "--namespace", run.namespace, "--timeout", "900").strip()
+        document = treasure(image, {})
+        document["spec"]["taskApp"] = {"url": url, "keySecret": {"name": "app-key", "key": "api-key"}}
+        run.apply(document)
+        run.wait_for_phase("Complete")
+        assert not run.pods("taskapp"), "it has learned from the other's episodes"
+        run.delete()
+        run.wait_gone()
+    finally:
+        names = ("deployment/app-taskapp", "service/app-taskapp", "configmap/app-config", "secret/app-key")
+        run.kubectl("delete", "--ignore-not-found", *names)

@@ -103,7 +103,7 @@ def test_a_job_trains_through_everything_that_happens_to_it(
         [trainer] = run.pods("trainer")
         assert [each["name"] for each in trainer["spec"]["containers"]] == ["proxy", "trainer"]
     done = run.iteration
-    run.end_trainer()
+    run.signal_trainer("TERM")
     run.wait("the next attempt", lambda: run.attempt == 1)
     run.wait_to_go_on(after=done)
     assert "exit code 143" in run.status()["attempts"][0]["cause"]

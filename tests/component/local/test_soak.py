@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.vision
 @pytest.mark.integration
 def test_no_sample_is_lost_or_doubled_and_no_process_is_left_whatever_is_killed_or_frozen() -> None:
-    command = [sys.executable, "-m", "tests.bench.soak", "--minutes", "3", "--seed", "3", "--inference", "exact"]
+    command = [sys.executable, "-m", "tests.bench.soak", "--minutes", "2", "--seed", "3", "--inference", "exact"]
     soak = subprocess.run(command, capture_output=True, text=True, check=False)
     assert soak.returncode == 0, soak.stdout + soak.stderr
     assert "0 lost, 0 doubled" in soak.stdout

@@ -54,9 +54,9 @@ def test_frames_equal_stock_at_every_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 112))
+@pytest.mark.parametrize("seed", range(100, 104))
 def test_frames_equal_stock_over_a_long_sweep(seed: int) -> None:
-    assert_same_frames(seed, steps=1200, every=3, sizes=[18, 64, 100, 288])
+    assert_same_frames(seed, steps=1200, every=6, sizes=[18, 64, 100, 288])
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (AREA[0] - 1, 0), (2, AREA[1] - 1), (AREA[0] - 1, AREA[1] - 1)])
