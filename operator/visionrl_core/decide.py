@@ -113,6 +113,8 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
 
 
 def _run_folder_is_gone(job: Job, owner: Owner, observed: Observed) -> bool:
+    if observed.run_folder:
+        return False
     claim = made_claim(job, owner)
     return job.spec.storage.ephemeral or (claim is not None and (claim in observed.deleting or not observed.has(claim)))
 

@@ -156,6 +156,8 @@ class Observed:
     """Access modes of the claim with the model cache; empty where nobody knows them."""
     queue: Queue | None = None
     """Of a job that names a queue, where the executor has queues."""
+    run_folder: str = ""
+    """Of an executor that keeps it itself, whatever volumes the job asks for."""
     idle: timedelta = timedelta(0)
     """How long the running trainer has reported nothing new, or has not answered. The executor measures it, by a clock
     that does not jump, from when it began to look: one that was away for hours knows nothing of them."""

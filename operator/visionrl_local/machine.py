@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
 
@@ -41,16 +41,14 @@ class LocalMachine:
         argv: Argv,
         accepted: Job | None,
         exited: Callable[[Exit], None],
-        claims: Iterable[Ref] = (),
     ) -> None:
-        """``claims``: those that the run folder stands for."""
         self.changed = asyncio.Event()
         """Set when something happened that a decision may depend on."""
         self._job_name, self._folder, self._ports, self._gpus, self._argv = job_name, folder, ports, gpus, argv
         self._exited = exited
         # Probes stay on this machine, so no proxy is used.
         self._client = httpx.AsyncClient(trust_env=False)
-        self._objects: dict[Ref, Manifest] = {claim: {} for claim in claims}
+        self._objects: dict[Ref, Manifest] = {}
         self._pods: dict[Ref, LocalPod] = {}
         self._stopping: dict[Ref, asyncio.Task[None]] = {}
         self._report: TrainerReport | None = None
@@ -74,6 +72,7 @@ class LocalMachine:
             inference=self._component("inference"),
             trainers=trainers,
             report=self._report,
+            run_folder=str(self._folder.root),
             idle=self._idle,
         )
 

@@ -15,7 +15,6 @@ from visionrl.jobfile import JobFileError, load_job
 from visionrl.status import JobStatus
 from visionrl_core.decide import decide
 from visionrl_core.manifests.common import Owner
-from visionrl_core.manifests.storage import made_claim
 from visionrl_core.observed import JobObject
 from visionrl_local.clock import Clock
 from visionrl_local.container import Argv, container_argv
@@ -111,7 +110,6 @@ class _Execution:
         """The exit code of :func:`run`."""
         job, folder = self.source.job, self.folder
         self.view = choose_view(job.name, folder, self.options.as_json)
-        claim = made_claim(job, self.source.owner)
         self.machine = LocalMachine(
             job.name,
             folder,
@@ -120,7 +118,6 @@ class _Execution:
             self.options.argv,
             self.accepted,
             self._note_exit,
-            claims=[claim] if claim else [],
         )
         self.signals = Signals(on_second=self.machine.kill)
         for note in (*self.notes, *left_to_a_cluster(job)):

@@ -18,6 +18,8 @@ def kept(job: Job, owner: Owner, status: JobStatus, observed: Observed, finished
     """The condition *ResultKept*. No trainer starts without the claim: after one ran, a missing claim is lost.
     The loss is reported before another one is made, in which training starts at iteration 0."""
     storage, claim, before = job.spec.storage, made_claim(job, owner), status.condition("ResultKept")
+    if observed.run_folder:
+        return _finding(True, "RunFolder", observed.run_folder)
     if storage.ephemeral:
         return _finding(False, "Ephemeral", "what is trained is lost with the trainer's pod (spec.storage.ephemeral)")
     if claim is None:
@@ -49,7 +51,7 @@ def result_of(job: Job, owner: Owner, status: JobStatus, observed: Observed, com
     deleting it starts another one."""
     claim, before = made_claim(job, owner), status.result or Result()
     kept = job.spec.storage.run_claim or (claim.name if claim and not _gone(claim, observed) else None)
-    here = Result(claim=kept, version=before.version or status.policy.trained)
+    here = Result(claim=None if observed.run_folder else kept, version=before.version or status.policy.trained)
     if job.spec.storage.export is None or not complete:
         return here
     name = export_job_name(job, status.attempt)

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,11 +169,16 @@ def test_another_specification_is_refused_until_fresh(start: Start) -> None:
     assert "begins at iteration 0" in (fresh.root / "logs" / "trainer.log").read_text()
 
 
-def test_a_complete_job_is_complete_and_continues_with_more_iterations(start: Start) -> None:
-    assert start({}, "trainer=train:0").end()[0] == 0
-    again = start({}, "trainer=die:1")
+@pytest.mark.parametrize("storage", [{}, {"storage.ephemeral": True}], ids=["claim", "ephemeral"])
+def test_a_complete_job_is_complete_and_continues_with_more_iterations(start: Start, storage: dict[str, Any]) -> None:
+    """Its results are in the run folder, whatever volume it asks a cluster for."""
+    first = start(storage, "trainer=train:0")
+    assert first.end()[0] == 0
+    [kept] = [each for each in first.status()["conditions"] if each["type"] == "ResultKept"]
+    assert (kept["status"], kept["reason"], kept["message"]) == ("True", "RunFolder", str(first.root))
+    again = start(storage, "trainer=die:1")
     assert again.end()[0] == 0
-    more = start({"training.iterations": 5}, "trainer=train:0")
+    more = start({"training.iterations": 5, **storage}, "trainer=train:0")
     assert more.end()[0] == 0
     assert "begins at iteration 3" in (more.root / "logs" / "trainer.log").read_text()
     assert (more.root / "checkpoints" / "iteration").read_text() == "5"
