@@ -87,7 +87,9 @@ def train(seconds: int) -> int:
         time.sleep(0.2)
         if done < total:
             done += 1
-            counter.write_text(str(done))
+            draft = counter.with_name(".iteration")
+            draft.write_text(str(done))
+            draft.replace(counter)  # a kill between emptying and writing would leave a number that is none
         elif time.monotonic() >= end:
             break
     summary = {"job": "demo", "iterations": done, "episodes": 64 * done, "reward": [0.5, done / 2]}
