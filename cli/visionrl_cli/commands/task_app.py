@@ -62,15 +62,17 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     if options.action == "serve":
         return _serve(options)
-    if options.action in ("check", "validate"):
-        url = _url(options)
-        return conformance.conforms(url, options.key_file, options.config, options.model_host) if url else 1
-    with needed_packages("task-app"):
-        from visionrl_cli.taskapp.standalone import deploy, info
+    if options.action == "deploy":
+        with needed_packages("task-app"):
+            from visionrl_cli.taskapp.standalone import deploy
+        return deploy(options.file, options.context, options.namespace, _warmup(options))
+    if (url := _url(options)) is None:
+        return 1
     if options.action == "info":
-        url = _url(options)
-        return info(url, options.key_file, options.json) if url else 1
-    return deploy(options.file, options.context, options.namespace, _warmup(options))
+        with needed_packages("task-app"):
+            from visionrl_cli.taskapp.standalone import info
+        return info(url, options.key_file, options.json)
+    return conformance.conforms(url, options.key_file, options.config, options.model_host)
 
 
 def _url(options: argparse.Namespace) -> str | None:
