@@ -19,8 +19,7 @@ from visionrl_core.attempts import AttemptEnd
 from visionrl_core.clock import stamp
 from visionrl_core.desired import Plan
 from visionrl_core.manifests import base_manifests
-from visionrl_core.manifests.common import Manifest, Owner, Ref, seal
-from visionrl_core.manifests.storage import made_claim
+from visionrl_core.manifests.common import Manifest, Ref, seal
 from visionrl_core.observed import JobObject, Observed
 from visionrl_core.policies import failure, ledger, lifecycle, queueing, results, volumes
 from visionrl_core.policies.queueing import Admission
@@ -61,7 +60,7 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         return DesiredState(reporting.rejected(job_object, previous, verdict, now))
     job, status, outcome = verdict.job, previous, conditions.outcome_of(previous)
     if before is not None and outcome is not None and outcome.type == "Complete" and _asks_for_more(before, job):
-        if _run_folder_is_gone(job, job_object.owner, observed):
+        if results.run_folder_is_gone(job, job_object.owner, observed):
             job, verdict = before, Verdict(before, False, "RunFolderGone", RUN_FOLDER_GONE)
         else:
             forgiven = ledger.forgiven(observed.servers, job.spec.failure_policy, now)
@@ -110,13 +109,6 @@ def decide(job_object: JobObject, previous: JobStatus, observed: Observed, now: 
         workload_status=change.status,
         requeue_at=min(timers, default=None),
     )
-
-
-def _run_folder_is_gone(job: Job, owner: Owner, observed: Observed) -> bool:
-    if observed.run_folder:
-        return False
-    claim = made_claim(job, owner)
-    return job.spec.storage.ephemeral or (claim is not None and (claim in observed.deleting or not observed.has(claim)))
 
 
 def _why_no_pod_may_run(job: Job, admission: Admission | None) -> str | None:

@@ -39,6 +39,14 @@ def kept(job: Job, owner: Owner, status: JobStatus, observed: Observed, finished
     return _finding(False, LOST, f"{claim} is gone, and {_trained(status)}{follows}")
 
 
+def run_folder_is_gone(job: Job, owner: Owner, observed: Observed) -> bool:
+    """Whether a job that has ended has nothing to train on from."""
+    if observed.run_folder:
+        return False
+    claim = made_claim(job, owner)
+    return job.spec.storage.ephemeral or (claim is not None and _gone(claim, observed))
+
+
 def claim_to_delete(job: Job, owner: Owner, result: Result, observed: Observed) -> Ref | None:
     """The claim that goes at the end of the job (``retention.whenFinished``), while it is there. Copies come first."""
     claim = made_claim(job, owner)
