@@ -125,6 +125,11 @@ class Timed:
         return seconds, torch.cuda.max_memory_allocated() / 2**30 if self.cuda else memory_mib("VmHWM") / 1024
 
 
+def loaded_gib(device: torch.device) -> float:
+    """What is allocated between two updates: mostly the weights."""
+    return torch.cuda.memory_allocated() / 2**30 if device.type == "cuda" else memory_mib("VmRSS") / 1024
+
+
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
@@ -154,6 +159,7 @@ def ours(
 ) -> Iterator[dict[str, Any]]:
     """A row for each lever."""
     work, timed, start = Work.of(policy, samples), Timed(policy.device), policy.adapter_weights()
+    loaded = loaded_gib(policy.device)
     collate = policy.collate
     for lever in levers:
         settings = dict(LEVERS[lever])
@@ -187,7 +193,20 @@ def ours(
                 if round_ >= 0:
                     seconds.append(took)
         policy.set_adapter_weights(start)
-        yield figures(work, policy.device, len(samples), lever, seconds, peak, sum(computed), differs)
+        assert policy.memory is not None
+        row = figures(work, policy.device, len(samples), lever, seconds, peak - loaded, sum(computed), differs)
+        yield row | {"planned_gib": round(policy.memory.needed / 2**30, 1), "recompute": policy.memory.recompute}
+
+
+def profile(policy: Policy, spec: JobSpec, samples: list[Sample], frames: dict[str, Frame]) -> str:
+    """Where the time of an update goes, by operation: a table."""
+    start = policy.adapter_weights()
+    optimizer = adapter_optimizer(policy.trainable(), spec.training.learning_rate, 0.0)
+    with torch.profiler.profile() as found:
+        update(policy, optimizer, samples, frames, spec, torch.Generator().manual_seed(0))
+    policy.set_adapter_weights(start)
+    by = "self_cuda_time_total" if policy.device.type == "cuda" else "self_cpu_time_total"
+    return found.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=90)
 
 
 def figures(
@@ -196,7 +215,7 @@ def figures(
     decisions: int,
     lever: str,
     seconds: Sequence[float],
-    peak: float,
+    over: float,
     computed: int,
     differs: float | None,
 ) -> dict[str, Any]:
@@ -210,7 +229,7 @@ def figures(
         "tokens_per_s": round(work.tokens / took),
         "mfu": work.mfu(work.tokens, took),
         "mfu_of_computed": work.mfu(computed, took),
-        "peak_gib": round(peak, 1),
+        "over_loaded_gib": round(over, 1),
         "differs_by": None if differs is None else float(f"{differs:.1e}"),
     }
 
@@ -229,6 +248,7 @@ def trl(
         device, found = model.device, []
         try:
             made = Trl(model, processor, rows, TRL_ROWS, checkpointing)
+            loaded = loaded_gib(device)
             found = [Timed(device)(made.iteration) for _ in rounds_of(samples, rounds)][-rounds:]
             del made
         except torch.OutOfMemoryError as error:
@@ -238,8 +258,8 @@ def trl(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if found:
-            seconds, peaks = [took for took, _ in found], [peak for _, peak in found]
-            yield figures(work, device, len(samples), name, seconds, max(peaks), 2 * work.tokens, None)
+            seconds, over = [took for took, _ in found], max(peak for _, peak in found) - loaded
+            yield figures(work, device, len(samples), name, seconds, over, work.tokens * 3 // 2, None)  # a forward more
 
 
 def trl_model(device: torch.device, folder: Path) -> tuple[Any, Any]:
@@ -282,8 +302,12 @@ def measure(arguments: argparse.Namespace, device: torch.device, spec: JobSpec) 
             batches.append((Work.of(policy, samples), samples, frames))
             if "ours" in arguments.sides:
                 yield from ours(policy, spec, samples, frames, arguments.levers, arguments.rounds)
+            if arguments.profile and len(batches) == 1:
+                arguments.profile.write_text(profile(policy, spec, samples, frames))
         del policy
         gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         if "trl" in arguments.sides:
             work, samples, frames = batches[0]
             yield from trl(lambda: trl_model(device, folder), work, samples, frames, arguments.rounds)
@@ -298,6 +322,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=9.0, help="nothing begins after them")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--profile", type=Path, help="write here where the time of the first batch's update goes")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = bench_spec(device)
@@ -311,8 +336,8 @@ def main() -> None:
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%} MFU ({row['mfu_of_computed']:.1%} of what is computed), "
         print(
             f"{row['device']}, {row['decisions']} decisions, {row['lever']}: {row['seconds']} s "
-            f"(± {row['spread']:.0%}), {row['tokens_per_s']:,} tokens/s, {mfu}{row['peak_gib']} GiB, differs by "
-            f"{row['differs_by']}",
+            f"(± {row['spread']:.0%}), {row['tokens_per_s']:,} tokens/s, {mfu}{row['over_loaded_gib']} GiB over "
+            f"loaded (planned: {row.get('planned_gib')}), differs by {row['differs_by']}",
             flush=True,
         )
         write(arguments.json, "gpu", {"rows": rows, "waits_for_a_card": waiting})

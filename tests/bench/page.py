@@ -83,12 +83,14 @@ def _gpu(result: Mapping[str, Any]) -> str:
             f"{row['seconds']} ± {row['spread']:.0%}",
             f"{row['tokens_per_s']:,}",
             *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("mfu", "mfu_of_computed")),
-            row["peak_gib"],
+            row["over_loaded_gib"],
+            row.get("planned_gib", "–"),
             "–" if row["differs_by"] is None else row["differs_by"],
         )
         for row in result["rows"]
     ]
-    columns = ("device", "decisions", "lever", "seconds", "tokens/s", "MFU", "of computed", "peak GiB", "differs by")
+    columns = ("device", "decisions", "lever", "seconds", "tokens/s", "MFU", "of computed")
+    columns = (*columns, "GiB over loaded", "planned GiB", "differs by")
     text = _table(columns, rows)
     on_cpu = all(row["device"] == "CPU" for row in result["rows"])
     if waits := result["waits_for_a_card"]:

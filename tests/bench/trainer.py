@@ -191,6 +191,7 @@ class Trl:
     """GRPOTrainer's own passes, on inputs as it prepares them: prompts padded left, completions right."""
 
     def __init__(self, model: Any, processor: Any, rows: Sequence[Row], micro: int, checkpointing: bool) -> None:
+        import pyarrow
         import torch
         from datasets import Dataset
         from peft import LoraConfig
@@ -221,7 +222,10 @@ class Trl:
                 report_to="none",
                 save_strategy="no",
             ),
-            train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": "x"}]] * 4}),
+            # Never read. With a fingerprint, because datasets makes one by pickling, which not every pyarrow bears.
+            train_dataset=Dataset(
+                pyarrow.table({"prompt": [[{"role": "user", "content": "x"}]] * 4}), fingerprint="unused"
+            ),
             processing_class=processor,
             peft_config=LoraConfig(
                 r=RANK,

@@ -87,7 +87,7 @@ def build_true_width(folder: Path, layers: int = 2, vision_depth: int = 6, seed:
     return folder
 
 
-def full_policy(folder: Path, device: torch.device) -> Policy:
+def full_policy(folder: Path, device: torch.device, layers: int = 36, vision_depth: int = 24) -> Policy:
     """The published shape, 4.4 billion parameters, with random weights on a device; ``folder`` gets its processor."""
     from visionrl_trainer.model.policy import ATTENTIONS, Policy
 
@@ -96,7 +96,7 @@ def full_policy(folder: Path, device: torch.device) -> Policy:
     _write_processor(folder)
     with torch.device(device):
         model = Qwen3VLForConditionalGeneration._from_config(
-            true_width_config(36, 24), dtype=torch.bfloat16, attn_implementation=ATTENTIONS
+            true_width_config(layers, vision_depth), dtype=torch.bfloat16, attn_implementation=ATTENTIONS
         )
     return Policy(model.eval(), AutoProcessor.from_pretrained(folder), device, torch.bfloat16)
 

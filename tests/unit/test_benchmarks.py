@@ -32,7 +32,14 @@ def test_each_table_names_the_machine_and_what_was_not_run_is_named(tmp_path: Pa
 @pytest.mark.parametrize("waits", [["seconds of the 4B"], []])
 def test_what_waits_for_a_card_is_told(tmp_path: Path, waits: list[str]) -> None:
     row = {"device": "CPU", "decisions": 4, "lever": "as configured", "seconds": 1.0, "spread": 0.1}
-    row |= {"tokens_per_s": 1000, "mfu": None, "mfu_of_computed": None, "peak_gib": 1.2, "differs_by": 0.0}
+    row |= {
+        "tokens_per_s": 1000,
+        "mfu": None,
+        "mfu_of_computed": None,
+        "over_loaded_gib": 1.2,
+        "planned_gib": 1.5,
+        "differs_by": 0.0,
+    }
     result(tmp_path, "gpu", rows=[row], waits_for_a_card=waits)
     assert ("- seconds of the 4B" in page(tmp_path)) is bool(waits)
 
@@ -86,7 +93,7 @@ def test_the_cards_benchmark_runs_without_a_card(tmp_path: Path) -> None:
 
     device = torch.device("cpu")
     levers = ["as configured", "prefix not shared"]
-    arguments = argparse.Namespace(decisions=[2], sides=["ours"], levers=levers, rounds=1)
+    arguments = argparse.Namespace(decisions=[2], sides=["ours"], levers=levers, rounds=1, profile=None)
     rows = list(gpu.measure(arguments, device, gpu.bench_spec(device)))
     assert [row["lever"] for row in rows] == levers
     assert all(row["differs_by"] < 1e-5 for row in rows)
