@@ -89,8 +89,8 @@ def _gpu(result: Mapping[str, Any]) -> str:
         )
         for row in result["rows"]
     ]
-    columns = ("device", "decisions", "lever", "seconds", "tokens/s", "MFU", "of computed")
-    columns = (*columns, "GiB over loaded", "planned GiB", "differs by")
+    speed = ("seconds", "tokens/s", "MFU", "of computed")
+    columns = ("device", "decisions", "lever", *speed, "GiB over loaded", "planned GiB", "differs by")
     text = _table(columns, rows)
     on_cpu = all(row["device"] == "CPU" for row in result["rows"])
     if waits := result["waits_for_a_card"]:

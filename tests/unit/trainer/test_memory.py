@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from tests.support.true_width import true_width_config
 from tests.unit.trainer.test_model import disturb, encoded
 from visionrl.job import Lora, Training
 from visionrl.jobfile import load_job
 from visionrl_trainer.model import forward, memory
-from visionrl_trainer.model.adapter import LowRankLinear, with_adapter
+from visionrl_trainer.model.adapter import AdaptedLinear, with_adapter
 from visionrl_trainer.model.memory import GIB, MemoryPlan, kept_bytes, peak_bytes, plan_memory
 from visionrl_trainer.model.micro_batches import micro_batches
+from visionrl_trainer.model.norm import RmsNorm
 from visionrl_trainer.model.packing import ATTENTION, Packing
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Sample
@@ -98,13 +102,49 @@ def test_an_adapter_is_float32_and_computed_in_the_models_dtype(
     disturb(policy)
     kept: list[Tensor] = []
     for module in policy.model.modules():
-        if isinstance(module, LowRankLinear):
+        if isinstance(module, AdaptedLinear):
             module.register_forward_hook(lambda _, inputs, output: kept.extend([*inputs, output]))
     _, _, gradient = result(policy, samples, frames)
     assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
     assert {parameter.dtype for _, parameter in policy.trainable()} == {torch.float32}
     assert gradient.dtype == torch.float32
     assert gradient.abs().max() > 0
+
+
+def test_an_adapted_layer_is_pefts() -> None:
+    """With dropout, which draws the same numbers, and without the adapter."""
+    torch.manual_seed(0)
+    base, x = nn.Linear(48, 64, bias=False).requires_grad_(False), torch.randn(2, 5, 48, requires_grad=True)
+    config = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.5)
+    pefts, ours = (kind(base, "default", config, r=4, lora_alpha=6) for kind in (PeftLinear, AdaptedLinear))
+    for weight in pefts.parameters():
+        nn.init.normal_(weight)
+    ours.load_state_dict(pefts.state_dict())
+    found = []
+    for layer in (pefts, ours):
+        torch.manual_seed(0)
+        weights = [weight for name, weight in layer.named_parameters() if "lora_" in name]
+        output = layer(x)
+        found.append([output, *torch.autograd.grad(output.square().sum(), [x, *weights])])
+        layer.enable_adapters(False)
+        torch.testing.assert_close(layer(x), base(x), rtol=0, atol=0)
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_in_one_operation_is_the_stock_one_but_for_one_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    stock = Qwen3VLTextRMSNorm(64).to(dtype)
+    nn.init.normal_(stock.weight)
+    ours, exact = RmsNorm(stock), Qwen3VLTextRMSNorm(64).double()
+    exact.load_state_dict(stock.state_dict())
+    assert ours.state_dict().keys() == stock.state_dict().keys()
+    x = torch.randn(7, 64, dtype=dtype)
+    wanted = exact.weight * x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + ours.eps)
+    assert ours(x).dtype == dtype
+    assert torch.equal(ours(x), wanted.to(dtype)) or dtype == torch.float32
+    torch.testing.assert_close(ours(x), stock(x), rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-7)
 
 
 # --- micro-batches

@@ -7,22 +7,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from visionrl.job import LINEAR_LAYERS, Lora
 
 
-class LowRankLinear(nn.Linear):
-    """One of an adapter's two matrices. Its weight is float32, so that small updates accumulate, and is rounded to the
-    input's dtype for the computation, as a server holds it: no activation is copied to float32."""
+class AdaptedLinear(Linear):
+    """A linear layer and its adapter (arXiv:2106.09685): ``x W + s x A B``.
 
-    def __init__(self, matrix: nn.Linear) -> None:
-        super().__init__(matrix.in_features, matrix.out_features, bias=False, device="meta")
-        self.weight = matrix.weight
+    The weights of A and B are float32, so that small updates accumulate, and are rounded to the input's dtype for the
+    computation, as a server holds them: no activation is copied to float32. The adapter's part is added within its
+    second product, which rounds the sum once, as vLLM's kernel does; peft would write it, scale it and add it, each as
+    wide as the layer's output.
+    """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype))
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x_PI = x.flatten(0, -2)
+        result_PO = self.base_layer(x_PI)
+        if not self.disable_adapters:
+            for name in self.active_adapters:
+                down: Any = self.lora_A[name].weight
+                up: Any = self.lora_B[name].weight
+                low_PR = F.linear(self.lora_dropout[name](x_PI), down.to(x.dtype)).to(result_PO.dtype)
+                result_PO.addmm_(low_PR, up.to(result_PO.dtype).T, alpha=self.scaling[name])
+        return result_PO.view(*x.shape[:-1], -1)
 
 
 def with_adapter(model: Any, lora: Lora, seed: int) -> PeftModel:
@@ -34,14 +43,7 @@ def with_adapter(model: Any, lora: Lora, seed: int) -> PeftModel:
         lora_dropout=lora.dropout,
         target_modules=rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})",
     )
+    config._register_custom_module({nn.Linear: AdaptedLinear})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
-            for matrices in (module.lora_A, module.lora_B):
-                for name, matrix in list(matrices.items()):
-                    assert isinstance(matrix, nn.Linear)
-                    matrices[name] = LowRankLinear(matrix)
-    return adapted
+        return get_peft_model(model, config)

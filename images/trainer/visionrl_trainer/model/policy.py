@@ -25,6 +25,7 @@ from visionrl.job import Lora, Training
 from visionrl_trainer.model.adapter import with_adapter
 from visionrl_trainer.model.forward import last_hidden, score
 from visionrl_trainer.model.memory import MemoryPlan, plan_memory
+from visionrl_trainer.model.norm import with_one_operation_norms
 from visionrl_trainer.model.packing import ATTENTION, Packing, shared_prefix
 from visionrl_trainer.model.vision import FRAMES_ATTENTION, MatmulPatchEmbed, patches, run_tower
 from visionrl_trainer.rollout.batch import VISION_TOKENS, Frame, ImageTokens, Sample, sequences
@@ -80,6 +81,7 @@ class Policy:
         self.model, self.processor, self.device = model, processor, device
         self.compute_dtype = compute_dtype
         model.model.visual.patch_embed = MatmulPatchEmbed(model.model.visual.patch_embed)
+        with_one_operation_norms(model.model.language_model)
         self.peft: PeftModel | None = None
         self._reference: dict[str, Tensor] | None = None
         self.memory: MemoryPlan | None = None
