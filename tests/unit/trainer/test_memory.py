@@ -114,9 +114,10 @@ def test_an_adapter_is_float32_and_computed_in_the_models_dtype(
 def test_an_adapted_layer_is_pefts() -> None:
     """With dropout, which draws the same numbers, and without the adapter."""
     torch.manual_seed(0)
-    base, x = nn.Linear(48, 64, bias=False).requires_grad_(False), torch.randn(2, 5, 48, requires_grad=True)
+    base = nn.Linear(48, 64, bias=False).requires_grad_(False).double()
+    x = torch.randn(2, 5, 48, requires_grad=True, dtype=torch.float64)
     config = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.5)
-    pefts, ours = (kind(base, "default", config, r=4, lora_alpha=6) for kind in (PeftLinear, AdaptedLinear))
+    pefts, ours = (kind(base, "default", config, r=4, lora_alpha=6).double() for kind in (PeftLinear, AdaptedLinear))
     for weight in pefts.parameters():
         nn.init.normal_(weight)
     ours.load_state_dict(pefts.state_dict())
@@ -129,7 +130,7 @@ def test_an_adapted_layer_is_pefts() -> None:
         layer.enable_adapters(False)
         torch.testing.assert_close(layer(x), base(x), rtol=0, atol=0)
     for expected, value in zip(*found, strict=True):
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
