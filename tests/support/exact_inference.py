@@ -12,6 +12,7 @@ import base64
 import functools
 import random
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from visionrl_inference.base_model import resolve_base_model
 from visionrl_inference.fetch import FetchError, trainer_client
 from visionrl_inference.guard import Guard
 from visionrl_trainer.model.policy import Policy
-from visionrl_trainer.rollout.batch import Sample
+from visionrl_trainer.rollout.batch import Frame, Sample
 
 ACTIONS = ("move_left", "move_right", "move_up", "move_down", "do", "noop")
 BEGIN, END = 7, 8
@@ -46,17 +47,20 @@ BASE = "base"
 class Engine:
     """One policy whose adapter is replaced from request to request."""
 
+    device = torch.device("cpu")
+
     def __init__(self, job: Job, base: Path) -> None:
-        self.policy = Policy.load(base, job.spec.model.dtype, torch.device("cpu"))
+        self.policy = Policy.load(base, job.spec.model.dtype, self.device)
         self.policy.add_adapter(job.spec.model.lora, seed=0)
         self.image = self.policy.image_tokens(job.spec.rollout.env_config.image_size)
         self._lock = threading.Lock()
 
-    def chat(self, body: dict[str, Any], adapter: Path) -> dict[str, Any]:
+    async def chat(self, body: dict[str, Any], adapter: Path) -> dict[str, Any]:
         """A chat completion for the last frame of the request."""
-        parts = body["messages"][-1]["content"]
-        url = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"][-1]
-        frame = decode_png(base64.b64decode(url.partition(",")[2]))
+        return await asyncio.to_thread(self._chat, body, adapter)
+
+    def _chat(self, body: dict[str, Any], adapter: Path) -> dict[str, Any]:
+        frame = frames(body)[-1]
         digest = frame_hash(frame)
         prompt = (BEGIN, *[self.image.placeholder_id] * self.image.per_image, END)
         completion = tuple(random.choices(COMPLETION_IDS, k=COMPLETION_TOKENS))
@@ -65,15 +69,9 @@ class Engine:
             self.policy.load_adapter(adapter)
             features = {digest: self.policy.encode_images([frame])[0]}
             logprobs = self.policy.logprobs([sample], features, body.get("temperature", 1.0))[0].tolist()
-        message = {"role": "assistant", "content": tool_call_text(random.choices(ACTIONS, k=4))}
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": "stop",
-            "token_ids": completion,
-            "logprobs": {"content": [{"logprob": logprob} for logprob in logprobs]},
-        }
-        return {"model": body["model"], "choices": [choice], "prompt_token_ids": prompt, "usage": {}}
+        return chat_completion(
+            body["model"], prompt, completion, logprobs, tool_call_text(random.choices(ACTIONS, k=4)), "stop"
+        )
 
     def prompt_logprobs(self, body: dict[str, Any], adapter: Path | None) -> dict[str, Any]:
         """A completion with the logprobs of its prompt, of which no token is banned."""
@@ -95,6 +93,36 @@ class Engine:
         return {"model": body["model"], "choices": [{"index": 0, "text": "", "prompt_logprobs": [None, *places]}]}
 
 
+def frames(body: dict[str, Any]) -> list[Frame]:
+    """The frames of a request, in the order of its messages."""
+    parts = [
+        part for message in body["messages"] if not isinstance(message["content"], str) for part in message["content"]
+    ]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return [decode_png(base64.b64decode(url.partition(",")[2])) for url in urls]
+
+
+def chat_completion(
+    model: str,
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    logprobs: Sequence[float],
+    text: str,
+    finish_reason: str,
+) -> dict[str, Any]:
+    """The answer to a chat request."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": finish_reason,
+        "token_ids": completion,
+        "logprobs": {"content": [{"logprob": logprob} for logprob in logprobs]},
+    }
+    counts = {"prompt_tokens": len(prompt), "completion_tokens": len(completion)}
+    usage = {**counts, "total_tokens": sum(counts.values())}
+    return {"model": model, "choices": [choice], "prompt_token_ids": prompt, "usage": usage}
+
+
 def application(engine: Engine, source: AdapterSource) -> Starlette:
     """The routes of an inference server that the trainer and the task app use."""
 
@@ -113,7 +141,7 @@ def application(engine: Engine, source: AdapterSource) -> Starlette:
 
     async def chat(request: Request) -> Response:
         body = await request.json()
-        return JSONResponse(await asyncio.to_thread(engine.chat, body, await adapter(body["model"])))
+        return JSONResponse(await engine.chat(body, await adapter(body["model"])))
 
     async def complete(request: Request) -> Response:
         body = await request.json()
@@ -133,15 +161,18 @@ def application(engine: Engine, source: AdapterSource) -> Starlette:
     )
 
 
-def main() -> None:
+def serve(engine_of: Callable[[Job, Path], Engine]) -> None:
+    """Serve the engine that is made of the job and its base model."""
     torch.set_num_threads(1)
     context = ComponentContext.from_environment()
     job = context.job()
     trainer = functools.partial(trainer_client, context.trainer_url, context.key)
-    engine = Engine(job, resolve_base_model(job, context.cache_dir, trainer))
+    engine = engine_of(job, resolve_base_model(job, context.cache_dir, trainer))
     source = AdapterSource(job.name, Store(context.cache_dir / "adapters"), trainer, check=lambda folder: None)
-    uvicorn.run(Guard(application(engine, source)), host=context.host, port=context.port, log_level="warning")
+    app = Guard(application(engine, source))
+    # An update takes longer than uvicorn's own limit for idle connections; vLLM's is the same as here.
+    uvicorn.run(app, host=context.host, port=context.port, log_level="warning", timeout_keep_alive=120)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Engine)

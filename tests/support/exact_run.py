@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from visionrl_core.manifests.common import Manifest
 from visionrl_local.container import container_argv
 from visionrl_local.run import RunOptions, run
 
 
-def run_with(container_name: str, *module: str) -> int:
-    """Run the file of the command line; ``module`` is its name, and its arguments. The exit code."""
+def run_with(container_name: str, *module: str, environment: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Run the file of the command line; ``module`` is its name, and its arguments. ``environment`` takes precedence
+    over what the component gets otherwise. The exit code."""
 
     def argv(container: Manifest) -> list[str]:
         if container["name"] == container_name:
-            return [sys.executable, "-m", *module]
+            changed = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
+            return [*changed, sys.executable, "-m", *module]
         return container_argv(container)
 
     parser = argparse.ArgumentParser()
