@@ -38,6 +38,8 @@ LARGEST_BATCH = 512
 QUIET_SECONDS, LONGEST_WAIT_SECONDS = 0.004, 0.03
 """A batch begins when no request has come for so long, or after so long. Without it, the first of many requests would
 be a batch of its own, every time."""
+LEAST_NOISE = 1e-8
+"""Below the least that a float32 drawn at random is, 0 excepted, which would draw a token that is banned."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,8 @@ class SamplingEngine(Engine):
         for place in range(length, length + longest):
             logits_NV = model.lm_head(output.last_hidden_state[:, -1]).float() + bias_NV
             logprobs_NV = (logits_NV / temperature_N1).log_softmax(dim=-1)
-            drawn_N = (logprobs_NV - torch.empty_like(logprobs_NV).exponential_().log()).argmax(dim=-1)
+            noise_NV = torch.empty_like(logprobs_NV).exponential_().clamp_min_(LEAST_NOISE)
+            drawn_N = (logprobs_NV - noise_NV.log()).argmax(dim=-1)  # Gumbel's trick
             ids_N = torch.where(greedy_N, logits_NV.argmax(dim=-1), drawn_N)
             ids.append(ids_N)
             logprobs.append(logprobs_NV.gather(1, ids_N[:, None])[:, 0])
