@@ -125,7 +125,7 @@ class Scaled:
         """Run the job until it is finished or the time is over."""
         self._write_job()
         with self.output.open("ab") as output:
-            command = [sys.executable, "-m", "tests.support.sampling_inference", self.file, "--runs", self.runs]
+            command = [sys.executable, "-m", "tests.support.sampling_run", self.file, "--runs", self.runs]
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment())
         try:
             while process.poll() is None and self.left > 0:

@@ -1,7 +1,7 @@
 """An inference server in place of vLLM that really samples: transformers' forward pass with its KV cache, in batches.
 
-``FILE --runs DIR`` runs a job with it, on a machine where vLLM is not installed. On a GPU it shares the trainer's card.
-Requests that wait together and have the same adapter and the same layout of their prompt are one batch: no row is
+``python -m tests.support.sampling_inference`` with the environment of the inference component;
+:mod:`tests.support.sampling_run` runs a job with it. Requests that wait together and have the same adapter and the same layout of their prompt are one batch: no row is
 padded, so no attention mask is needed. Weights are the base's with the version's adapter added to them, computed once a
 version.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tests.support.exact_inference import Engine, chat_completion, frames, serve
-from tests.support.exact_run import run_with
 from visionrl.job import Job
-from visionrl_local.gpus import visible_gpus
 from visionrl_trainer.model.policy import Policy, served_temperature
 from visionrl_trainer.rollout.batch import Frame, Sample
 from visionrl_trainer.sft.teacher import Demonstration
@@ -264,9 +261,5 @@ def _without_pixels(content: str | list[dict[str, Any]]) -> str | list[dict[str,
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        # The job asks for a GPU for its trainer alone, which hides it from the server.
-        devices = {"CUDA_VISIBLE_DEVICES": ",".join(visible_gpus())}
-        sys.exit(run_with("inference", "tests.support.sampling_inference", environment=devices))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     serve(SamplingEngine)
