@@ -1,9 +1,9 @@
 """An inference server in place of vLLM that really samples: transformers' forward pass with its KV cache, in batches.
 
 ``python -m tests.support.sampling_inference`` with the environment of the inference component;
-:mod:`tests.support.sampling_run` runs a job with it. Requests that wait together and have the same adapter and the same layout of their prompt are one batch: no row is
-padded, so no attention mask is needed. Weights are the base's with the version's adapter added to them, computed once a
-version.
+:mod:`tests.support.sampling_run` runs a job with it. Requests that wait together and have the same adapter and the same
+layout of their prompt are one batch: no row is padded, so no attention mask is needed. Weights are the base's with the
+version's adapter added to them, computed once a version.
 """
 
 from __future__ import annotations
