@@ -275,16 +275,23 @@ def compact(record: dict[str, Any]) -> dict[str, Any]:
         "clip_fraction ratio_max grad_norm masked_rate zero_variance_groups seconds sync_seconds phase_seconds"
     )
     found = {name: record[name] for name in names.split() if name in record}
-    return found | {"decisions_per_update_s": round(record["turns"] / record["phase_seconds"]["update"], 1)}
+    return found | {"decisions_per_update_s": round(record["turns"] / max(record["phase_seconds"]["update"], 1e-3), 1)}
 
 
 def iteration_line(record: dict[str, Any]) -> str:
     seconds = record["phase_seconds"]
+    learned = (
+        "no update"
+        if not record["updates"]
+        else (
+            f"mismatch KL {record['mismatch_kl']:.1e}, clipped {record['clip_fraction']:.1%}, "
+            f"entropy {record['entropy']:.2f}"
+        )
+    )
     return (
         f"iteration {record['iteration']}: return {record['reward']:.2f}, {record['invalid_rate']:.1%} invalid, "
-        f"mismatch KL {record['mismatch_kl'] or 0:.1e}, clipped {record['clip_fraction']:.1%}, "
-        f"entropy {record['entropy']:.2f}; {record['turns']} decisions, {seconds['rollout']:.1f} s playing, "
-        f"{seconds['update']:.1f} s learning, {record['sync_seconds']:.1f} s publishing before"
+        f"{learned}; {record['turns']} decisions, {seconds['rollout']:.1f} s playing, {seconds['update']:.1f} s "
+        f"learning, {record['sync_seconds']:.1f} s publishing before"
     )
 
 
