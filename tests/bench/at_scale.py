@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ STOP_SECONDS = 20.0
 """How long a run may take to end in order."""
 EVALUATING = "Running: playing"
 """What the status says first of an evaluation (:func:`stage`)."""
-RESERVE = 1.15
-"""The last evaluation is expected to take so many times the first."""
+RESERVE, END_SECONDS = 1.15, 12.0
+"""The last evaluation is expected to take so many times the first; the film, the report and the end follow it."""
 ROLLOUTS = re.compile(r"sampled (\d+) rows of (\d+) tokens, (\d+) tokens in ([\d.]+) s")
 LARGE = {
     "hiddenSize": 384,
@@ -71,6 +71,8 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
         "training.warmStart.steps": options.steps,
         "training.warmStart.batchSize": options.batch_size,
         "evaluation.episodes": options.evaluation_episodes,
+        # A failure that repeats itself shall not take the minutes that are left.
+        "failurePolicy": {"maxRestarts": 1, "backoffSeconds": 1},
     }
     if options.groups is not None:
         found["training.groupsPerIteration"] = options.groups
@@ -123,7 +125,7 @@ class Scaled:
 
     def run(self) -> int:
         """Run the job until it is finished or the time is over."""
-        self._write_job()
+        self.write_job()
         with self.output.open("ab") as output:
             command = [sys.executable, "-m", "tests.support.sampling_run", self.file, "--runs", self.runs]
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment())
@@ -131,7 +133,7 @@ class Scaled:
             while process.poll() is None and self.left > 0:
                 time.sleep(POLL_SECONDS)
                 self.look()
-                self._finish_in_time()
+                self.finish_in_time()
             if process.poll() is None:
                 self.tell("the time is over: stopping")
                 process.send_signal(signal.SIGINT)
@@ -148,20 +150,21 @@ class Scaled:
             self._show_logs()
         return 0 if "gain" in self.result() else 1
 
-    def _write_job(self) -> None:
+    def write_job(self) -> None:
+        """Write the job's file; a running job reads the number of its iterations again."""
         write_derived(FILE, NAME, self.changes, self.file)
 
-    def _finish_in_time(self) -> None:
+    def finish_in_time(self) -> None:
         """Drop iterations for which no time is left beside the last evaluation."""
         metrics, evaluations = self.metrics(), self.evaluations()
         if self.cut or not metrics or len(evaluations) != 1:
             return
         each = max(record["seconds"] + record["sync_seconds"] for record in metrics[-2:])
-        needed = RESERVE * self._evaluation_seconds() + 2 * each
+        needed = 2 * each + RESERVE * self._evaluation_seconds() + END_SECONDS
         if len(metrics) + 1 < self.options.iterations and self.left < needed:
             self.cut = True
             self.changes["training.iterations"] = len(metrics) + 1
-            self._write_job()
+            self.write_job()
             self.tell(f"the time is nearly over: {len(metrics) + 1} iterations instead of {self.options.iterations}")
 
     def _evaluation_seconds(self) -> float:
@@ -319,7 +322,7 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def main() -> int:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "large"), default="large", help="default: large")
     parser.add_argument("--iterations", type=int, default=8)
@@ -329,13 +332,17 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of reinforcement learning; default: 1e-3")
     parser.add_argument("--micro-batch-tokens", type=int, default=32_768)
     parser.add_argument("--concurrent", type=int, default=300, help="episodes at once; default: 300")
-    parser.add_argument("--teacher-episodes", type=int, default=600)
+    parser.add_argument("--teacher-episodes", type=int, default=600, help="default: 600, as the file says")
     parser.add_argument("--steps", type=int, default=1000, help="supervised steps; default: 1000")
     parser.add_argument("--batch-size", type=int, default=64, help="decisions of a supervised step; default: 64")
     parser.add_argument("--evaluation-episodes", type=int, default=300)
     parser.add_argument("--groups", type=int, help="of 8 episodes, an iteration; default: as the file says")
     parser.add_argument("--turns", type=int, help="of an episode; default: as the file says")
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    options = parse()
     with tempfile.TemporaryDirectory() as folder:
         options.runs = (options.runs or Path(folder)).resolve()
         options.runs.mkdir(parents=True, exist_ok=True)

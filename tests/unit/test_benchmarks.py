@@ -12,6 +12,7 @@ import pytest
 from tests.bench.common import interleaved
 from tests.bench.page import page
 from tests.support.inference import InferenceServer
+from visionrl.jobfile import load_job
 
 MACHINE = {"processor": "Some CPU", "cores": 2, "load": [14.0, 12.5, 9.1], "python": "3.11.7", "date": "2026-01-02"}
 
@@ -115,3 +116,25 @@ def test_the_rollouts_benchmark_plays_and_sends_the_same_number_of_decisions(tmp
     assert row["ratio"] > 0
     result(tmp_path, "rollouts", rows=[row])
     assert "| 4 |" in page(tmp_path)
+
+
+def test_the_run_at_scale_drops_iterations_so_that_its_last_evaluation_has_the_time(tmp_path: Path) -> None:
+    from tests.bench.at_scale import NAME, Scaled, parse
+
+    scaled = Scaled(parse(["--runs", str(tmp_path), "--minutes", "2", "--iterations", "8"]))
+    scaled.write_job()
+    scaled.first_seen = {"Running: playing": 10.0, "first evaluation": 30.0}
+    folder = tmp_path / NAME
+    folder.mkdir()
+    (folder / "evaluations.jsonl").write_text(json.dumps({"iteration": 0}) + "\n")
+
+    def iterations_with(done: int, seconds: float) -> int:
+        record = {"seconds": seconds, "sync_seconds": 0.5}
+        (folder / "metrics.jsonl").write_text(f"{json.dumps(record)}\n" * done)
+        scaled.finish_in_time()
+        return load_job(scaled.file).spec.training.iterations
+
+    assert iterations_with(done=0, seconds=0) == 8
+    assert iterations_with(done=2, seconds=10) == 8
+    assert iterations_with(done=3, seconds=50) == 4
+    assert iterations_with(done=4, seconds=50) == 4  # once is enough
