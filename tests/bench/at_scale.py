@@ -103,7 +103,8 @@ class Scaled:
         self.changes = changes(options)
         self.first_seen: dict[str, float] = {}
         """Seconds after the begin at which a phase of the run was first seen."""
-        self.cut = False
+        self.considered, self.cut = 0, False
+        """How many iterations were done when the time that is left was last looked at, and whether some were dropped."""
         self.exit_code: int | None = None
         self._told: set[str] = set()
 
@@ -157,9 +158,12 @@ class Scaled:
     def finish_in_time(self) -> None:
         """Drop iterations for which no time is left beside the last evaluation."""
         metrics, evaluations = self.metrics(), self.evaluations()
-        if self.cut or not metrics or len(evaluations) != 1:
+        if self.cut or len(metrics) in (0, self.considered) or len(evaluations) != 1:
             return
-        each = max(record["seconds"] + record["sync_seconds"] for record in metrics[-2:])
+        self.considered = len(metrics)
+        # What the first iteration counts as publishing is the start of the server.
+        publishing = metrics[-1]["sync_seconds"] if len(metrics) > 1 else 0.0
+        each = max(record["seconds"] for record in metrics[-2:]) + publishing
         needed = 2 * each + RESERVE * self._evaluation_seconds() + END_SECONDS
         if len(metrics) + 1 < self.options.iterations and self.left < needed:
             self.cut = True
