@@ -104,7 +104,7 @@ class Scaled:
         self.first_seen: dict[str, float] = {}
         """Seconds after the begin at which a phase of the run was first seen."""
         self.considered, self.cut = 0, False
-        """How many iterations were done when the time that is left was last looked at, and whether some were dropped."""
+        """Iterations that were done when the time left was last looked at, and whether some were dropped."""
         self.exit_code: int | None = None
         self._told: set[str] = set()
 
