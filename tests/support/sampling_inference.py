@@ -248,8 +248,9 @@ class SamplingEngine(Engine):
         self.policy.load_adapter(adapter)
         for name, module in self.policy.model.named_modules():
             if isinstance(module, Linear):
-                weight = self.merged.model.get_submodule(name).weight
-                weight.copy_(module.get_base_layer().weight + module.get_delta_weight("default"))
+                base: Any = module.get_base_layer()
+                merged = self.merged.model.get_submodule(name)
+                merged.weight.copy_(base.weight + module.get_delta_weight("default"))
         self.served = adapter
 
 
