@@ -292,25 +292,21 @@ def bench_spec(device: torch.device) -> JobSpec:
 
 
 def measure(arguments: argparse.Namespace, device: torch.device, spec: JobSpec) -> Iterator[dict[str, Any]]:
-    """The rows, one by one: every batch's levers, then TRL's with the first batch."""
+    """The rows, one by one: every batch's levers; after the first batch's, TRL's with the same rows."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         policy, size = load(device, spec, folder)
-        batches = []
-        for decisions in arguments.decisions or ([40, 640] if device.type == "cuda" else [4]):
+        for index, decisions in enumerate(arguments.decisions or ([40, 640] if device.type == "cuda" else [4])):
             samples, frames = qwen_batch(policy, decisions, size, spec.rollout.policy_config.temperature)
-            batches.append((Work.of(policy, samples), samples, frames))
             if "ours" in arguments.sides:
                 yield from ours(policy, spec, samples, frames, arguments.levers, arguments.rounds)
-            if arguments.profile and len(batches) == 1:
+            if index > 0:
+                continue
+            if arguments.profile:
                 arguments.profile.write_text(profile(policy, spec, samples, frames))
-        del policy
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if "trl" in arguments.sides:
-            work, samples, frames = batches[0]
-            yield from trl(lambda: trl_model(device, folder), work, samples, frames, arguments.rounds)
+            if "trl" in arguments.sides:
+                work = Work.of(policy, samples)
+                yield from trl(lambda: trl_model(device, folder), work, samples, frames, arguments.rounds)
 
 
 def main() -> None:
