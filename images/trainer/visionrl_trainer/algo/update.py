@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -109,8 +110,9 @@ def _backward(batch: _Batch, runs: Sequence[range], optimizer: torch.optim.Optim
     except torch.OutOfMemoryError as error:
         if not batch.policy.halve_micro_batches():
             raise
-        logger.warning("%s", error)
+        logger.warning(str(error))  # a log record that kept the error would keep its frames, and their tensors
     optimizer.zero_grad(set_to_none=True)
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return batch.backward(runs)
