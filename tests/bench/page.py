@@ -15,19 +15,20 @@ the whole range). Processor time is compared, not the clock, wherever a machine 
 processes that wanted a core. No test depends on a timing.
 """
 MISSING = "Not run on this machine yet: "
+CARD = Path(__file__).parent / "card.json"
+"""The last result of ``gpu`` on a card, which stays on the page where the machine has none."""
 
 
 def page(results: Path) -> str:
     """The page of the results in a folder."""
-    found = {name: json.loads((results / f"{name}.json").read_text()) for name in TABLES if _exists(results, name)}
+    files = {name: file for name in TABLES if (file := results / f"{name}.json").is_file()}
+    found = {name: json.loads(file.read_text()) for name, file in files.items()}
+    if "gpu" in found and all(row["device"] == "CPU" for row in found["gpu"]["rows"]):
+        found["gpu"] = json.loads(CARD.read_text())
     sections = [f"## {TITLES[name]}\n\n{TABLES[name](result)}{_machine(result)}" for name, result in found.items()]
     missing = [f"`{name}`" for name in TABLES if name not in found]
     end = [MISSING + ", ".join(missing) + ".\n"] if missing else []
     return "\n".join([HEAD, *sections, *end])
-
-
-def _exists(results: Path, name: str) -> bool:
-    return (results / f"{name}.json").is_file()
 
 
 def _machine(result: Mapping[str, Any]) -> str:
@@ -84,20 +85,16 @@ def _gpu(result: Mapping[str, Any]) -> str:
             f"{row['tokens_per_s']:,}",
             *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("mfu", "mfu_of_computed")),
             row["over_loaded_gib"],
-            row.get("planned_gib", "–"),
+            row.get("planned_gib") or "–",
             "–" if row["differs_by"] is None else row["differs_by"],
         )
         for row in result["rows"]
     ]
     speed = ("seconds", "tokens/s", "MFU", "of computed")
     columns = ("device", "decisions", "lever", *speed, "GiB over loaded", "planned GiB", "differs by")
-    text = _table(columns, rows)
-    on_cpu = all(row["device"] == "CPU" for row in result["rows"])
+    text = "".join(f"{note}\n" for note in result.get("notes", ())) + "\n" + _table(columns, rows)
     if waits := result["waits_for_a_card"]:
-        nothing = (
-            "Nothing here was run on a GPU yet: on a CPU the program runs with a tiny model, to show that it does.\n"
-        )
-        text = nothing * on_cpu + "What waits for a card:\n\n" + "".join(f"- {line}\n" for line in waits) + "\n" + text
+        text += "\nNot measured on a card yet:\n\n" + "".join(f"- {line}\n" for line in waits)
     return text
 
 

@@ -32,7 +32,7 @@ def test_each_table_names_the_machine_and_what_was_not_run_is_named(tmp_path: Pa
 
 @pytest.mark.parametrize("waits", [["seconds of the 4B"], []])
 def test_what_waits_for_a_card_is_told(tmp_path: Path, waits: list[str]) -> None:
-    row = {"device": "CPU", "decisions": 4, "lever": "as configured", "seconds": 1.0, "spread": 0.1}
+    row = {"device": "Some card", "decisions": 4, "lever": "as configured", "seconds": 1.0, "spread": 0.1}
     row |= {
         "tokens_per_s": 1000,
         "mfu": None,
@@ -99,7 +99,7 @@ def test_the_cards_benchmark_runs_without_a_card(tmp_path: Path) -> None:
     assert [row["lever"] for row in rows] == levers
     assert all(row["differs_by"] < 1e-5 for row in rows)
     result(tmp_path, "gpu", rows=rows, waits_for_a_card=gpu.WAIT_FOR_A_CARD)
-    assert "| CPU | 2 | prefix not shared |" in page(tmp_path)
+    assert "NVIDIA" in page(tmp_path), "what a card showed stays"
 
 
 class ExactServer(InferenceServer):
