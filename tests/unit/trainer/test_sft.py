@@ -243,4 +243,4 @@ def test_pixels_that_are_not_those_of_the_hash_are_refused(tiny_directory: Path,
     digest, other = list(data.images)[:2]
     swapped = {**data.images, digest: data.images[other]}
     with pytest.raises(ValueError, match="hash to"):
-        sft.decision_loss(policy, [Tokens(policy, None, 81).sample(data.training[0])], swapped)
+        sft.decoded([Tokens(policy, None, 81).sample(data.training[0])], swapped)

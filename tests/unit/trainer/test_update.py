@@ -293,7 +293,7 @@ def test_a_masked_micro_batch_is_forgotten_before_the_next_is_computed(trial: Tr
         computed.append(weakref.ref(logprobs_T))
         return logprobs_T, entropy_T
 
-    trial.policy.logprobs = watched  # type: ignore[method-assign]
+    trial.policy.logprobs = watched  # type: ignore[method-assign, assignment]
     guards = Guards(maxMismatchKL=None, max_rejected_rate=None)
     found = trial.update(spec("grpo", micro_batch_size=1, guards=guards))
     assert found.masked_rate == 0.5

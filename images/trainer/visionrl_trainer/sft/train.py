@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import full_optimizers, schedule
 from visionrl_trainer.model.memory import MemoryPlan
 from visionrl_trainer.model.micro_batches import micro_batches
-from visionrl_trainer.model.policy import ImageFeatures, Policy
-from visionrl_trainer.rollout.batch import Sample, sequences
+from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import Frame, Sample, sequences
 from visionrl_trainer.sft.checkpoint import SftCheckpoints
 from visionrl_trainer.sft.teacher import Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
@@ -88,13 +89,19 @@ def train(
     folder.metrics.rewind(done)
     every_report, every_checkpoint = pace(settings.steps)
     window = _Window()
-    with torch.random.fork_rng():
+
+    def batch_of(step: int) -> tuple[list[Sample], dict[str, Frame]]:
+        batch = [samples[index] for index in batch_indices(len(samples), settings.batch_size, seed, step)]
+        return batch, decoded(batch, data.images)
+
+    with torch.random.fork_rng(), ThreadPoolExecutor(1, "frames") as reader:
+        upcoming = reader.submit(batch_of, done)  # decoded during the step before: on a GPU it takes as long
         while done < settings.steps:
-            indices = batch_indices(len(samples), settings.batch_size, seed, done)
+            batch, frames = upcoming.result()
+            upcoming = reader.submit(batch_of, done + 1)
             rate = settings.learning_rate * schedule(done, settings.steps)
             torch.manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))  # for dropout
-            batch = [samples[index] for index in indices]
-            window.add(rate, *_step(policy, optimizers, batch, data.images, rate, policy.plan_memory(spec.training)))
+            window.add(rate, *_step(policy, optimizers, batch, frames, rate, policy.plan_memory(spec.training)))
             done += 1
             last = done == settings.steps
             if not last and stop():
@@ -134,9 +141,20 @@ def _order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
-def decision_loss(policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes]) -> torch.Tensor:
+def decoded(samples: Sequence[Sample], images: Mapping[str, bytes]) -> dict[str, Frame]:
+    """The frames of these samples by their hashes, from PNG. Raises ``ValueError`` where one has other pixels."""
+    frames = {digest: decode_png(images[digest]) for sample in samples for digest in sample.images}
+    for digest, frame in frames.items():
+        if frame_hash(frame) != digest:
+            raise ValueError(f"image {digest[:12]}: its pixels hash to {frame_hash(frame)[:12]}")
+    return frames
+
+
+def decision_loss(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> torch.Tensor:
     """Negative log-likelihood of the labels, summed over tokens, mean over decisions."""
-    logprobs_T, _ = policy.logprobs(samples, _see(policy, samples, images), temperature=1.0)
+    digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
+    features = dict(zip(digests, policy.encode_images([frames[digest] for digest in digests]), strict=True))
+    logprobs_T, _ = policy.logprobs(samples, features, temperature=1.0)
     return -logprobs_T.sum() / len(samples)
 
 
@@ -148,7 +166,7 @@ def validate(
     with torch.no_grad(), policy.without_dropout():
         for start in range(0, len(samples), batch_size):
             chunk = samples[start : start + batch_size]
-            total += decision_loss(policy, chunk, images).item() * len(chunk)
+            total += decision_loss(policy, chunk, decoded(chunk, images)).item() * len(chunk)
     return total / len(samples) if samples else None
 
 
@@ -167,7 +185,7 @@ def _step(
     policy: Policy,
     optimizers: Sequence[torch.optim.Optimizer],
     samples: Sequence[Sample],
-    images: Mapping[str, bytes],
+    frames: Mapping[str, Frame],
     learning_rate: float,
     memory: MemoryPlan,
 ) -> tuple[float, float]:
@@ -179,7 +197,7 @@ def _step(
     total = 0.0
     for indices in micro_batches(sequences(samples), samples, memory, policy.image_token):
         part = [samples[index] for index in indices]
-        loss = decision_loss(policy, part, images) * (len(part) / len(samples))
+        loss = decision_loss(policy, part, frames) * (len(part) / len(samples))
         loss.backward()
         total += loss.item()
     norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in policy.trainable()], MAX_GRAD_NORM)
@@ -188,15 +206,6 @@ def _step(
     for optimizer in optimizers:
         optimizer.step()
     return total, norm.item()
-
-
-def _see(policy: Policy, samples: Sequence[Sample], images: Mapping[str, bytes]) -> dict[str, ImageFeatures]:
-    digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
-    frames = [decode_png(images[digest]) for digest in digests]
-    for digest, frame in zip(digests, frames, strict=True):
-        if frame_hash(frame) != digest:
-            raise ValueError(f"image {digest[:12]}: its pixels hash to {frame_hash(frame)[:12]}")
-    return dict(zip(digests, policy.encode_images(frames), strict=True))
 
 
 class _Window:
