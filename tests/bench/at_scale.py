@@ -351,8 +351,7 @@ def main() -> int:
         options.runs = (options.runs or Path(folder)).resolve()
         options.runs.mkdir(parents=True, exist_ok=True)
         scaled = Scaled(options)
-        code = scaled.run()
-    found = scaled.result() if options.json is None else json.loads(options.json.read_text())
+        code, found = scaled.run(), scaled.result()
     print(json.dumps({name: found[name] for name in ("evaluations", "gain", "sampling", "seconds") if name in found}))
     print(json.dumps(machine()))
     return code
