@@ -375,6 +375,6 @@ def configure_logging(options: Options) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if options.log_format == "json" else text)
     logging.basicConfig(level=options.log_level, handlers=[handler], force=True)
-    quiet: Iterable[str] = ("kopf", "httpx", "httpcore", "kubernetes.aio", "aiohttp.access")
+    quiet: Iterable[str] = ("kopf", "kubernetes.aio", "aiohttp.access")
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)

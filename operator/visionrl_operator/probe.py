@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-import httpx
+import aiohttp
 
 from visionrl.status import TrainerReport
 from visionrl_core.manifests.common import PORT
@@ -52,12 +52,10 @@ class Probes:
         read_key: Callable[[Key], Awaitable[str | None]],
         changed: Callable[[Key], None],
         count: Callable[[str], None] = lambda result: None,
-        client: httpx.AsyncClient | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_key, self._changed, self._count, self._clock = read_key, changed, count, clock
-        # Proxies are for the world outside the cluster.
-        self._client = client or httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS)
+        self._session: aiohttp.ClientSession | None = None
         self._followed: dict[Key, _Followed] = {}
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
@@ -101,7 +99,9 @@ class Probes:
     async def close(self) -> None:
         for key in list(self._followed):
             self.stop(key)
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def _poll(self, key: Key, followed: _Followed) -> None:
         secret: str | None = None
@@ -122,18 +122,19 @@ class Probes:
 
     async def _ask(self, pod: TrainerPod, secret: str) -> tuple[str, TrainerReport | None]:
         host = f"[{pod.address}]" if pod.address and ":" in pod.address else pod.address
-        # Compressed answers are not read: a few kilobytes of them can unpack to gigabytes.
         headers = {"Authorization": f"Bearer {secret}", "Accept-Encoding": "identity"}
+        if self._session is None:
+            self._session = _session()
         try:
             async with (
                 self._slots,
                 asyncio.timeout(TIMEOUT_SECONDS),
-                self._client.stream("GET", f"http://{host}:{PORT}/status", headers=headers) as response,
+                self._session.get(f"http://{host}:{PORT}/status", headers=headers, allow_redirects=False) as response,
             ):
-                if response.status_code != 200:
-                    return ("unauthorized" if response.status_code in (401, 403) else "refused"), None
+                if response.status != 200:
+                    return ("unauthorized" if response.status in (401, 403) else "refused"), None
                 content = await _read(response)
-        except (httpx.HTTPError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError):
             return "unreachable", None
         report = read_report(content) if content is not None else None
         if report is None:
@@ -158,12 +159,23 @@ class Probes:
         return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, len(self._followed) / RATE))
 
 
-async def _read(response: httpx.Response) -> bytes | None:
+def _session() -> aiohttp.ClientSession:
+    """Without proxies, which are for the world outside the cluster, and without a trainer's cookies. Compressed answers
+    are not unpacked: a few kilobytes of them can become gigabytes."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=CONCURRENCY),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     """The body as it is on the wire; None where it is compressed or too long."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
         return None
     content = b""
-    async for piece in response.aiter_raw():
+    async for piece in response.content.iter_any():
         content += piece
         if len(content) > MAX_REPORT_BYTES:
             return None

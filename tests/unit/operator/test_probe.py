@@ -7,11 +7,11 @@ import contextlib
 import gzip
 import json
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
-import httpx
 import pytest
+from aiohttp import web
 
 from visionrl.status import Progress, TrainerReport
 from visionrl_core.report import MAX_TEXT
@@ -21,7 +21,7 @@ from visionrl_operator.probe import Probes
 from visionrl_operator.store import Key
 
 DEMO = Key("default", "demo")
-POD = TrainerPod("pod-1", "10.0.0.1")
+POD = TrainerPod("pod-1", "127.0.0.1")
 
 
 class Trainer:
@@ -36,17 +36,13 @@ class Trainer:
         self.changed: asyncio.Queue[Key] = asyncio.Queue()
         monkeypatch.setattr(probe, "SHORTEST_PAUSE", pause)
         monkeypatch.setattr(probe, "LONGEST_PAUSE", pause)
-        client = httpx.AsyncClient(transport=httpx.MockTransport(self.answer))
-        self.probes = Probes(self.read_key, self.changed.put_nowait, client=client, clock=lambda: self.seconds)
+        self.probes = Probes(self.read_key, self.changed.put_nowait, clock=lambda: self.seconds)
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
+    async def answer(self, request: web.Request) -> web.Response:
         self.asked += 1
-        assert request.url.path == "/status"
-        assert request.url.port == 8000
         if request.headers["Authorization"] != f"Bearer {self.key}":
-            return httpx.Response(401)
-        content = self.report.model_dump_json(by_alias=True).encode()
-        return httpx.Response(self.status, stream=httpx.ByteStream(content))
+            return web.Response(status=401)
+        return web.Response(status=self.status, text=self.report.model_dump_json(by_alias=True))
 
     async def read_key(self, key: Key) -> str | None:
         self.keys_read += 1
@@ -66,8 +62,17 @@ class Trainer:
 
 
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    return Trainer(monkeypatch)
+async def trainer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trainer]:
+    found = Trainer(monkeypatch)
+    application = web.Application()
+    application.router.add_get("/status", found.answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setattr(probe, "PORT", runner.addresses[0][1])
+    yield found
+    await found.probes.close()
+    await runner.cleanup()
 
 
 async def test_a_new_phase_shows_at_once(trainer: Trainer) -> None:
@@ -75,7 +80,6 @@ async def test_a_new_phase_shows_at_once(trainer: Trainer) -> None:
     assert (await trainer.next_change()).phase == "Starting"
     trainer.report = TrainerReport(phase="Training")
     assert (await trainer.next_change()).phase == "Training"
-    await trainer.probes.close()
 
 
 async def test_progress_alone_shows_in_measure(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,18 +93,16 @@ async def test_progress_alone_shows_in_measure(trainer: Trainer, monkeypatch: py
     assert (await trainer.next_change()).progress.iteration == 1
     await trainer.asked_more()
     assert trainer.changed.empty(), "the same report again changes nothing"
-    await trainer.probes.close()
 
 
 async def test_another_pod_starts_with_a_clean_sheet(trainer: Trainer) -> None:
     trainer.probes.follow(DEMO, POD)
     await trainer.next_change()
     trainer.status = 503
-    trainer.probes.follow(DEMO, TrainerPod("pod-2", "10.0.0.2"))
+    trainer.probes.follow(DEMO, TrainerPod("pod-2", "127.0.0.1"))
     assert trainer.probes.report(DEMO) is None
     await trainer.asked_more()
     assert trainer.probes.report(DEMO) is None
-    await trainer.probes.close()
 
 
 async def test_the_last_report_stays_when_the_pod_has_ended(trainer: Trainer) -> None:
@@ -132,9 +134,8 @@ async def test_idle_is_the_time_since_the_report_said_something_new(trainer: Tra
     trainer.status = 503
     await trainer.asked_more()
     assert trainer.probes.idle(DEMO) == timedelta(seconds=70), "neither is silence"
-    trainer.probes.follow(DEMO, TrainerPod("pod-2", "10.0.0.2"))
+    trainer.probes.follow(DEMO, TrainerPod("pod-2", "127.0.0.1"))
     assert trainer.probes.idle(DEMO) == timedelta(0), "another trainer"
-    await trainer.probes.close()
 
 
 async def test_what_a_trainer_waits_for_may_have_other_words_without_progress(trainer: Trainer) -> None:
@@ -145,7 +146,6 @@ async def test_what_a_trainer_waits_for_may_have_other_words_without_progress(tr
     trainer.report = TrainerReport(phase="WaitingForInference", message="51 s")
     await trainer.asked_more()
     assert trainer.probes.idle(DEMO) == timedelta(seconds=50)
-    await trainer.probes.close()
 
 
 async def test_a_changed_key_is_read_again(trainer: Trainer) -> None:
@@ -155,7 +155,6 @@ async def test_a_changed_key_is_read_again(trainer: Trainer) -> None:
     trainer.report = TrainerReport(phase="Training")
     assert (await trainer.next_change()).phase == "Training"
     assert trainer.keys_read == 2
-    await trainer.probes.close()
 
 
 async def test_following_again_starts_no_second_task(trainer: Trainer) -> None:
@@ -163,7 +162,6 @@ async def test_following_again_starts_no_second_task(trainer: Trainer) -> None:
         trainer.probes.follow(DEMO, POD)
     tasks = [task for task in asyncio.all_tasks() if task.get_name() == "probe default/demo"]
     assert len(tasks) == 1
-    await trainer.probes.close()
 
 
 # --- trainers that nobody should trust: a user chose their container image
@@ -209,6 +207,16 @@ def body(content: bytes, *headers: str) -> Callable[[asyncio.StreamWriter], Awai
         await writer.drain()
 
     return write
+
+
+async def test_a_redirect_is_not_followed(stranger: Stranger) -> None:
+    """Nor is the key sent to where it points."""
+
+    async def elsewhere(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    assert await stranger.ask(elsewhere) == ("refused", None)
 
 
 async def test_a_compressed_answer_is_not_unpacked(stranger: Stranger) -> None:
