@@ -18,8 +18,9 @@ class AdaptedLinear(Linear):
 
     The weights of A and B are float32, so that small updates accumulate, and are rounded to the input's dtype for the
     computation, as a server holds them: no activation is copied to float32. The adapter's part is added within its
-    second product, which rounds the sum once, as vLLM's kernel does; peft would write it, scale it and add it, each as
-    wide as the layer's output.
+    second product; peft would write it, scale it and add it, each as wide as the layer's output. So the sum is rounded
+    once. vLLM's kernels round the part as well, before they add it: one rounding of many that serving and training do
+    not share, and that the mismatch measures.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

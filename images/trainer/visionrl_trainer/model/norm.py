@@ -11,8 +11,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 class RmsNorm(nn.Module):
     """A norm of the language model. The stock one is eight operations, of which a GPU reads and writes every result,
-    and keeps copies in float32; torch's own is one kernel there, computes in float32 as well, and rounds once, as
-    vLLM's does. The weight keeps its name."""
+    and keeps copies in float32; torch's own is one kernel there. It computes in float32 as well and rounds once, where
+    the stock one and vLLM's definition also round before the weight. The weight keeps its name."""
 
     def __init__(self, stock: Qwen3VLTextRMSNorm) -> None:
         super().__init__()
