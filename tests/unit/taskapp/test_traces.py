@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -172,17 +173,38 @@ def test_a_number_that_sqlite_cannot_hold_costs_one_trace(store: TraceStore) -> 
     assert "OverflowError" in store.last_error
 
 
+def test_many_episodes_that_end_at_the_same_moment_are_all_stored(
+    store: TraceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of an evaluation: all have the same number of turns."""
+    slow, write = threading.Event(), store._write
+    monkeypatch.setattr(store, "_write", lambda played: (slow.wait(60), write(played)))
+    played = episode(turns=1)
+    for _ in range(300):
+        store.write(played)
+    slow.set()
+    store.flush()
+    assert (store.written, store.failed) == (300, 0)
+
+
 def test_a_disk_that_hangs_drops_traces_instead_of_filling_the_memory(
     store: TraceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(store, "_write", lambda played: answers.wait(60))
+    monkeypatch.setattr(traces, "_MAX_WAITING_BYTES", 3 * traces._TURN_BYTES)
     played = episode(turns=1)
-    monkeypatch.setattr(store, "_write", lambda _episode: None)
-    for _ in range(traces._MAX_WAITING):
-        store._waiting.acquire()
-    store.write(played)
-    assert store.failed == 1
+    assert sum(map(len, played.frames.values())) < traces._TURN_BYTES / 3
+    for _ in range(4):
+        store.write(played)
+    assert store.failed == 2
     assert store.last_error is not None
     assert "wait for the disk" in store.last_error
+    answers.set()
+    store.flush()
+    store.write(played)
+    store.flush()
+    assert (store.written, store.failed) == (3, 2), "there is room again"
 
 
 def test_inline_traces_differ_in_how_much_they_tell() -> None:

@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 TraceFormat = Literal["compact", "full", "structured"]
 
 DEFAULT_MAX_EPISODES = 2000
-_MAX_WAITING = 64
+_MAX_WAITING_BYTES = 256 << 20
+"""64 episodes of 50 turns at 288 pixels end at the same moment and wait, with room to spare."""
+_TURN_BYTES = 16 << 10
+"""What a turn weighs beside its frames, at a guess: texts, token ids."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session_traces (
@@ -188,17 +191,19 @@ class TraceStore:
         self.last_error: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._connection: sqlite3.Connection | None = None
-        self._waiting = threading.Semaphore(_MAX_WAITING)
+        self._waiting, self._lock = 0, threading.Lock()
 
     def write(self, episode: Episode) -> None:
         """Store an episode in the background; an earlier one of the same run id is replaced.
 
-        Never blocks: where the disk is so slow that episodes queue up, the trace is dropped and counted as failed.
+        Never blocks: where the disk is so slow that episodes fill the memory, the trace is dropped and counted as
+        failed.
         """
-        if self._waiting.acquire(blocking=False):
-            self._thread.submit(self._try_to_write, episode)
+        size = sum(map(len, episode.frames.values())) + _TURN_BYTES * len(episode.turns)
+        if self._reserve(size):
+            self._thread.submit(self._try_to_write, episode, size)
         else:
-            self._lost(episode, f"{_MAX_WAITING} episodes wait for the disk already")
+            self._lost(episode, f"{self._waiting >> 20} MiB of episodes wait for the disk already")
 
     def flush(self) -> None:
         """Return when every episode that was submitted is on disk."""
@@ -211,14 +216,22 @@ class TraceStore:
             self._connection.close()
             self._connection = None
 
-    def _try_to_write(self, episode: Episode) -> None:
+    def _reserve(self, size: int) -> bool:
+        """Count bytes as waiting, unless there are too many then."""
+        with self._lock:
+            if not self._waiting + size <= _MAX_WAITING_BYTES:
+                return False
+            self._waiting += size
+            return True
+
+    def _try_to_write(self, episode: Episode, size: int) -> None:
         try:
             self._write(episode)
             self.written += 1
         except Exception as error:  # whatever it is: a trace is lost, and the next one is tried
             self._lost(episode, f"{type(error).__name__}: {error}")
         finally:
-            self._waiting.release()
+            self._reserve(-size)
 
     def _lost(self, episode: Episode, why: str) -> None:
         self.failed += 1
