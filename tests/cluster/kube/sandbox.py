@@ -19,6 +19,8 @@ from .host import KubeError, run, wait_until
 from .layout import Cluster
 
 INIT = Path(__file__).with_name("init.py")
+GONE = (FileNotFoundError, ProcessLookupError)
+"""What reading of a process, or signalling it, raises after its end; the second one where it ends meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Sandbox:
     @classmethod
     def find(cls, cluster: Cluster) -> "Sandbox | None":
         """The sandbox that runs from the cluster's folder, if one does."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(*GONE):
             pid = int((cluster.root / "init.pid").read_text())
             # The number may be another process's by now: ours has this folder as its last argument.
             if Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").endswith(b"\0" + os.fsencode(cluster.root)):
@@ -119,8 +121,9 @@ class Process:
 
     def stop(self) -> None:
         """Ends this one process (a signal to nsenter would not reach the one inside)."""
-        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGTERM)
+        with contextlib.suppress(*GONE):
+            for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
         self.process.wait(timeout=30)
 
 
@@ -128,7 +131,7 @@ def _alive(pid: int) -> bool:
     """False for a zombie too: the kernel lets a first process become one only after all others have ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except GONE:
         return False
     return state != "Z"
 
