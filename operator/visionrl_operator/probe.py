@@ -45,7 +45,10 @@ class _Followed:
 
 
 class Probes:
-    """``changed`` is called with a job that there is something to show of; ``read_key`` gives a job's key."""
+    """``changed`` is called with a job that there is something to show of; ``read_key`` gives a job's key.
+
+    Made where an event loop runs.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class Probes:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_key, self._changed, self._count, self._clock = read_key, changed, count, clock
-        self._session: aiohttp.ClientSession | None = None
+        self._session = _session()
         self._followed: dict[Key, _Followed] = {}
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
@@ -99,9 +102,7 @@ class Probes:
     async def close(self) -> None:
         for key in list(self._followed):
             self.stop(key)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._session.close()
 
     async def _poll(self, key: Key, followed: _Followed) -> None:
         secret: str | None = None
@@ -123,8 +124,6 @@ class Probes:
     async def _ask(self, pod: TrainerPod, secret: str) -> tuple[str, TrainerReport | None]:
         host = f"[{pod.address}]" if pod.address and ":" in pod.address else pod.address
         headers = {"Authorization": f"Bearer {secret}", "Accept-Encoding": "identity"}
-        if self._session is None:
-            self._session = _session()
         try:
             async with (
                 self._slots,
@@ -163,7 +162,6 @@ def _session() -> aiohttp.ClientSession:
     """Without proxies, which are for the world outside the cluster, and without a trainer's cookies. Compressed answers
     are not unpacked: a few kilobytes of them can become gigabytes."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONCURRENCY),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,

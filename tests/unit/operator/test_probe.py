@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from visionrl.status import Progress, TrainerReport
+from visionrl_core.manifests.common import PORT
 from visionrl_core.report import MAX_TEXT
 from visionrl_operator import probe
 from visionrl_operator.observe import TrainerPod
@@ -69,6 +70,7 @@ async def trainer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trainer]:
     runner = web.AppRunner(application)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
+    assert PORT == 8000
     monkeypatch.setattr(probe, "PORT", runner.addresses[0][1])
     yield found
     await found.probes.close()
@@ -196,7 +198,7 @@ class Stranger:
 
 
 @pytest.fixture
-def stranger(monkeypatch: pytest.MonkeyPatch) -> Stranger:
+async def stranger(monkeypatch: pytest.MonkeyPatch) -> Stranger:
     return Stranger(monkeypatch)
 
 
