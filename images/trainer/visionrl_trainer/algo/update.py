@@ -83,7 +83,9 @@ def update(
     learnable = frozenset(run for run in runs if has_signal(run, samples, spec))
     seen = [samples[index] for run in runs if run in learnable for index in run]
     meter = MismatchMeter(TOKEN_LIMIT[spec.model.dtype])
-    batch = _Batch(policy, samples, encode(policy, seen, frames), spec, learnable, meter)
+    with torch.no_grad():
+        image_features = encode(policy, seen, frames)
+    batch = _Batch(policy, samples, image_features, spec, learnable, meter)
     batch.measure(played_by, one_step=len(steps) == 1)
     totals = _Totals(policy.device)
     parameters = [parameter for _, parameter in policy.trainable()]
@@ -124,13 +126,12 @@ def has_signal(run: range, samples: Sequence[Sample], spec: JobSpec) -> bool:
 
 
 def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, ImageFeatures]:
-    """Features of every distinct frame of the samples; the frozen vision tower runs once per frame."""
+    """Features of every distinct frame of the samples; the vision tower runs once per frame."""
     digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
     features: dict[str, ImageFeatures] = {}
-    with torch.no_grad():
-        for start in range(0, len(digests), FRAMES_AT_ONCE):
-            chunk = digests[start : start + FRAMES_AT_ONCE]
-            features |= zip(chunk, policy.encode_images([frames[digest] for digest in chunk]), strict=True)
+    for start in range(0, len(digests), FRAMES_AT_ONCE):
+        chunk = digests[start : start + FRAMES_AT_ONCE]
+        features |= zip(chunk, policy.encode_images([frames[digest] for digest in chunk]), strict=True)
     return features
 
 

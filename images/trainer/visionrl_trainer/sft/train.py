@@ -25,6 +25,7 @@ from visionrl.frames import decode_png, frame_hash
 from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import full_optimizers, schedule
+from visionrl_trainer.algo.update import encode
 from visionrl_trainer.model.memory import MemoryPlan
 from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import Policy
@@ -98,7 +99,8 @@ def train(
         upcoming = reader.submit(batch_of, done)  # decoded during the step before: on a GPU it takes as long
         while done < settings.steps:
             batch, frames = upcoming.result()
-            upcoming = reader.submit(batch_of, done + 1)
+            if done + 1 < settings.steps:
+                upcoming = reader.submit(batch_of, done + 1)
             rate = settings.learning_rate * schedule(done, settings.steps)
             torch.manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))  # for dropout
             window.add(rate, *_step(policy, optimizers, batch, frames, rate, policy.plan_memory(spec.training)))
@@ -152,9 +154,7 @@ def decoded(samples: Sequence[Sample], images: Mapping[str, bytes]) -> dict[str,
 
 def decision_loss(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> torch.Tensor:
     """Negative log-likelihood of the labels, summed over tokens, mean over decisions."""
-    digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
-    features = dict(zip(digests, policy.encode_images([frames[digest] for digest in digests]), strict=True))
-    logprobs_T, _ = policy.logprobs(samples, features, temperature=1.0)
+    logprobs_T, _ = policy.logprobs(samples, encode(policy, samples, frames), temperature=1.0)
     return -logprobs_T.sum() / len(samples)
 
 
