@@ -231,7 +231,8 @@ class TraceStore:
         except Exception as error:  # whatever it is: a trace is lost, and the next one is tried
             self._lost(episode, f"{type(error).__name__}: {error}")
         finally:
-            self._reserve(-size)
+            with self._lock:
+                self._waiting -= size
 
     def _lost(self, episode: Episode, why: str) -> None:
         self.failed += 1
