@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from visionrl.status import Score
 from visionrl_local.folder import tail
 from visionrl_local.gpus import visible_gpus
 from visionrl_trainer.rollout.evaluate import paired_gain
+from visionrl_trainer.state.metrics import MetricsFile
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "configs" / "crafter-learn.yaml"
@@ -147,6 +148,7 @@ class Scaled:
                 process.wait(STOP_SECONDS)
         self.exit_code = process.returncode
         self.look()
+        write(self.options.json, NAME, self.result())
         if self.exit_code:
             self._show_logs()
         return 0 if "gain" in self.result() else 1
@@ -183,6 +185,7 @@ class Scaled:
 
     def look(self) -> None:
         """Tell and write what is new."""
+        told = len(self._told)
         status = read_json(self.root / "status.json") or {}
         if doing := stage(status):
             self.first_seen.setdefault(doing, self.seconds)
@@ -201,16 +204,17 @@ class Scaled:
             )
         for record in self.metrics():
             self.tell(iteration_line(record))
-        write(self.options.json, NAME, self.result())
+        if len(self._told) > told:
+            write(self.options.json, NAME, self.result())
 
     def metrics(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.root / "metrics.jsonl"))
+        return MetricsFile(self.root / "metrics.jsonl", "iteration").records()
 
     def evaluations(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.root / "evaluations.jsonl"))
+        return MetricsFile(self.root / "evaluations.jsonl", "iteration").records()
 
     def supervised(self) -> list[dict[str, Any]]:
-        return list(read_lines(self.root / "warm-start" / "metrics.jsonl"))
+        return MetricsFile(self.root / "warm-start" / "metrics.jsonl", "step").records()
 
     def result(self) -> dict[str, Any]:
         """Everything that is known now."""
@@ -311,19 +315,6 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError):
         return None
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; the last one may still be written."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

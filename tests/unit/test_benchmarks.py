@@ -129,8 +129,8 @@ def test_the_run_at_scale_drops_iterations_so_that_its_last_evaluation_has_the_t
     (folder / "evaluations.jsonl").write_text(json.dumps({"iteration": 0}) + "\n")
 
     def iterations_with(done: int, seconds: float) -> int:
-        record = {"seconds": seconds, "sync_seconds": 0.5}
-        (folder / "metrics.jsonl").write_text(f"{json.dumps(record)}\n" * done)
+        records = [{"iteration": n + 1, "seconds": seconds, "sync_seconds": 0.5} for n in range(done)]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
         scaled.finish_in_time()
         return load_job(scaled.file).spec.training.iterations
 
