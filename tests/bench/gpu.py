@@ -195,7 +195,7 @@ def ours(
         policy.set_adapter_weights(start)
         assert policy.memory is not None
         row = figures(work, policy.device, len(samples), lever, seconds, peak - loaded, sum(computed), differs)
-        yield row | {"planned_gib": round(policy.memory.needed / 2**30, 1), "recompute": policy.memory.recompute}
+        yield row | {"planned_gib": round(policy.memory.needed / 2**30, 1)}
 
 
 def profile(policy: Policy, spec: JobSpec, samples: list[Sample], frames: dict[str, Frame]) -> str:

@@ -21,8 +21,7 @@ CARD = Path(__file__).parent / "card.json"
 
 def page(results: Path) -> str:
     """The page of the results in a folder."""
-    files = {name: file for name in TABLES if (file := results / f"{name}.json").is_file()}
-    found = {name: json.loads(file.read_text()) for name, file in files.items()}
+    found = {name: json.loads(file.read_text()) for name in TABLES if (file := results / f"{name}.json").is_file()}
     if "gpu" in found and all(row["device"] == "CPU" for row in found["gpu"]["rows"]):
         found["gpu"] = json.loads(CARD.read_text())
     sections = [f"## {TITLES[name]}\n\n{TABLES[name](result)}{_machine(result)}" for name, result in found.items()]

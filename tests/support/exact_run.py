@@ -7,14 +7,13 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from visionrl_core.manifests.common import Manifest
 from visionrl_local.container import container_argv
 from visionrl_local.run import RunOptions, run
 
 
-def run_with(container_name: str, *module: str, environment: Mapping[str, str] = MappingProxyType({})) -> int:
+def run_with(container_name: str, *module: str, environment: Mapping[str, str] | None = None) -> int:
     """Run the file of the command line; ``module`` is its name, and its arguments. ``environment`` takes precedence
     over what the component gets otherwise. The exit code."""
 

@@ -88,7 +88,8 @@ def build_true_width(folder: Path, layers: int = 2, vision_depth: int = 6, seed:
 
 
 def full_policy(folder: Path, device: torch.device, layers: int = 36, vision_depth: int = 24) -> Policy:
-    """The published shape, 4.4 billion parameters, with random weights on a device; ``folder`` gets its processor."""
+    """The published shape, 4.4 billion parameters unless it has fewer layers, with random weights on a device;
+    ``folder`` gets its processor."""
     from visionrl_trainer.model.policy import ATTENTIONS, Policy
 
     folder.mkdir(parents=True)

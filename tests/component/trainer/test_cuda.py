@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.bench.gpu import bench_spec
 from tests.support.prompts import qwen_batch
 from tests.support.true_width import full_policy
-from visionrl.job import EnvSettings, Guards, JobSpec, Lora, TinyModel
-from visionrl.jobfile import load_job
+from visionrl.job import EnvSettings, JobSpec, Lora, TinyModel
 from visionrl.tiny.model import build_tiny
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import UpdateStats, encode, update
@@ -32,17 +32,13 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-FILE = Path(__file__).parents[3] / "configs" / "crafter-qwen3vl-4b.yaml"
 DECISIONS = 12
 CUDA = torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
 def spec() -> JobSpec:
-    """The 4B file's, without its guards: random weights in bfloat16 disagree with themselves in another packing."""
-    spec = load_job(FILE).spec
-    guards = Guards(maxMismatchKL=None, max_rejected_rate=None)
-    return spec.model_copy(update={"training": spec.training.model_copy(update={"guards": guards})})
+    return bench_spec(CUDA)
 
 
 @pytest.fixture(scope="module")
