@@ -38,7 +38,7 @@ from unittest import mock
 import torch
 
 from tests.bench.common import forget_peak, machine, median, memory_mib, spread, write
-from tests.bench.trainer import Row, Trl
+from tests.bench.trl import Row, Trl
 from tests.support.prompts import qwen_batch
 from visionrl.job import EnvSettings, Guards, JobSpec, Lora, TinyModel
 from visionrl.jobfile import load_job
