@@ -1,5 +1,6 @@
 """The test cluster's pure parts; no root, no cluster."""
 
+import json
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from .kube import layers, pip_config
+from .kube.containerd import Containerd
 from .kube.dns import addresses
 from .kube.host import KubeError
 from .kube.layout import Cluster
+from .kube.storage import Image
 
 OPTION = st.sampled_from(["cert", "find-links", "index-url", "extra-index-url", "timeout"])
 VALUE = st.text()
@@ -133,3 +136,47 @@ def test_layers_of_the_last_builds_stay_and_others_go(tmp_path: Path, monkeypatc
     storage.removed.clear()
     layers.sweep(storage)
     assert storage.removed == ["f5fa0b037efb", "cccccccccccc"], "of the last build only"
+
+
+CTR = """\
+#!/bin/sh
+case "$*" in *import*) ;; *) exit 0 ;; esac
+cat > /dev/null
+read -r refusal < refusals || exit 0
+sed -i 1d refusals
+echo "$refusal"
+exit 1
+"""
+SNAPSHOT = (
+    'ctr: failed to prepare extraction snapshot "extract-1": parent snapshot sha256:80 does not exist: not found\n'
+)
+CONTENT = "ctr: content digest sha256:80: not found\n"
+
+
+@pytest.mark.parametrize(
+    ("refusals", "left"),
+    [
+        pytest.param(CONTENT + SNAPSHOT, None, id="layers were collected during the import"),
+        pytest.param(SNAPSHOT * 4, SNAPSHOT, id="again and again"),
+        pytest.param(f"no space\n{SNAPSHOT}", SNAPSHOT, id="another refusal"),
+    ],
+)
+def test_an_image_is_brought_again_where_containerd_lost_a_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: str, left: str | None
+) -> None:
+    Path(tmp_path, "ctr").write_text(CTR)
+    Path(tmp_path, "ctr").chmod(0o755)
+    Path(tmp_path, "refusals").write_text(refusals)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    config = f"sha256:{'0' * 64}"
+    manifest = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "config": {"digest": config}, "layers": []}
+    image = Image("localhost/app:test", json.dumps(manifest).encode(), b"{}", {})
+    storage: Any = SimpleNamespace(image=lambda tag: image)
+    daemon = Containerd(tmp_path / "containerd.sock")
+    if left is None:
+        assert daemon.load(storage, image.tag)
+    else:
+        with pytest.raises(KubeError, match="localhost/app:test: containerd refused the image"):
+            daemon.load(storage, image.tag)
+        assert Path(tmp_path, "refusals").read_text() == left

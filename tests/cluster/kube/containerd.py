@@ -7,6 +7,7 @@ containerd's store serves one daemon at a time.
 
 import io
 import json
+import re
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from .sandbox import Process, Sandbox
 from .storage import Image, Storage
 
 MIB = 1 << 20  # writes of this size, where the default 10 KiB is slow for gigabytes
+
+# An import passes over layers that are there, and containerd's garbage collection may take one a moment later: no lease
+# holds what is not written anew (https://github.com/containerd/containerd/issues/3787, in Debian's 1.6.20). Once more,
+# then, with what the store has now.
+COLLECTED = re.compile(r": not found\s*$", re.MULTILINE)
+IMPORTS = 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,16 @@ class Containerd:
         image = storage.image(tag)
         if image.digest in self._target_of(tag):
             return False
+        for _ in range(IMPORTS):
+            errors = self._import(storage, image)
+            if not errors:
+                return True
+            if not COLLECTED.search(errors):
+                break
+        raise KubeError(f"{tag}: containerd refused the image\n{errors}")
+
+    def _import(self, storage: Storage, image: Image) -> str:
+        """What was said if the image was refused."""
         present = set(self.ctr("content", "list", "--quiet").split())
         command = self._command("images", "import", "-")
         importing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -85,10 +102,8 @@ class Containerd:
         except BrokenPipeError:
             pass  # it has ended and says why
         importing.stdin.close()
-        errors = importing.stdout.read().decode()
-        if importing.wait():
-            raise KubeError(f"{tag}: containerd refused the image\n{errors}")
-        return True
+        said = importing.stdout.read().decode()
+        return (said or "without a word") if importing.wait() else ""
 
     def _target_of(self, tag: str) -> str:
         """The line of the store's image list that names the tag's digest, or nothing."""
