@@ -7,19 +7,25 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
+from tests.support.ports import free_port
 from tests.support.taskapp import TaskAppProcess, taskapp
 from visionrl.frames import decode_png
 from visionrl.job import Job
 from visionrl.rollout import RolloutResponse
+from visionrl_taskapp.envs import openenv
+from visionrl_taskapp.envs.openenv import OpenEnvEnvironment, ServerError
 from visionrl_taskapp.envs.png import encode_png
 
 RED_BALL: dict[str, Any] = {
@@ -153,9 +159,14 @@ class Games:
 
 
 @contextmanager
-def games(places: int) -> Iterator[tuple[Games, str]]:
+def games(places: int, port: int = 0, statuses: list[HTTPStatus] | None = None) -> Iterator[tuple[Games, str]]:
+    """Their server and its URL; it answers with the statuses first, each once."""
     served = Games(places)
-    with serve(served.session, "127.0.0.1", 0) as server:
+
+    def refusal(connection: ServerConnection, request: Request) -> Response | None:
+        return connection.respond(statuses.pop(0), "") if statuses else None
+
+    with serve(served.session, "127.0.0.1", port, process_request=refusal) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -196,15 +207,62 @@ def test_an_episode_that_gets_no_session_is_aborted_within_its_turn(tmp_path: Pa
         found = play(app, "openenv", "random", counting(url), turn_timeout_s=1.0)
         assert (found.aborted, found.abort_reason) == (True, "turn_timeout")
         short = play(app, "openenv", "random", {**counting(url), "waitSeconds": 0.5}, seed=8)
-        assert (short.abort_reason, "no session became free" in (short.abort_message or "")) == (
-            "environment_error",
-            True,
-        )
+        assert short.abort_reason == "environment_error"
+        assert "no session in 0.5 s: CAPACITY_REACHED" in (short.abort_message or "")
+
+
+class Waiting(threading.Event):
+    """What a reset waits on; ``then`` is done instead of the wait."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.then = then
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.then()
+        return False
+
+
+def session_of(url: str, waiting: Waiting) -> OpenEnvEnvironment:
+    environment = OpenEnvEnvironment(openenv.Settings.model_validate(counting(url)))
+    environment._closed = waiting
+    return environment
+
+
+def test_a_reset_waits_for_a_server_that_does_not_listen_yet() -> None:
+    port = free_port()
+    with ExitStack() as later:
+        waiting = Waiting(lambda: later.enter_context(games(places=1, port=port)))
+        environment = session_of(f"http://127.0.0.1:{port}", waiting)
+        environment.reset(1)
+        assert environment.scores() == {"count": 1}
+        environment.close()
+
+
+def test_a_reset_waits_for_a_server_behind_a_proxy_that_has_none_yet() -> None:
+    statuses = [HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE]
+    waits: list[None] = []
+    with games(places=1, statuses=statuses) as (_, url):
+        environment = session_of(url, Waiting(lambda: waits.append(None)))
+        environment.reset(1)
+        environment.close()
+    assert (statuses, len(waits)) == ([], 2)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://games.invalid:8000", "https://127.0.0.1:{port}", "http://127.0.0.1:{port}/game"]
+)
+def test_a_reset_does_not_wait_for_a_server_of_another_name_protocol_or_path(url: str) -> None:
+    with games(places=1, statuses=[HTTPStatus.NOT_FOUND]) as (_, served):
+        waiting = Waiting(lambda: pytest.fail("it waits"))
+        environment = session_of(url.format(port=urlsplit(served).port), waiting)
+        with pytest.raises(ServerError, match="cannot be reached"):
+            environment.reset(1)
 
 
 def test_a_server_that_is_not_there_or_sends_no_picture_aborts_with_the_reason(tmp_path: Path) -> None:
     with games(places=1) as (_, url), taskapp(tmp_path) as app:
         wrong = play(app, "openenv", "random", {**counting(url), "imageField": "screen"})
         assert "the observation has no screen; it has count, view" in (wrong.abort_message or "")
-        gone = play(app, "openenv", "random", counting("http://127.0.0.1:9"), seed=9)
+        gone = play(app, "openenv", "random", {**counting("http://127.0.0.1:9"), "waitSeconds": 0.5}, seed=9)
         assert "cannot be reached" in (gone.abort_message or "")

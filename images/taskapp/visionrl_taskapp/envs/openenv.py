@@ -16,6 +16,8 @@ import hashlib
 import io
 import json
 import math
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +45,8 @@ MAX_MESSAGE = 64 * 2**20
 """Bytes of a server's message: nested lists of a frame take ten times its pixels."""
 MAX_SIDE = 4096
 FULL = "CAPACITY_REACHED"
+BEHIND_A_PROXY = (502, 503, 504)
+"""HTTP statuses of a proxy whose server does not answer."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 
 
@@ -73,7 +77,8 @@ class Settings(Model):
     idle_action: ActionName | None = None
     """The action that an answer without a usable tool call executes; empty executes nothing."""
     wait_seconds: Annotated[float, Field(gt=0, le=3600)] = 120.0
-    """For an answer, and for a free session of a server that has none; `policyConfig.turnTimeoutS` may end it."""
+    """For an answer, and for a session of a server that has none free or starts; `policyConfig.turnTimeoutS` may end
+    it."""
     image_size: int = EnvSettings().image_size
     length: int = EnvSettings().length
 
@@ -87,13 +92,14 @@ class OpenEnvEnvironment:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._session = contextlib.ExitStack()
         self._connection: Any = None
         self._observation: Mapping[str, Any] = {}
         self._steps = 0
         self._closed = threading.Event()
 
     def reset(self, seed: int) -> None:
-        """Open a session and start the episode; waits for a session while the server has none free."""
+        """Open a session and start the episode; waits while the server has no session free, or does not listen."""
         until, pause = time.monotonic() + self._settings.wait_seconds, FIRST_WAIT_S
         while True:
             self._disconnect()
@@ -102,9 +108,9 @@ class OpenEnvEnvironment:
                 self._ask("reset", {"seed": seed}, until)
                 self._steps = 0
                 return
-            except _Full as full:
+            except _Busy as busy:
                 if time.monotonic() + pause >= until:
-                    raise ServerError(f"no session became free in {self._settings.wait_seconds:g} s: {full}") from None
+                    raise ServerError(f"no session in {self._settings.wait_seconds:g} s: {busy}") from None
             if self._closed.wait(pause):
                 raise ServerError("the episode ended while it waited for a session")
             pause = min(2 * pause, LONGEST_WAIT_S)
@@ -150,9 +156,7 @@ class OpenEnvEnvironment:
         self._disconnect()
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._session.close()
 
     def _at(self, path: str) -> Any:
         value: Any = self._observation
@@ -168,11 +172,12 @@ class OpenEnvEnvironment:
 
         left = max(0.1, until - time.monotonic())
         try:
-            self._connection = connect(
-                _socket_url(self._settings.url), open_timeout=left, max_size=MAX_MESSAGE, proxy=None
+            self._connection = self._session.enter_context(
+                connect(_socket_url(self._settings.url), open_timeout=left, max_size=MAX_MESSAGE, proxy=None)
             )
         except (OSError, WebSocketException) as error:
-            raise ServerError(f"{self._settings.url} cannot be reached: {error or type(error).__name__}") from None
+            message = f"{self._settings.url} cannot be reached: {error or type(error).__name__}"
+            raise (_Busy if _may_be_starting(error) else ServerError)(message) from None
 
     def _ask(self, kind: str, data: Mapping[str, Any], until: float) -> Mapping[str, Any]:
         """Send a message and keep the observation of its answer."""
@@ -196,15 +201,24 @@ class OpenEnvEnvironment:
             raise ServerError(f"the server's answer is no message of OpenEnv: {text[:80]!r}") from None
         if kind == "error":
             said = f"{data.get('code')}: {data.get('message')}" if isinstance(data, Mapping) else str(data)
-            raise _Full(said) if FULL in said else ServerError(said[:300])
+            raise (_Busy if FULL in said else ServerError)(said[:300])
         if kind != "observation" or not isinstance(data, Mapping) or not isinstance(data.get("observation"), Mapping):
             raise ServerError(f"the server's answer is {kind!r} without an observation")
         self._observation = data["observation"]
         return data
 
 
-class _Full(ServerError):
-    """All sessions of the server are taken."""
+class _Busy(ServerError):
+    """A later try may succeed: all sessions of the server are taken, or it starts."""
+
+
+def _may_be_starting(error: Exception) -> bool:
+    """Whether a server that was not reached may be a moment later: not with a wrong name, certificate or path."""
+    from websockets.exceptions import InvalidStatus
+
+    if isinstance(error, InvalidStatus):
+        return error.response.status_code in BEHIND_A_PROXY
+    return isinstance(error, OSError) and not isinstance(error, socket.gaierror | ssl.SSLError)
 
 
 def _socket_url(url: str) -> str:
