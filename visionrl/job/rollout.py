@@ -36,10 +36,13 @@ class EnvSettings(Model):
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """`actionNames` of the environment's own settings, by which environments without names (Gymnasium) have them:
-        the tiny model has a token for each."""
-        names = self.own.get("actionNames")
-        return tuple(map(str, names)) if isinstance(names, list) else ()
+        """`actionNames` of the environment's own settings, by which environments without names (Gymnasium) have them,
+        or the names in `actions` (OpenEnv), in alphabetic order, for a cluster keeps no other: the tiny model has a
+        token for each."""
+        names, actions = self.own.get("actionNames"), self.own.get("actions")
+        if isinstance(names, list):
+            return tuple(map(str, names))
+        return tuple(sorted(map(str, actions))) if isinstance(actions, dict) else ()
 
 
 class PolicySettings(Model):

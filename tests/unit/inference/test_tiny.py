@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support.inference import random_frame
 from visionrl.crafter import ACTIONS
 from visionrl.job import EnvSettings, TinyModel
-from visionrl.tiny.model import build_tiny, recipe_digest, visual_tokens
+from visionrl.tiny.model import actions_of, build_tiny, recipe_digest, visual_tokens
 from visionrl.tiny.tokenizer import SPECIAL_TOKENS, TURN_END, WORDS, added_tokens, build_tokenizer
 from visionrl.tools import tool_call_text
 
@@ -51,6 +51,19 @@ def test_a_call_is_two_tokens_an_action_and_four_more_and_keeps_every_byte(actio
     assert len(ids) == 2 * len(actions) + 4
     assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == tool_call_text(actions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        pytest.param({"actionNames": ["left", "right"]}, ["left", "right"], id="names of numbered actions"),
+        pytest.param({"actions": {"up": {"id": 1}, "stay": {"id": 0}}}, ["stay", "up"], id="actions of a server"),
+        pytest.param({"cells": 5}, list(ACTIONS), id="neither"),
+        pytest.param({"actions": 3}, list(ACTIONS), id="the environment refuses it"),
+    ],
+)
+def test_actions_that_the_environments_settings_name_are_the_models(settings: dict[str, Any], names: list[str]) -> None:
+    assert list(actions_of(EnvSettings.model_validate({"imageSize": 144, **settings}))) == names
 
 
 @given(st.text())
@@ -115,7 +128,7 @@ def test_a_frame_of_the_environment_is_taken_as_it_is(tmp_path: Path, size: int,
 
 def test_the_same_recipe_gives_the_same_bytes_in_another_process(model_dir: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from visionrl.job import *; from visionrl.tiny.model import build_tiny;"
+        "import sys, pathlib; from visionrl.job import *; from visionrl.tiny.model import actions_of, build_tiny;"
         "import torch; torch.manual_seed(99); torch.set_num_threads(1);"
         "print(build_tiny(TinyModel(), EnvSettings(image_size=144), pathlib.Path(sys.argv[1])))"
     )
