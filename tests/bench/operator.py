@@ -11,36 +11,25 @@ import argparse
 import asyncio
 import json
 import os
-import signal
-import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import httpx
-from rich.console import Console
-from rich.table import Table
 
-from tests.cluster.kube import cluster as kube_cluster
-from tests.cluster.kube.layout import Cluster
-from tests.support.jobs import document
-from tests.support.operator_process import Operator
+from tests.bench import control_plane
+from tests.bench.control_plane import NAMESPACE, connected, cpu_seconds, percentile, post, running, say
 from tests.support.ports import free_port
-from visionrl_core.crd import crd
-from visionrl_core.kinds import JOB, OWNED_KINDS, OWNED_SELECTOR
-from visionrl_operator.api import Api, KubernetesTransport
+from visionrl_core.kinds import OWNED_KINDS, OWNED_SELECTOR
+from visionrl_operator.api import KubernetesTransport
 
-NAMESPACE = "bench"
 # What a job without a warm start gets at once, Secrets aside (they are made first, and not watched by label here).
 FIRST_CHILDREN = {"ConfigMap": 1, "NetworkPolicy": 2, "Service": 3, "Deployment": 2}
-SERVERS = ("kube-apiserver", "etcd", "kube-controller", "kube-scheduler")
-TICKS = os.sysconf("SC_CLK_TCK")
-R = TypeVar("R")
 
 
 @dataclass
@@ -65,7 +54,6 @@ class Results:
     cpu_etcd: float = 0.0
     cpu_controllers: float = 0.0
     cpu_others: float = 0.0
-    cores: int = 0
     load_before: float = 0.0
 
 
@@ -123,95 +111,55 @@ async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) 
             arrivals.add(kind, event["object"]["metadata"]["labels"]["visionrl.dev/job"])
 
 
-def job(name: str) -> dict[str, Any]:
-    found = document()
-    found["metadata"] |= {"name": name, "namespace": NAMESPACE}
-    return found
-
-
-async def post(api: Api, names: list[str], at_once: int) -> dict[str, float]:
-    """Create jobs; when each was answered."""
-    slots, answered = asyncio.Semaphore(at_once), {}
-
-    async def one(name: str) -> None:
-        async with slots:
-            await api.create(JOB, NAMESPACE, job(name))
-            answered[name] = time.monotonic()
-
-    await asyncio.gather(*(one(name) for name in names))
-    return answered
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
-    os.environ |= {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*", "no_proxy": "*"}
-    transport = await KubernetesTransport.connect(connections=64)
-    api = Api(transport, 60)
-    results = Results(options.jobs, cores=os.cpu_count() or 0, load_before=os.getloadavg()[0])
-    await api.groups()  # opens the session that the watches use
-    port = free_port()
-    with running(kubeconfig, port, options) as operator:
-        async with watching(transport) as arrivals:
-            say("one job at a time")
-            waits = []
-            for index in range(options.single):
-                name = f"single-{index}"
-                answered = await post(api, [name], 1)
-                await arrivals.wait([name], 60)
-                waits.append(arrivals.complete[name] - answered[name])
-            results.single_p50, results.single_p99 = percentile(waits, 0.5), percentile(waits, 0.99)
+    results = Results(options.jobs, load_before=os.getloadavg()[0])
+    async with connected(kubeconfig) as (api, transport):
+        await api.groups()  # opens the session that the watches use
+        port = free_port()
+        with running(kubeconfig, port, options) as operator:
+            async with watching(transport) as arrivals:
+                say("one job at a time")
+                waits = []
+                for index in range(options.single):
+                    name = f"single-{index}"
+                    answered = await post(api, [name], 1)
+                    await arrivals.wait([name], 60)
+                    waits.append(arrivals.complete[name] - answered[name])
+                results.single_p50, results.single_p99 = percentile(waits, 0.5), percentile(waits, 0.99)
 
-            say(f"{options.jobs} jobs at once")
-            names = [f"many-{index}" for index in range(options.jobs)]
-            writes, cpu, started = await writes_of(port), cpu_seconds(operator), time.monotonic()
-            answered = await post(api, names, options.at_once)
-            results.posting = time.monotonic() - started
-            await arrivals.wait(names, options.limit)
-            results.all_manifests = max(arrivals.complete[name] for name in names) - started
-            latencies = [arrivals.complete[name] - answered[name] for name in names]
-            results.each_p50, results.each_p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
-            spent = {who: seconds - cpu[who] for who, seconds in cpu_seconds(operator).items()}
-            results.cpu_operator, results.cpu_apiserver = spent["operator"], spent["kube-apiserver"]
-            results.cpu_etcd, results.cpu_others = spent["etcd"], spent["others"]
-            results.cpu_controllers = spent["kube-controller"] + spent["kube-scheduler"]
+                say(f"{options.jobs} jobs at once")
+                names = [f"many-{index}" for index in range(options.jobs)]
+                writes, cpu, started = await writes_of(port), cpu_seconds(operator), time.monotonic()
+                answered = await post(api, names, options.at_once)
+                results.posting = time.monotonic() - started
+                await arrivals.wait(names, options.limit)
+                results.all_manifests = max(arrivals.complete[name] for name in names) - started
+                latencies = [arrivals.complete[name] - answered[name] for name in names]
+                results.each_p50, results.each_p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
+                spent = {who: seconds - cpu[who] for who, seconds in cpu_seconds(operator).items()}
+                results.cpu_operator, results.cpu_apiserver = spent["operator"], spent["kube-apiserver"]
+                results.cpu_etcd, results.cpu_others = spent["etcd"], spent["others"]
+                results.cpu_controllers = spent["kube-controller"] + spent["kube-scheduler"]
 
-            say("until nothing is written any more")
-            results.settled = await settled(port, started)
-            results.writes_per_job = (await writes_of(port) - writes) / options.jobs
+                say("until nothing is written any more")
+                results.settled = await settled(port, started)
+                results.writes_per_job = (await writes_of(port) - writes) / options.jobs
 
-            say(f"{options.quiet:g} s of quiet")
-            before = await writes_of(port)
-            await asyncio.sleep(options.quiet)
-            results.quiet_writes_per_minute = (await writes_of(port) - before) * 60 / options.quiet
-            results.rss_mib = operator.rss_mib()
+                say(f"{options.quiet:g} s of quiet")
+                before = await writes_of(port)
+                await asyncio.sleep(options.quiet)
+                results.quiet_writes_per_minute = (await writes_of(port) - before) * 60 / options.quiet
+                results.rss_mib = operator.rss_mib()
 
-            say("restart")
-            operator.kill()
-            port = free_port()
-            started = time.monotonic()
-            with running(kubeconfig, port, options):
-                results.restart = time.monotonic() - started
-                await settled(port, started)
-                results.restart_writes = int(await writes_of(port))
-    await api.close()
+                say("restart")
+                operator.kill()
+                port = free_port()
+                started = time.monotonic()
+                with running(kubeconfig, port, options):
+                    results.restart = time.monotonic() - started
+                    await settled(port, started)
+                    results.restart_writes = int(await writes_of(port))
     return results
-
-
-@contextmanager
-def running(kubeconfig: Path, port: int, options: argparse.Namespace) -> Iterator[Operator]:
-    """The operator, until it knows everything."""
-    arguments = ["--no-leader-election", "--namespace", NAMESPACE, "--workers", str(options.workers)]
-    with Operator.start(kubeconfig, port, arguments) as operator:
-        operator.wait_ready(120)
-        try:
-            yield operator
-        except BaseException:
-            say(f"the operator's last lines:\n{operator.tail()}")
-            raise
 
 
 async def writes_of(port: int) -> float:
@@ -234,39 +182,12 @@ async def settled(port: int, started: float) -> float:
     return last - started
 
 
-def cpu_seconds(operator: Operator) -> dict[str, float]:
-    """CPU time so far: of the operator, of the servers by name, and of everybody else on this machine."""
-    found: dict[str, float] = dict.fromkeys((*SERVERS, "operator"), 0.0)
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            text = (folder / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        name, fields = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
-        seconds = (int(fields[11]) + int(fields[12])) / TICKS
-        if int(folder.name) == operator.pid:
-            found["operator"] += seconds
-        else:
-            server = next((server for server in SERVERS if name.startswith(server[:15])), None)
-            if server:
-                found[server] += seconds
-    total = sum(int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-    idle = sum(int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[4:6])
-    found["others"] = (total - idle) / TICKS - sum(found.values())
-    return found
-
-
 def show(results: Results) -> None:
-    window = results.all_manifests * results.cores
+    window = results.all_manifests * (os.cpu_count() or 1)
 
     def share(seconds: float) -> str:
-        return f"{seconds:.1f} s CPU, {seconds / window:.0%} of {results.cores} cores"
+        return f"{seconds:.1f} s CPU, {seconds / window:.0%} of all cores"
 
-    table = Table(title=f"operator, {results.jobs} jobs, real API server, {results.cores} cores")
-    for column in ("what", "figure", "goal"):
-        table.add_column(column)
     rows = [
         ("one job: POST answered → objects seen, p50", f"{results.single_p50 * 1000:.0f} ms", ""),
         ("one job, p99", f"{results.single_p99 * 1000:.0f} ms", "≤ 250 ms"),
@@ -286,54 +207,15 @@ def show(results: Results) -> None:
         ("  writes of the restarted operator", f"{results.restart_writes}", "0"),
         ("load average before", f"{results.load_before:.1f}", ""),
     ]
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)
-
-
-def say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
-def add_cluster(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", default="opbench", help="of the cluster that is brought up")
-    parser.add_argument("--cidr", default="10.203.0.0/16", help="its network")
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-
-
-def on_a_control_plane(
-    options: argparse.Namespace, measured: Callable[[argparse.Namespace, Path], Coroutine[Any, Any, R]]
-) -> R:
-    """What is measured on a cluster without nodes that is brought up for it, and taken down in any case."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cluster = Cluster.of(options.name, options.cidr)
-    try:
-        kube = kube_cluster.up(cluster, control_plane_only=True)
-        kube.kubectl.apply(crd(cel=False))
-        kube.kubectl("create", "namespace", NAMESPACE)
-        kube.kubectl.wait_for("serviceaccount", "default", "-n", NAMESPACE)
-        kube.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
-        return asyncio.run(measured(options, kube.kubeconfig))
-    finally:
-        kube_cluster.down(cluster)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.operator", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1000, help="created at once (default: 1000)")
-    parser.add_argument("--single", type=int, default=50, help="created one after the other (default: 50)")
-    parser.add_argument("--at-once", type=int, default=8, help="POSTs in flight (default: 8)")
-    parser.add_argument("--workers", type=int, default=16, help="of the operator (default: 16)")
-    parser.add_argument("--quiet", type=float, default=60, help="seconds of quiet (default: 60)")
-    parser.add_argument("--limit", type=float, default=600, help="give up after this many seconds (default: 600)")
-    add_cluster(parser)
-    return parser.parse_args()
+    control_plane.show(f"operator, {results.jobs} jobs", "what", rows)
 
 
 def main() -> None:
-    options = parse()
-    results = on_a_control_plane(options, measure)
-    print(json.dumps(asdict(results))) if options.json else show(results)
+    parser = control_plane.arguments("operator", __doc__, limit_s=600)
+    parser.add_argument("--single", type=int, default=50, help="created one after the other (default: 50)")
+    parser.add_argument("--at-once", type=int, default=8, help="POSTs in flight (default: 8)")
+    parser.add_argument("--quiet", type=float, default=60, help="seconds of quiet (default: 60)")
+    show(control_plane.measured(parser.parse_args(), "operator", measure))
 
 
 if __name__ == "__main__":

@@ -9,37 +9,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from tests.bench.operator import (
-    NAMESPACE,
-    add_cluster,
-    cpu_seconds,
-    on_a_control_plane,
-    percentile,
-    post,
-    running,
-    say,
-)
+from tests.bench import control_plane
+from tests.bench.control_plane import NAMESPACE, connected, cpu_seconds, percentile, post, running, say
 from tests.support.operator_process import Operator
 from tests.support.ports import free_port
 from visionrl.status import Progress, TrainerReport
 from visionrl_core.kinds import JOB, OWNED_SELECTOR, POD
 from visionrl_core.manifests.common import COMPONENT_LABEL, COMPONENTS, PORT
-from visionrl_operator.api import Api, ApiError, KubernetesTransport
+from visionrl_operator.api import Api, ApiError
 
 ITERATION_SECONDS, EPISODES_PER_SECOND = 6.0, 1.0
-READ_SECONDS = 60.0
 
 
 @dataclass
@@ -59,7 +46,6 @@ class Results:
     rss_mib: float = 0.0
     age_p99_seconds: float = 0.0
     """Of the progress that a job's status shows at the end."""
-    cores: int = 0
     load_before: float = 0.0
 
 
@@ -175,11 +161,8 @@ async def versions(api: Api, seen: dict[str, list[str]], stop: asyncio.Event) ->
 
 
 async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
-    os.environ |= {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*", "no_proxy": "*"}
-    transport = await KubernetesTransport.connect(connections=64)
-    api = Api(transport, READ_SECONDS)
-    results = Results(options.jobs, options.minutes, cores=os.cpu_count() or 0, load_before=os.getloadavg()[0])
-    async with trainers():
+    results = Results(options.jobs, options.minutes, load_before=os.getloadavg()[0])
+    async with connected(kubeconfig) as (api, _), trainers():
         began = time.monotonic()
         with running(kubeconfig, free_port(), options) as operator:
             say(f"{options.jobs} jobs")
@@ -207,14 +190,10 @@ async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
             results.rss_mib = operator.rss_mib()
             shown = [status["progress"]["reward"] for status in await statuses(api)]
             results.age_p99_seconds = percentile([time.monotonic() - began - reward for reward in shown], 0.99)
-    await api.close()
     return results
 
 
 def show(results: Results) -> None:
-    table = Table(title=f"operator, {results.jobs} training jobs, real API server, {results.cores} cores")
-    for column in ("in a minute", "figure", "goal"):
-        table.add_column(column)
     rows = [
         ("reports read from trainers", f"{results.reports:.0f}", ""),
         ("status writes", f"{results.status_writes:.0f}", f"≤ {2 * results.jobs}"),
@@ -227,25 +206,13 @@ def show(results: Results) -> None:
         ("age of the progress that is shown, p99", f"{results.age_p99_seconds:.0f} s", ""),
         ("minutes measured; load average before", f"{results.minutes:.1f}; {results.load_before:.1f}", ""),
     ]
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.running", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1000, help="that train (default: 1000)")
-    parser.add_argument("--minutes", type=float, default=3, help="of measuring (default: 3)")
-    parser.add_argument("--workers", type=int, default=16, help="of the operator (default: 16)")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds until all must train (default: 1800)")
-    add_cluster(parser)
-    return parser.parse_args()
+    control_plane.show(f"operator, {results.jobs} training jobs", "in a minute", rows)
 
 
 def main() -> None:
-    options = parse()
-    results = on_a_control_plane(options, measure)
-    print(json.dumps(asdict(results))) if options.json else show(results)
+    parser = control_plane.arguments("running", __doc__, limit_s=1800)
+    parser.add_argument("--minutes", type=float, default=3, help="of measuring (default: 3)")
+    show(control_plane.measured(parser.parse_args(), "running", measure))
 
 
 if __name__ == "__main__":
