@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -144,7 +145,8 @@ class LocalFolder:
         """Be the one executor of this folder, for as long as the block runs; yields the time at which a former one was
         last alive (Unix). The lock ends with the process that holds it. Raises :class:`LocalError`.
 
-        Components that a killed executor left behind are killed first: two trainers must not write one folder.
+        Components that a killed executor left behind are killed first: two trainers must not write one folder. A folder
+        to which nothing was written, because the job was refused, goes again.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a+", encoding="utf-8", errors="replace") as stream:
@@ -160,8 +162,12 @@ class LocalFolder:
             stream.flush()
             self._identities = self._identities_now()
             self._end_predecessors(note)
-            yield last_alive
-            stream.truncate(0)
+            try:
+                yield last_alive
+            finally:
+                stream.truncate(0)
+                if self._identities == self._identities_now() and list(self.root.iterdir()) == [self.lock_file]:
+                    shutil.rmtree(self.root)
 
     def check(self) -> None:
         """Raise :class:`LocalError` where the folder that was locked is not there any more, or is being deleted."""

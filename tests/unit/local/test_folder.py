@@ -133,6 +133,15 @@ def test_a_lock_file_with_anything_in_it_is_only_a_lock(folder: LocalFolder) -> 
         pytest.fail("locked twice")
 
 
+def test_a_refused_run_leaves_no_folder_and_no_other_loses_one(folder: LocalFolder) -> None:
+    with pytest.raises(LocalError, match="refused"), folder.lock():
+        raise LocalError("refused")
+    assert not folder.root.exists()
+    with folder.lock():
+        folder.write_key("a-key")
+    assert folder.key() == "a-key"
+
+
 def test_a_folder_that_is_deleted_or_replaced_is_noticed(folder: LocalFolder) -> None:
     with folder.lock():
         folder.check()
@@ -140,8 +149,10 @@ def test_a_folder_that_is_deleted_or_replaced_is_noticed(folder: LocalFolder) ->
         with pytest.raises(LocalError, match="was deleted or replaced"):
             folder.check()
         folder.root.mkdir()
+        folder.lock_file.touch()
         with pytest.raises(LocalError, match="was deleted or replaced"):
             folder.check()
+    assert folder.lock_file.exists(), "another's"
 
 
 # --- fresh
