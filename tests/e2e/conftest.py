@@ -63,3 +63,23 @@ def tiny(changes: Mapping[str, Any]) -> dict[str, Any]:
     asked for: a cluster has few volumes."""
     found: dict[str, Any] = YAML(typ="safe").load(project_images.REPOSITORY / "configs" / "crafter-tiny.yaml")
     return changed(found, {"storage": {"ephemeral": True}, **changes})
+
+
+def supervision(steps: int) -> dict[str, Any]:
+    """Changes that make a job one of so many supervised steps on two short episodes: its pods are real and need no
+    inference server, which would take a minute to start."""
+    return {
+        "algorithm": {"type": "sft"},
+        "taskApp.resources": {"cpu": "50m", "memory": "512Mi"},
+        "trainer.resources": {"cpu": "50m", "memory": "1536Mi"},
+        "training.warmStart": {"episodes": 2, "turns": 4, "steps": steps, "batchSize": 8},
+        "evaluation.episodes": 0,
+        "failurePolicy": {"backoffSeconds": 1},
+    }
+
+
+def supervised(steps: int, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``configs/crafter-tiny.yaml`` with these, and with further changes."""
+    document = tiny({**supervision(steps), **(changes or {})})
+    document["spec"].pop("inference")
+    return document

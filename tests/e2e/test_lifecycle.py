@@ -1,40 +1,21 @@
-"""What happens to jobs around their training. They imitate the scripted player and stop (``algorithm.type: sft``), so
-their pods are real and need no server, which would take a minute to start."""
+"""What happens to jobs around their training. They imitate the scripted player and stop."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
-from tests.e2e.conftest import tiny
+from tests.e2e.conftest import supervised
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 GPU = "nvidia.com/gpu"
 FOREVER, BRIEF = 1_000_000, 2
-
-
-def supervised(steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A job of so many supervised steps."""
-    document = tiny(
-        {
-            "algorithm": {"type": "sft"},
-            "taskApp.resources": {"cpu": "50m", "memory": "512Mi"},
-            "trainer.resources": {"cpu": "50m", "memory": "1536Mi"},
-            "training.warmStart": {"episodes": 2, "turns": 4, "steps": steps, "batchSize": 8},
-            "evaluation.episodes": 0,
-            "failurePolicy": {"backoffSeconds": 1},
-            **(changes or {}),
-        }
-    )
-    document["spec"].pop("inference")
-    return document
 
 
 def test_a_third_job_waits_for_a_gpu_and_starts_when_one_is_free(

@@ -16,21 +16,11 @@ from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube import images as kube_images
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
+from tests.e2e.conftest import supervision
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 EXAMPLE = project_images.REPOSITORY / "examples" / "own-environment"
-# It imitates the example's own player and stops: no inference server, which would take a minute to start.
-SHORT = {
-    "algorithm": {"type": "sft"},
-    "taskApp.resources": {"cpu": "50m", "memory": "512Mi"},
-    "trainer.resources": {"cpu": "50m", "memory": "1536Mi"},
-    "training.warmStart": {"episodes": 2, "turns": 4, "steps": 2, "batchSize": 4},
-    "evaluation.episodes": 0,
-    "storage": {"ephemeral": True},
-    "lifecycle.cleanupPolicy": "KeepAll",
-    "failurePolicy": {"backoffSeconds": 1},
-}
 TASK_INFO = """
 import os, urllib.request
 key = open(os.environ["VISIONRL_KEY_FILE"]).read().strip()
@@ -55,7 +45,8 @@ def treasure(image: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The example's job, shortened."""
     found: dict[str, Any] = YAML(typ="safe").load(EXAMPLE / "job.yaml")
     found["spec"].pop("inference")
-    return changed(found, {**SHORT, "taskApp.image": image, **changes})
+    short = {**supervision(2), "storage": {"ephemeral": True}, "lifecycle.cleanupPolicy": "KeepAll"}
+    return changed(found, {**short, "taskApp.image": image, **changes})
 
 
 def test_an_environment_of_ones_own_is_played_and_learned_from_in_pods(

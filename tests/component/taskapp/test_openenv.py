@@ -17,48 +17,8 @@ from tests.component.taskapp.test_environments import play
 from tests.support.ports import free_port
 from tests.support.taskapp import taskapp
 
-REQUIREMENT = "openenv==0.10.0"
-"""Its dependencies, gradio and fastmcp among them, are not the project's."""
-
-GAME = """
-import sys
-from typing import Any
-import uvicorn
-from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
-
-class Move(Action):
-    add: int
-
-class Seen(Observation):
-    screen: list[int]
-    shape: list[int]
-    count: int
-
-class Counting(Environment[Move, Seen, State]):
-    SUPPORTS_CONCURRENT_SESSIONS = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def seen(self) -> Seen:
-        won = self.count >= 4
-        return Seen(screen=[20 * self.count] * 192, shape=[8, 8, 3], count=self.count, reward=float(won), done=won)
-
-    def reset(self, seed: int | None = None, episode_id: str | None = None, **more: Any) -> Seen:
-        self.count = (seed or 0) % 2
-        return self.seen()
-
-    def step(self, action: Move, timeout_s: float | None = None, **more: Any) -> Seen:
-        self.count += action.add
-        return self.seen()
-
-    @property
-    def state(self) -> State:
-        return State(step_count=self.count)
-
-uvicorn.run(create_fastapi_app(Counting, Move, Seen, max_concurrent_envs=2), port=int(sys.argv[1]), log_level="error")
-"""
+SERVER = Path(__file__).parents[2] / "support" / "openenv_server"
+"""Its requirements, gradio and fastmcp among them, are not the project's."""
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +26,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("openenv")
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-qq", REQUIREMENT], check=True)
-    (folder / "game.py").write_text(GAME)
+    subprocess.run([python, "-m", "pip", "install", "-qq", "-r", SERVER / "requirements.txt"], check=True)
     port = free_port()
-    process = subprocess.Popen([python, folder / "game.py", str(port)])
+    process = subprocess.Popen([python, SERVER / "game.py", str(port)])
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 300
