@@ -82,6 +82,13 @@ CONTRADICTIONS = (
         "contradicts episodes: imitate files or the scripted player, not both",
     ),
     (
+        "!has(self.training.warmStart) || !has(self.training.warmStart.untilLoss) "
+        "|| (has(self.training.warmStart.data) ? has(self.training.warmStart.data.val) "
+        ": !has(self.training.warmStart.episodes) || self.training.warmStart.episodes > 1)",
+        "training.warmStart.untilLoss",
+        "is measured on held-out decisions, and there are none: name data.val, or at least 2 episodes",
+    ),
+    (
         "!has(self.training.warmStart) || !has(self.training.warmStart.data) "
         "|| self.training.warmStart.data.train.startsWith('/')",
         "training.warmStart.data.train",

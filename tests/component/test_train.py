@@ -176,6 +176,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(job: Path, data:
         (["--steps", "0"], "training.warmStart.steps: must be greater than or equal to 1"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),
         (["--output", "."], "not empty, and not of visionrl train"),
+        (["--set", "training.warmStart.untilLoss=1.5"], "spec.training.warmStart.untilLoss is measured on held-out"),
     ],
 )
 def test_what_cannot_work_is_told(

@@ -54,6 +54,11 @@ def test_values_out_of_range_or_of_another_type_are_refused(change: dict[str, An
         ({"training.groupSize": 1}, "spec.training.groupSize"),
         ({"training.warmStart": {"steps": 1}}, "spec.training.warmStart.episodes"),
         ({"training.warmStart": {"steps": 1, "episodes": 1, "data": {"train": "/t"}}}, "spec.training.warmStart.data"),
+        ({"training.warmStart": {"steps": 1, "episodes": 1, "untilLoss": 2.0}}, "spec.training.warmStart.untilLoss"),
+        (
+            {"training.warmStart": {"steps": 1, "data": {"train": "/t"}, "untilLoss": 2.0}},
+            "spec.training.warmStart.untilLoss",
+        ),
         ({"training.warmStart": {"steps": 1, "data": {"train": "t"}}}, "spec.training.warmStart.data.train"),
         ({"algorithm.gamma": 0.9}, "spec.algorithm.gamma"),
         ({"algorithm.clipLow": 0.3, "algorithm.clipHigh": 0.2}, "spec.algorithm.clipHigh"),

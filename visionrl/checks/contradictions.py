@@ -226,6 +226,11 @@ def _warm_start(spec: JobSpec) -> Iterator[Problem]:
         yield Problem(f"{path}.episodes", "required, unless data names files")
     if warm_start.episodes is not None and data is not None:
         yield Problem(f"{path}.data", "contradicts episodes: imitate files or the scripted player, not both")
+    if warm_start.until_loss is not None and (data.val is None if data else warm_start.episodes == 1):
+        yield Problem(
+            f"{path}.untilLoss",
+            "is measured on held-out decisions, and there are none: name data.val, or at least 2 episodes",
+        )
     files = {"train": data.train, "val": data.val or "/"} if data is not None else {}
     for name, file in files.items():
         if not file.startswith("/"):

@@ -84,7 +84,11 @@ class WarmStart(Model):
     """Episodes that the player plays; required unless `data` names files."""
     data: SupervisedData | None = None
     steps: PositiveInt
-    """Optimizer steps."""
+    """Optimizer steps, at most if `untilLoss` is set."""
+    until_loss: PositiveFloat | None = None
+    """Loss on held-out decisions, in nats per decision, at which training ends before all `steps`: how good a start is
+    depends on it more than on the steps, which lead elsewhere with every seed. It is measured as often as a tenth of
+    the time allows."""
     batch_size: PositiveInt = 32
     """Decisions per step."""
     learning_rate: PositiveFloat = 2e-3

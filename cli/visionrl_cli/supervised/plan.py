@@ -58,6 +58,8 @@ def make_plan(options: TrainOptions) -> Plan:
     except ValidationError as error:
         listed = list(problems(error, WarmStart, "spec.training.warmStart"))
         raise JobFileError(str(options.config or "visionrl"), listed) from None
+    if warm_start.until_loss is not None and data.val is None:
+        raise ConfigurationError("spec.training.warmStart.untilLoss is measured on held-out decisions: add --val FILE")
     output = options.output or Path("runs") / f"{job.name}-sft"
     return Plan(job.model_copy(update={"spec": _supervised(job.spec, warm_start)}), output, data)
 

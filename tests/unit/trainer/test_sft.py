@@ -145,6 +145,46 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_a_training_ends_at_the_loss_that_is_asked_for_interrupted_or_not(
+    tiny_directory: Path, data: Demonstrations, tmp_path: Path
+) -> None:
+    known = [r.validation_loss for r in train(fresh(tiny_directory), data, spec(), tmp_path / "all")]
+    half_way = known[14]  # of 30 steps
+    assert half_way is not None
+    wanted = spec(until_loss=half_way)
+    whole = fresh(tiny_directory)
+    reports = train(whole, data, wanted, tmp_path / "whole")
+    assert (reports[-1].step, reports[-1].steps) == (len(reports), len(reports))
+    assert len(reports) <= 15
+    reached = [r.validation_loss is not None and r.validation_loss <= half_way for r in reports]
+    assert reached == [False] * (len(reports) - 1) + [True]
+
+    for _ in range(len(reports) - 1):
+        with pytest.raises(sft.Stopped):
+            sft.train(
+                fresh(tiny_directory), data, wanted, SftFolder(tmp_path / "cut"), lambda report: None, lambda: True
+            )
+    resumed = fresh(tiny_directory)
+    assert [report.step for report in train(resumed, data, wanted, tmp_path / "cut")] == [len(reports)]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_loss_that_is_no_number_ends_nothing(
+    tiny_directory: Path, data: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "validate", lambda *arguments: float("nan"))
+    assert train(fresh(tiny_directory), data, spec(steps=3, until_loss=1e9), tmp_path)[-1].step == 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "held_out", "every"),
+    [(32, 384, 60), (32, 100, 30), (256, 384, 30), (8, 384, 180)],
+)
+def test_measuring_the_loss_takes_about_a_tenth_of_the_time(batch_size: int, held_out: int, every: int) -> None:
+    settings = WarmStart(episodes=2, steps=3000, until_loss=1.0, batch_size=batch_size)
+    assert sft.validation_pace(settings, held_out, every_report=30) == every
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizers.pt", "state.json"])
 def test_a_training_resumes_from_the_newest_whole_checkpoint(
     file: str, tiny_directory: Path, data: Demonstrations, tmp_path: Path, caplog: pytest.LogCaptureFixture

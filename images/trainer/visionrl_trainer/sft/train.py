@@ -7,6 +7,7 @@ weights, bit for bit, as an uninterrupted one.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shutil
 import time
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from visionrl import folders
 from visionrl.adapters import write_manifest
 from visionrl.frames import decode_png, frame_hash
-from visionrl.job import JobSpec
+from visionrl.job import JobSpec, WarmStart
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import full_optimizers, schedule
 from visionrl_trainer.algo.update import encode
@@ -36,6 +37,10 @@ from visionrl_trainer.sft.tokens import Tokens
 from visionrl_trainer.state.runfolder import SftFolder
 
 VALIDATION_DECISIONS = 384
+VALIDATION_TIME = 0.1
+"""Share of the time of steps that is spent on validation where it decides about the end."""
+FORWARD_SHARE = 1 / 3
+"""Share of a step's time that its forward pass takes."""
 WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5)(\.index\.json)?$")
 """Names of files that hold a model's weights."""
 MAX_GRAD_NORM = 1.0
@@ -75,8 +80,9 @@ def train(
 ) -> SftReport:
     """Minimise the negative log-likelihood of the labels, as ``training.warmStart`` says; returns the last report.
 
-    Resumes from the folder's checkpoint. ``stop`` is called after every step: if it returns true, a checkpoint is
-    written and :class:`Stopped` is raised. Raises :class:`TrainingDiverged` on a gradient that is not finite.
+    Ends after the steps, or at ``untilLoss``: the last report's ``steps`` are those that were done. Resumes from the
+    folder's checkpoint. ``stop`` is called after every step: if it returns true, a checkpoint is written and
+    :class:`Stopped` is raised. Raises :class:`TrainingDiverged` on a gradient that is not finite.
     """
     settings, seed = spec.training.warm_start, spec.training.seed
     assert settings is not None
@@ -89,6 +95,7 @@ def train(
     done = checkpoints.load(policy, optimizers)
     folder.metrics.rewind(done)
     every_report, every_checkpoint = pace(settings.steps)
+    every_validation = validation_pace(settings, len(held_out), every_report)
     window = _Window()
 
     def batch_of(step: int) -> tuple[list[Sample], dict[str, Frame]]:
@@ -105,20 +112,23 @@ def train(
             torch.manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))  # for dropout
             window.add(rate, *_step(policy, optimizers, batch, frames, rate, policy.plan_memory(spec.training)))
             done += 1
-            last = done == settings.steps
+            last, whole = done == settings.steps, done % every_checkpoint == 0
+            validated = last or whole or done % every_validation == 0
+            validation = validate(policy, held_out, data.images) if validated else None
+            last = last or _reached(validation, settings.until_loss)
             if not last and stop():
                 checkpoints.save(policy, optimizers, done)
                 raise Stopped(f"stopped after step {done} of {settings.steps}")
-            whole = last or done % every_checkpoint == 0
-            if whole or done % every_report == 0:
+            if last or validated or done % every_report == 0:
                 means = window.means(settings.batch_size)
-                validation = validate(policy, held_out, data.images) if whole else None
-                latest = SftReport(done, settings.steps, *means, validation)
+                latest = SftReport(done, done if last else settings.steps, *means, validation)
                 folder.metrics.append(asdict(latest))
                 if whole and not last:
                     checkpoints.save(policy, optimizers, done)
                 report(latest)
                 window = _Window()
+            if last:
+                break
     policy.eval()
     return latest
 
@@ -127,6 +137,18 @@ def pace(steps: int) -> tuple[int, int]:
     """Steps from report to report, and from checkpoint, with its validation loss, to checkpoint."""
     every_report = min(50, max(1, steps // 100))
     return every_report, min(500, max(every_report, steps // 10))
+
+
+def validation_pace(settings: WarmStart, held_out: int, every_report: int) -> int:
+    """Steps from one validation loss to the next: with ``until_loss``, it takes a tenth of the time."""
+    if settings.until_loss is None:
+        return settings.steps
+    share = held_out * FORWARD_SHARE / settings.batch_size  # of a step's time
+    return every_report * max(1, math.ceil(share / VALIDATION_TIME / every_report))
+
+
+def _reached(validation: float | None, until_loss: float | None) -> bool:
+    return validation is not None and until_loss is not None and validation <= until_loss
 
 
 def batch_indices(samples: int, batch_size: int, seed: int, step: int) -> list[int]:
