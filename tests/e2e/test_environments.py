@@ -1,4 +1,5 @@
-"""An environment of a user's own in pods: the example's image, built FROM the task app's as its page says."""
+"""Environments of users in pods, as docs/environments.md has them: the example's image, built FROM the task app's, and
+an OpenEnv server's, which knows nothing of us."""
 
 from __future__ import annotations
 
@@ -16,11 +17,20 @@ from tests.cluster.kube import cluster as kube_cluster
 from tests.cluster.kube import images as kube_images
 from tests.cluster.release import Release
 from tests.e2e.cluster_job import ClusterJob
-from tests.e2e.conftest import supervision
+from tests.e2e.conftest import supervised, supervision
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 EXAMPLE = project_images.REPOSITORY / "examples" / "own-environment"
+OPENENV_SERVER = project_images.REPOSITORY / "tests" / "support" / "openenv_server"
+OPENENV_GAME = {
+    "url": "http://127.0.0.1:8080",
+    "actions": {"up": {"add": 1}, "stay": {"add": 0}},
+    "imageField": "screen",
+    "imageEncoding": "flat",
+    "shapeField": "shape",
+    "imageSize": 64,
+}
 TASK_INFO = """
 import os, urllib.request
 key = open(os.environ["VISIONRL_KEY_FILE"]).read().strip()
@@ -29,16 +39,21 @@ print(urllib.request.urlopen(asked).read().decode())
 """
 
 
-@pytest.fixture(scope="module")
-def image(kube: kube_cluster.Running, images: None) -> str:
-    """The example's image, in the cluster."""
+def in_the_cluster(kube: kube_cluster.Running, name: str, folder: Path, bases: dict[str, str]) -> str:
+    """The tag of an image that is built and brought there."""
     if kube.cluster is None:
         pytest.skip("the image is built for a cluster of ours")
-    tag = f"{project_images.PREFIX}treasure:{project_images.TAG}"
-    bases = {"BASE": project_images.tag("taskapp"), "PYTHON": kube_images.BASE}
-    kube_images.build(EXAMPLE, tag, bases)
+    tag = f"{project_images.PREFIX}{name}:{project_images.TAG}"
+    kube_images.build(folder, tag, bases)
     kube.load(tag)
     return tag
+
+
+@pytest.fixture(scope="module")
+def image(kube: kube_cluster.Running, images: None) -> str:
+    """The example's."""
+    bases = {"BASE": project_images.tag("taskapp"), "PYTHON": kube_images.BASE}
+    return in_the_cluster(kube, "treasure", EXAMPLE, bases)
 
 
 def treasure(image: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -92,3 +107,29 @@ def test_a_task_app_of_its_own_plays_for_a_job_in_pods(
     finally:
         names = ("deployment/app-taskapp", "service/app-taskapp", "configmap/app-config", "secret/app-key")
         run.kubectl("delete", "--ignore-not-found", *names)
+
+
+def test_the_games_of_an_openenv_image_are_played_and_learned_from_in_pods(
+    kube: kube_cluster.Running, operator: Release, job: Callable[[str], ClusterJob]
+) -> None:
+    server = in_the_cluster(kube, "openenv", OPENENV_SERVER, {"BASE": kube_images.BASE})
+    games = {"name": "games", "image": server, "imagePullPolicy": "Never"}
+    run = job("openenv")
+    run.apply(
+        supervised(
+            2,
+            {
+                "rollout.envName": "openenv",
+                "rollout.envConfig": OPENENV_GAME,
+                "training.warmStart.player": "random",
+                "overrides.taskApp.podTemplate": {"spec": {"containers": [games]}},
+                "lifecycle.cleanupPolicy": "KeepAll",
+            },
+        )
+    )
+    run.wait_for_phase("Complete")
+    [pod] = run.pods("taskapp")
+    assert [(status["name"], status["ready"]) for status in pod["status"]["containerStatuses"]] == [
+        ("games", True),
+        ("taskapp", True),
+    ]
