@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 120_000
+TWO_TURNS_MS = 1_500
+"""A film shows a turn for 0.7 s."""
 WIDTHS = (375, 800, 1400)
 
 
@@ -52,6 +54,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, file: Path) -> Iterat
     )
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -70,12 +73,20 @@ def test_it_fits_the_screen_plays_a_film_steps_it_enlarges_a_frame_and_tells_a_v
     expect(place).to_have_text("1 / 12")
     expect(turn).to_contain_text("turn 1 of 12")
 
+    page.clock.install()  # time passes only when the test says so
     films.locator(".play").click()
-    expect(place).to_have_text("3 / 12", timeout=PATIENCE_MS)
+    page.clock.run_for(TWO_TURNS_MS)
+    expect(place).to_have_text("3 / 12")
     films.locator(".play").click()
-    paused = place.text_content()
+    page.clock.run_for(TWO_TURNS_MS)
+    expect(place).to_have_text("3 / 12")
     films.locator(".forward").click()
-    expect(place).not_to_have_text(paused or "")
+    expect(place).to_have_text("4 / 12")
+    films.locator(".play").click()
+    page.clock.run_for(10 * TWO_TURNS_MS)
+    expect(place).to_have_text("12 / 12")
+    expect(films.locator(".play")).to_have_text("▶")
+    page.clock.resume()
     films.locator("input").fill("3")
     expect(turn).to_contain_text("turn 4 of 12 · reward +1.00")
     expect(films.locator(".event").first).to_have_text("★ find key")
