@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 from rich.console import Console
@@ -27,14 +27,21 @@ from visionrl_core.crd import crd
 from visionrl_core.kinds import JOB
 from visionrl_operator.api import Api, KubernetesTransport
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 NAMESPACE = "bench"
 SERVERS = ("kube-apiserver", "etcd", "kube-controller", "kube-scheduler")
 """Names of their processes; the kernel keeps the first 15 letters."""
 READ_SECONDS = 60.0
-R = TypeVar("R", bound="DataclassInstance")
+
+
+@dataclass
+class Results:
+    """Figures of a number of jobs."""
+
+    jobs: int
+    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
+
+
+R = TypeVar("R", bound=Results)
 
 
 def arguments(name: str, description: str | None, limit_s: float) -> argparse.ArgumentParser:
@@ -52,7 +59,7 @@ def arguments(name: str, description: str | None, limit_s: float) -> argparse.Ar
 def measured(
     options: argparse.Namespace, bench: str, measure: Callable[[argparse.Namespace, Path], Coroutine[Any, Any, R]]
 ) -> R:
-    """Results, on a cluster without nodes that is brought up for it and taken down in any case."""
+    """What is measured on a cluster without nodes that is brought up for it and taken down in any case."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cluster = Cluster.of(options.name, options.cidr)
     try:

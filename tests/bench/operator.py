@@ -33,10 +33,9 @@ FIRST_CHILDREN = {"ConfigMap": 1, "NetworkPolicy": 2, "Service": 3, "Deployment"
 
 
 @dataclass
-class Results:
+class Results(control_plane.Results):
     """Seconds, except where the name says otherwise."""
 
-    jobs: int
     single_p50: float = 0.0
     single_p99: float = 0.0
     all_manifests: float = 0.0
@@ -54,7 +53,6 @@ class Results:
     cpu_etcd: float = 0.0
     cpu_controllers: float = 0.0
     cpu_others: float = 0.0
-    load_before: float = 0.0
 
 
 class Arrivals:
@@ -112,7 +110,7 @@ async def _watch(transport: KubernetesTransport, kind: str, arrivals: Arrivals) 
 
 
 async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
-    results = Results(options.jobs, load_before=os.getloadavg()[0])
+    results = Results(options.jobs)
     async with connected(kubeconfig) as (api, transport):
         await api.groups()  # opens the session that the watches use
         port = free_port()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,10 +29,9 @@ ITERATION_SECONDS, EPISODES_PER_SECOND = 6.0, 1.0
 
 
 @dataclass
-class Results:
+class Results(control_plane.Results):
     """Of one minute, except where the name says otherwise."""
 
-    jobs: int
     minutes: float = 0.0
     reports: float = 0.0
     """Answers of trainers."""
@@ -46,7 +44,6 @@ class Results:
     rss_mib: float = 0.0
     age_p99_seconds: float = 0.0
     """Of the progress that a job's status shows at the end."""
-    load_before: float = 0.0
 
 
 # --- trainers
@@ -161,7 +158,7 @@ async def versions(api: Api, seen: dict[str, list[str]], stop: asyncio.Event) ->
 
 
 async def measure(options: argparse.Namespace, kubeconfig: Path) -> Results:
-    results = Results(options.jobs, options.minutes, load_before=os.getloadavg()[0])
+    results = Results(options.jobs)
     async with connected(kubeconfig) as (api, _), trainers():
         began = time.monotonic()
         with running(kubeconfig, free_port(), options) as operator:
