@@ -168,9 +168,6 @@ def _trained(output: Output) -> LocalPolicy:
         raise EvalError(str(error)) from None
     if not output.summary_file.is_file():
         raise EvalError(f"{output.root}: its training is not complete; the same visionrl train command resumes it")
-    spec = job.spec
-    training = spec.training.model_copy(update={"warm_start": None})
-    job = job.model_copy(update={"spec": spec.model_copy(update={"training": training})})
     if (output.model / RUN_CONFIG).is_file():
         base = str(output.model)
         return LocalPolicy(_served(job, base=base), SERVED_BASE, base, folder=output.root)
@@ -201,8 +198,10 @@ def _with_adapter(job: Job, name: str, folder: Path, training: Path | None) -> L
 
 
 def _served(job: Job, base: str | None = None, lora: Lora | None = None) -> Job:
-    """The job with another base or adapter shape, on a GPU where this machine has one."""
+    """The job with another base or adapter shape, on a GPU where this machine has one. Without its warm start: no
+    trainer is there, for whose base the server would wait."""
     model, inference = job.spec.model, job.spec.inference
+    training = job.spec.training.model_copy(update={"warm_start": None})
     if base is not None:
         vision = {"supports_vision": True, "tiny": None, "revision": None}
         model = model.model_copy(update={"base": base, **vision})
@@ -210,7 +209,8 @@ def _served(job: Job, base: str | None = None, lora: Lora | None = None) -> Job:
         model = model.model_copy(update={"lora": lora})
     if inference.gpu is None and model.base != "tiny" and visible_gpus():
         inference = inference.model_copy(update={"gpu": Gpu(count=1, products=[])})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"model": model, "inference": inference})})
+    changes = {"model": model, "inference": inference, "training": training}
+    return job.model_copy(update={"spec": job.spec.model_copy(update=changes)})
 
 
 def _is_job(file: Path) -> bool:

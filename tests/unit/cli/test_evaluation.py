@@ -222,8 +222,10 @@ def test_an_adapter_alone_needs_a_base(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text('{"r": 8, "base_model_name_or_path": "base"}')
     with pytest.raises(EvalError, match=r"its base is not known here \(the adapter says 'base'\); give it with --conf"):
         open_model(str(folder))
-    found = open_model(str(folder), job({"model.base": "org/qwen3-vl"}))
+    known = job({"model.base": "org/qwen3-vl", "training.warmStart": {"episodes": 1, "steps": 1}})
+    found = open_model(str(folder), known)
     assert (found.job.spec.model.base, found.job.spec.model.lora.r) == ("org/qwen3-vl", 8)
+    assert not exports_base(found.job.spec), "the server would wait for a trainer's base"
     (tmp_path / "adapters").mkdir()
     found.publish_to(tmp_path / "adapters")  # its name is that of its content
     (folder / "adapter_config.json").write_text('{"r": 8, "base_model_name_or_path": "org/other"}')
@@ -239,6 +241,7 @@ def test_a_model_of_the_hub_or_in_a_folder_plays_without_an_adapter(tmp_path: Pa
     plan = make_plan(EvalOptions(model="Qwen/Qwen3-VL-4B-Instruct", seeds=(0,), config=TINY))
     assert (plan.player, plan.policy.config.model) == ("Qwen/Qwen3-VL-4B-Instruct", "base")
     assert plan.job.spec.rollout.env_config.image_size == 144
+    assert not exports_base(plan.job.spec), "the server would wait for a trainer's base"
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["Llama"]}')
     with pytest.raises(EvalError, match="says Llama"):
         open_model(str(tmp_path))
