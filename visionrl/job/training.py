@@ -86,9 +86,8 @@ class WarmStart(Model):
     steps: PositiveInt
     """Optimizer steps, at most if `untilLoss` is set."""
     until_loss: PositiveFloat | None = None
-    """Loss on held-out decisions, in nats per decision, at which training ends before all `steps`: how good a start is
-    depends on it more than on the steps, which lead elsewhere with every seed. It is measured as often as a tenth of
-    the time allows."""
+    """Loss on held-out decisions, in nats per decision, at which training ends before all `steps`; it is measured as
+    often as a tenth of the time allows. Empty: all steps."""
     batch_size: PositiveInt = 32
     """Decisions per step."""
     learning_rate: PositiveFloat = 2e-3
