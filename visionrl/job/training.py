@@ -92,6 +92,10 @@ class WarmStart(Model):
     """Decisions per step."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate (linear warm-up, cosine decay)."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of a moving average of the trained weights, which is what is kept and validated: 0.99 averages over
+    about 100 steps. What an imitator does in states that its mistakes led to depends on the noise of its last steps,
+    which an average does not have. It takes the trained weights' memory once more. Empty: the last step's weights."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` orthogonalises the updates of matrices and uses AdamW for the rest."""
     weight_decay: NonNegativeFloat = 0.01

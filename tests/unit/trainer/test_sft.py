@@ -113,12 +113,12 @@ def test_the_loss_falls_and_only_what_should_changes(
     assert torch.equal(policy.model.model.language_model.embed_tokens.weight, embeddings) == (trains == "adapter")
 
 
-@pytest.mark.parametrize("trains", ["all", "adapter"])
+@pytest.mark.parametrize(("trains", "decay"), [("all", 0.9), ("adapter", None)])
 def test_an_interrupted_training_ends_with_the_same_weights(
-    trains: str, tiny_directory: Path, data: Demonstrations, tmp_path: Path
+    trains: str, decay: float | None, tiny_directory: Path, data: Demonstrations, tmp_path: Path
 ) -> None:
     """Whether it was asked to stop between two reports or killed after a checkpoint, and with dropout, too."""
-    wanted, adapter = spec(steps=20, trains=trains), trains == "adapter"
+    wanted, adapter = spec(steps=20, trains=trains, average_decay=decay), trains == "adapter"
     whole = fresh(tiny_directory, adapter, dropout=0.1)
     train(whole, data, wanted, tmp_path / "whole")
 
@@ -143,6 +143,28 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert [report.step for report in reports] == list(range(11, 21))
     assert [record["step"] for record in folder.metrics.records()] == [1, 2, 3, 4, *range(6, 21)]
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_the_average_of_the_steps_weights_is_kept_and_validated(
+    tiny_directory: Path, data: Demonstrations, tmp_path: Path
+) -> None:
+    policy = fresh(tiny_directory)
+    seen = [weights(policy)]
+    reports: list[sft.SftReport] = []
+
+    def report(latest: sft.SftReport) -> None:
+        seen.append(weights(policy))
+        reports.append(latest)
+
+    sft.train(policy, data, spec(steps=4, average_decay=0.3), SftFolder(tmp_path), report)
+    expected = seen[0]
+    for step, now in enumerate(seen[1:], 1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * now
+    torch.testing.assert_close(weights(policy), expected)
+    assert not torch.equal(weights(policy), seen[-1])
+    held_out = [Tokens(policy, None, 81).sample(demonstration) for demonstration in data.validation]
+    assert reports[-1].validation_loss == sft.validate(policy, held_out, data.images)
 
 
 def test_a_training_ends_at_the_loss_that_is_asked_for_interrupted_or_not(

@@ -1,11 +1,11 @@
-"""Checkpoints of supervised training: weights and optimizers."""
+"""Checkpoints of supervised training: weights, their average and optimizers."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 KEEP = 2
 """The newest, and one to go back to where it is damaged."""
-WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.pt"
+WEIGHTS, AVERAGE, OPTIMIZERS = "weights.safetensors", "average.safetensors", "optimizers.pt"
 
 
 class SftCheckpoints:
@@ -32,17 +32,27 @@ class SftCheckpoints:
         self.digest = digest
         self.checkpoints = Checkpoints(root, KEEP, _step)
 
-    def save(self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-        """Keep weights and optimizers after a step."""
+    def save(
+        self,
+        policy: Policy,
+        optimizers: Sequence[torch.optim.Optimizer],
+        average: Mapping[str, torch.Tensor],
+        step: int,
+    ) -> None:
+        """Keep weights, their average and optimizers after a step."""
 
         def fill(folder: Path) -> None:
             save_file({name: parameter.detach() for name, parameter in policy.trainable()}, folder / WEIGHTS)
+            if average:
+                save_file(dict(average), folder / AVERAGE)
             torch.save([optimizer.state_dict() for optimizer in optimizers], folder / OPTIMIZERS)
             (folder / STATE).write_text(json.dumps({"step": step, "data": self.digest}), encoding="utf-8")
 
         self.checkpoints.save(f"step-{step:08d}", fill)
 
-    def load(self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    def load(
+        self, policy: Policy, optimizers: Sequence[torch.optim.Optimizer], average: Mapping[str, torch.Tensor]
+    ) -> int:
         """Restore the newest whole checkpoint; returns the number of steps that are done.
 
         Raises :class:`visionrl.component.ConfigurationError` if the data has changed.
@@ -53,6 +63,10 @@ class SftCheckpoints:
             with safe_open(folder / WEIGHTS, framework="pt") as weights, torch.no_grad():
                 for name, parameter in policy.trainable():
                     parameter.copy_(weights.get_tensor(name))
+            if average:
+                with safe_open(folder / AVERAGE, framework="pt") as averages:
+                    for name, tensor in average.items():
+                        tensor.copy_(averages.get_tensor(name))
             states = torch.load(folder / OPTIMIZERS, map_location=policy.device, weights_only=True)
             for optimizer, state in zip(optimizers, states, strict=True):
                 optimizer.load_state_dict(state)

@@ -31,6 +31,7 @@ from visionrl_trainer.model.memory import MemoryPlan
 from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Frame, Sample, sequences
+from visionrl_trainer.sft.average import WeightAverage
 from visionrl_trainer.sft.checkpoint import SftCheckpoints
 from visionrl_trainer.sft.teacher import Demonstrations
 from visionrl_trainer.sft.tokens import Tokens
@@ -92,7 +93,8 @@ def train(
     samples = [tokens.sample(demonstration) for demonstration in data.training]
     held_out = [tokens.sample(demonstration) for demonstration in data.validation[:VALIDATION_DECISIONS]]
     checkpoints = SftCheckpoints(folder.checkpoints, data.digest)
-    done = checkpoints.load(policy, optimizers)
+    average = WeightAverage(policy, settings.average_decay)
+    done = checkpoints.load(policy, optimizers, average.weights)
     folder.metrics.rewind(done)
     every_report, every_checkpoint = pace(settings.steps)
     every_validation = validation_pace(settings, len(held_out), every_report)
@@ -112,23 +114,25 @@ def train(
             torch.manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))  # for dropout
             window.add(rate, *_step(policy, optimizers, batch, frames, rate, policy.plan_memory(spec.training)))
             done += 1
+            average.add(done)
             last, whole = done == settings.steps, done % every_checkpoint == 0
             validated = last or whole or done % every_validation == 0
-            validation = validate(policy, held_out, data.images) if validated else None
+            validation = _validation(policy, average, held_out, data.images) if validated else None
             last = last or _reached(validation, settings.until_loss)
             if not last and stop():
-                checkpoints.save(policy, optimizers, done)
+                checkpoints.save(policy, optimizers, average.weights, done)
                 raise Stopped(f"stopped after step {done} of {settings.steps}")
             if last or validated or done % every_report == 0:
                 means = window.means(settings.batch_size)
                 latest = SftReport(done, done if last else settings.steps, *means, validation)
                 folder.metrics.append(asdict(latest))
                 if whole and not last:
-                    checkpoints.save(policy, optimizers, done)
+                    checkpoints.save(policy, optimizers, average.weights, done)
                 report(latest)
                 window = _Window()
             if last:
                 break
+    average.keep()
     policy.eval()
     return latest
 
@@ -190,6 +194,13 @@ def validate(
             chunk = samples[start : start + batch_size]
             total += decision_loss(policy, chunk, decoded(chunk, images)).item() * len(chunk)
     return total / len(samples) if samples else None
+
+
+def _validation(
+    policy: Policy, average: WeightAverage, samples: Sequence[Sample], images: Mapping[str, bytes]
+) -> float | None:
+    with average.in_use():
+        return validate(policy, samples, images)
 
 
 def export(policy: Policy, source: Path, target: Path) -> None:
