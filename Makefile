@@ -46,10 +46,11 @@ demo: setup ## Train the tiny model on this machine: configs/crafter-tiny.yaml
 learn: setup ## The learning evidence: controls, training, ablations (docs/learning.md); again to continue
 	$(BIN)/python -m recipes.learn
 
-# A file's tests share servers; in the files' order, the long ones come first.
+# A file's tests share servers; in the files' order, the long ones come first. A test often waits: one worker more than
+# there are cores, four at most.
 test: setup ## All tests that need no cluster and no GPU
 	$(BIN)/python -m pytest -m "not cluster and not gpu" \
-	  --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	  --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 cluster-test: setup ## Tests on a real Kubernetes that is built and run here: root on Debian 12, 15 minutes at first
 	@test "$$(id -u)" = 0 || test -n "$$VISIONRL_E2E_KUBECONFIG" || { \

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from visionrl_trainer.model.policy import Policy
@@ -37,18 +36,17 @@ class WeightAverage:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """The policy has the average within the block, and its own weights again afterwards."""
-        own = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-        self.keep()
+        self._swap()
         try:
             yield
         finally:
-            self._set(own)
+            self._swap()
 
     def keep(self) -> None:
         """The policy has the average from now on."""
-        self._set(self.weights)
+        self._swap()
 
-    def _set(self, weights: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(weights[name])
+    def _swap(self) -> None:
+        """Without a copy: weights and average are the largest tensors that there are."""
+        for name, parameter in self._trained.items():
+            parameter.data, self.weights[name] = self.weights[name], parameter.data
