@@ -28,13 +28,15 @@ from visionrl_core.manifests.common import Manifest, Owner
 from visionrl_core.manifests.inference import inference_deployment
 from visionrl_core.manifests.taskapp import task_app_deployment
 from visionrl_local.container import Launch, launch
-from visionrl_local.folder import LocalFolder, cache_folder
+from visionrl_local.folder import LocalFolder, cache_folder, tail
 from visionrl_local.gpus import claimed_gpus, visible_gpus
 from visionrl_local.pod import Exit, LocalPod
 from visionrl_local.ports import LOOPBACK, reserved_ports
 from visionrl_trainer.sync.publish import AdapterStore
 from visionrl_trainer.sync.service import StatusPublisher, application, serve
 
+NEWS_S = 30.0
+"""Between two lines about a component that is not ready yet."""
 ALL_TRACES = 1_000_000
 """Largest number of episodes in a traces.db of an evaluation: whoever asks for traces wants all of them."""
 
@@ -91,7 +93,7 @@ class Components:
                     changed=self._changed.set,
                     exited=self._exited,
                 )
-            await self._ready()
+            await self._ready(folder)
             urls = {component: f"http://{LOOPBACK}:{port}" for component, port in ports.items()}
             yield Addresses(urls["taskApp"], key, urls["inference"] if local else None)
 
@@ -117,12 +119,15 @@ class Components:
         launches = [replace(task_app, env={**task_app.env, **kept})]
         return [*launches, of(inference_deployment(job, owner))] if self._plan.local else launches
 
-    async def _ready(self) -> None:
+    async def _ready(self, folder: LocalFolder) -> None:
+        """Wait until all are; every now and then say for what, by the last line of its log."""
         broken = asyncio.create_task(self.broken())
         for component, pod in self._pods.items():
             self._note(f"starting {component}")
             ready = asyncio.create_task(_is_ready(pod))
-            await asyncio.wait({ready, broken}, return_when=asyncio.FIRST_COMPLETED)
+            while not (await asyncio.wait({ready, broken}, timeout=NEWS_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+                log = folder.log(component)
+                self._note(f"{component} is not ready yet ({log}): {' '.join(tail(log, 1))}")
             ready.cancel()
             if broken.done():
                 raise broken.result()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,13 @@ from tests.support.trainer import named_by_content
 from visionrl.checks import exports_base
 from visionrl.jobfile import JobFileError
 from visionrl_cli import main
+from visionrl_cli.evaluation.components import Components
 from visionrl_cli.evaluation.local_policy import open_model, open_run
 from visionrl_cli.evaluation.plan import EvalOptions, make_plan
 from visionrl_cli.evaluation.results import Journal, check_same_seeds, compared, make_results, read_results
 from visionrl_cli.evaluation.text import EvalError, duration
 from visionrl_cli.evaluation.view import PlainView, comparison_lines, rows
+from visionrl_local.folder import LocalFolder
 from visionrl_trainer.rollout.evaluate import EpisodeScore
 
 TINY = Path(__file__).parents[3] / "configs" / "crafter-tiny.yaml"
@@ -248,6 +252,31 @@ def test_a_model_of_the_hub_or_in_a_folder_plays_without_an_adapter(tmp_path: Pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvalError, match="neither a run, a checkpoint, the output of visionrl train, an adapter"):
         open_model(str(tmp_path / "empty"))
+
+
+# --- components
+
+
+def test_a_component_that_takes_long_is_told_with_the_last_line_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionrl_cli.evaluation.components.NEWS_S", 0.01)
+    folder, state = LocalFolder(tmp_path), SimpleNamespace(ready=False)
+    log = folder.log("inference")
+    log.parent.mkdir()
+    log.write_text("loading\nwaiting for the base\n")
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        told.append(text)
+        state.ready = len(told) > 2
+
+    plan = make_plan(EvalOptions(policy="crafter-random", seeds=(0,), config=TINY))
+    components = Components(plan, None, note)
+    pods: Any = {"inference": SimpleNamespace(state=state)}
+    components._pods = pods
+    asyncio.run(asyncio.wait_for(components._ready(folder), 60))
+    assert told[:2] == ["starting inference", f"inference is not ready yet ({log}): waiting for the base"]
 
 
 # --- results
