@@ -181,7 +181,9 @@ def test_the_optimizers_state_survives_the_restarts(finished: Run) -> None:
     checkpoint = finished.folder / "checkpoints" / version
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
-    assert steps == {ITERATIONS}  # one update per iteration, counted through every restart
+    updates = sum(record["updates"] for record in finished.metrics())  # none where all groups had equal returns
+    assert 0 < updates <= ITERATIONS
+    assert steps == {updates}, "counted through every restart"
 
 
 def test_fresh_knows_every_file_of_a_run(finished: Run) -> None:
@@ -211,6 +213,6 @@ def test_the_status_shows_how_healthy_the_last_iteration_was(finished: Run) -> N
         "gradNorm": "grad_norm",
         "staleness": "staleness",
     }
-    assert {name: progress[name] for name in shown} == pytest.approx(
+    assert {name: progress.get(name) for name in shown} == pytest.approx(
         {name: last[field] for name, field in shown.items()}
     )
