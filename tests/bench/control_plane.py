@@ -80,8 +80,10 @@ async def connected(kubeconfig: Path) -> AsyncIterator[tuple[Api, KubernetesTran
     os.environ |= {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*", "no_proxy": "*"}
     transport = await KubernetesTransport.connect(connections=64)
     api = Api(transport, READ_SECONDS)
-    yield api, transport
-    await api.close()
+    try:
+        yield api, transport
+    finally:
+        await api.close()
 
 
 def job(name: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class OpenEnvEnvironment:
         """Open a session and start the episode; waits while the server has no session free, or does not listen."""
         until, pause = time.monotonic() + self._settings.wait_seconds, FIRST_WAIT_S
         while True:
-            self._disconnect()
+            self._session.close()
             try:
                 self._connect(until)
                 self._ask("reset", {"seed": seed}, until)
@@ -153,9 +153,6 @@ class OpenEnvEnvironment:
 
     def close(self) -> None:
         self._closed.set()
-        self._disconnect()
-
-    def _disconnect(self) -> None:
         self._session.close()
 
     def _at(self, path: str) -> Any:
