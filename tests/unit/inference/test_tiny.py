@@ -128,7 +128,7 @@ def test_a_frame_of_the_environment_is_taken_as_it_is(tmp_path: Path, size: int,
 
 def test_the_same_recipe_gives_the_same_bytes_in_another_process(model_dir: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from visionrl.job import *; from visionrl.tiny.model import actions_of, build_tiny;"
+        "import sys, pathlib; from visionrl.job import *; from visionrl.tiny.model import build_tiny;"
         "import torch; torch.manual_seed(99); torch.set_num_threads(1);"
         "print(build_tiny(TinyModel(), EnvSettings(image_size=144), pathlib.Path(sys.argv[1])))"
     )

@@ -113,7 +113,7 @@ def test_the_loss_falls_and_only_what_should_changes(
     assert torch.equal(policy.model.model.language_model.embed_tokens.weight, embeddings) == (trains == "adapter")
 
 
-@pytest.mark.parametrize(("trains", "decay"), [("all", 0.9), ("adapter", None)])
+@pytest.mark.parametrize(("trains", "decay"), [("all", None), ("all", 0.9), ("adapter", None)])
 def test_an_interrupted_training_ends_with_the_same_weights(
     trains: str, decay: float | None, tiny_directory: Path, data: Demonstrations, tmp_path: Path
 ) -> None:
