@@ -64,10 +64,9 @@ def measured(
     cluster = Cluster.of(options.name, options.cidr)
     try:
         kube = kube_cluster.up(cluster, control_plane_only=True)
-        kube.kubectl.apply(crd(cel=False))
+        kube.kubectl.define(crd(cel=False))
         kube.kubectl("create", "namespace", NAMESPACE)
         kube.kubectl.wait_for("serviceaccount", "default", "-n", NAMESPACE)
-        kube.kubectl("wait", "--for=condition=Established", "crd/visionrljobs.visionrl.dev", "--timeout=60s")
         results = asyncio.run(measure(options, kube.kubeconfig))
     finally:
         kube_cluster.down(cluster)

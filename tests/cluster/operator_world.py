@@ -64,6 +64,11 @@ class World:
     def status(self, name: str = "demo") -> dict[str, Any]:
         return self.job(name).get("status", {})
 
+    def statuses(self) -> dict[str, Any]:
+        """Of each job of the namespace, by its name."""
+        jobs = self.kube.kubectl.get("vrl", "-n", self.namespace)["items"]
+        return {job["metadata"]["name"]: job.get("status", {}) for job in jobs}
+
     def condition(self, type_: str, name: str = "demo") -> dict[str, Any]:
         found = [condition for condition in self.status(name).get("conditions", []) if condition["type"] == type_]
         return found[0] if found else {"status": "Unknown", "reason": "", "message": ""}
@@ -86,7 +91,7 @@ class World:
         try:
             wait_until(holds, what, limit_s)
         except KubeError as error:
-            raise AssertionError(f"{error}; {json.dumps(self.status())}") from None
+            raise AssertionError(f"{error}; {json.dumps(self.statuses())}") from None
 
     # --- what a node would report
 

@@ -37,8 +37,7 @@ def kube() -> Iterator[kube_cluster.Running]:
     was_up = kube_cluster.is_up(cluster)
     running = kube_cluster.up(cluster, control_plane_only=True)
     try:
-        running.kubectl.apply(crd(cel=False))
-        running.kubectl.wait_for("visionrljobs", "--all-namespaces")
+        running.kubectl.define(crd(cel=False))
         yield running
     finally:
         if not was_up:

@@ -34,6 +34,17 @@ class Kubectl(Client):
         items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         self("apply", *(["--namespace", namespace] if namespace else []), "-f", "-", stdin=json.dumps(items))
 
+    def define(self, definition: dict[str, Any]) -> None:
+        """Brings a custom resource: it is served, and described, when this returns.
+
+        An API server publishes a schema seconds after it serves the resource. Until then kubectl, which checks keys by
+        it where the API server is older than 1.25, checks nothing, and unknown keys are dropped without a word.
+        """
+        self.apply(definition)
+        plural = f"{definition['spec']['names']['plural']}.{definition['spec']['group']}"
+        self.wait_for(plural, "--all-namespaces")
+        wait_until(lambda: self.succeeds("explain", f"{plural}.spec"), f"the schema of {plural}", timeout_s=60)
+
     def get(self, *arguments: str) -> dict[str, Any]:
         """One object or a list, as it is: get("pod", "web", "-n", "default")."""
         found: dict[str, Any] = json.loads(self("get", *arguments, "-o", "json"))
