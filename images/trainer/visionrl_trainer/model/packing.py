@@ -4,7 +4,8 @@ The layers that work token by token (projections, MLP, norms, adapters: nearly a
 and no padding. Sequences that begin with the same text (system prompt, tools) share it: packed are the prefix, then the
 rest of every sequence, and the prefix's keys and values collect the gradients of all of them.
 
-Attention alone works sequence by sequence: queries, keys and values are laid out as a right-padded batch, and its
+Attention alone works sequence by sequence. A GPU's kernel takes packed sequences as they are
+(:mod:`visionrl_trainer.model.flash`); elsewhere, queries, keys and values are laid out as a right-padded batch, and its
 results are packed again. No token attends to another sequence, so only the order of summation changes.
 """
 
@@ -21,6 +22,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from visionrl_trainer.model import flash
+from visionrl_trainer.model.flash import PackedAttention, Spans
 
 ATTENTION = "visionrl_packed"
 """Name of :func:`packed_attention` in transformers."""
@@ -47,16 +51,22 @@ class Packing:
     """Of the sequences without the prefix."""
     place_P: Tensor | None
     """Index into the flattened batch; None where all sequences are equally long and nothing is padded."""
+    own: Spans
+    """Of the prefix, if there is one, and of each sequence after it: their own tokens."""
+    seen: Spans | None = None
+    """Of all that comes after the prefix: the prefix."""
     prefix: int = 0
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device, prefix: int = 0) -> Packing:
         """The packing of sequences of these lengths, one after the other, after their shared prefix."""
-        longest = max(lengths)
-        if min(lengths) == longest:
-            return cls(len(lengths), longest, None, prefix)
-        place_P = torch.cat([torch.arange(length) + n * longest for n, length in enumerate(lengths)])
-        return cls(len(lengths), longest, place_P.to(device), prefix)
+        longest, place_P = max(lengths), None
+        if min(lengths) != longest:
+            place_P = torch.cat([torch.arange(length) + n * longest for n, length in enumerate(lengths)]).to(device)
+        if not prefix:
+            return cls(len(lengths), longest, place_P, Spans.within(lengths, device))
+        own = Spans.within([prefix, *lengths], device)
+        return cls(len(lengths), longest, place_P, own, Spans.across(sum(lengths), prefix, device), prefix)
 
     def spread(self, packed_1APD: Tensor) -> Tensor:
         """The batch [N, A, L, D] of packed heads."""
@@ -82,9 +92,14 @@ def packed_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' scaled-dot-product attention within the sequences of a packing, or over everything without one."""
+    """Scaled-dot-product attention, [1, A, P, D] to [1, P, A, D], within the sequences of a packing; over everything,
+    as transformers has it, without one."""
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if flash.has_kernel(query, value):
+        tensors_PAD = [tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)]
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        return PackedAttention.apply(*tensors_PAD, packing.own, packing.seen, scale)[None], None
     if packing.prefix:
         # Recomputed in the backward pass: it would keep a copy of the prefix's keys and values for every sequence.
         return checkpoint(_prefix_attention, module, query, key, value, packing, use_reentrant=False, **kwargs), None
