@@ -20,7 +20,9 @@ def adapter_optimizer(
     parameters: Sequence[tuple[str, Parameter]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """AdamW on the adapter, at a constant learning rate."""
-    return torch.optim.AdamW([p for _, p in parameters], lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
+    return torch.optim.AdamW(
+        [p for _, p in parameters], lr=learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
+    )
 
 
 def full_optimizers(
