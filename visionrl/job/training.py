@@ -141,9 +141,9 @@ class Training(Model):
     """Decoupled weight decay on the adapter."""
     updates_per_iteration: PositiveInt = 1
     """Optimizer steps per iteration; its decisions are split over them."""
-    micro_batch_tokens: PositiveInt = 4096
+    micro_batch_tokens: PositiveInt | None = None
     """Tokens, prompt and completion, in one forward and backward pass; limits memory and does not change the
-    gradient."""
+    gradient. Empty: 16384 on a GPU, 4096 without one."""
     micro_batch_size: PositiveInt | None = None
     """Decisions in one forward and backward pass at most; empty leaves it to `microBatchTokens`."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
