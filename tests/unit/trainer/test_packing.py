@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -94,8 +95,9 @@ def plain_backward(
 
 
 def on_a_gpu() -> AbstractContextManager[object]:
-    kernels = {"forward_kernel": plain_forward, "backward_kernel": plain_backward, "has_kernel": lambda *_: True}
-    return mock.patch.multiple(flash, **kernels)
+    kernels: Any = {"forward_kernel": plain_forward, "backward_kernel": plain_backward, "has_kernel": lambda *_: True}
+    patched: AbstractContextManager[object] = mock.patch.multiple(flash, **kernels)
+    return patched
 
 
 KERNELS = pytest.mark.parametrize("kernels", [nullcontext, on_a_gpu])
@@ -178,10 +180,12 @@ def test_without_a_packing_it_is_transformers_own_attention() -> None:
 
 def test_a_gpus_attention_is_computed_again_where_layers_are() -> None:
     lengths, prefix = [3, 5], 4
-    tensors = [heads(prefix + sum(lengths), n, n) for n in (HEADS, HEADS // GROUPS, HEADS // GROUPS)]
+    query, key, value = (heads(prefix + sum(lengths), n, n) for n in (HEADS, HEADS // GROUPS, HEADS // GROUPS))
     packing = Packing.of(lengths, CPU, prefix)
     with on_a_gpu():
-        once = torch.autograd.grad(packed(*tensors, packing).square().sum(), tensors)
-        again = torch.autograd.grad(checkpoint(packed, *tensors, packing, use_reentrant=False).square().sum(), tensors)
+        once = torch.autograd.grad(packed(query, key, value, packing).square().sum(), (query, key, value))
+        again = torch.autograd.grad(
+            checkpoint(packed, query, key, value, packing, use_reentrant=False).square().sum(), (query, key, value)
+        )
     for one, other in zip(once, again, strict=True):
         torch.testing.assert_close(one, other)

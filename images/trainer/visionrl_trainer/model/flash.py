@@ -41,8 +41,8 @@ class Spans:
     @classmethod
     def across(cls, queries: int, keys: int, device: torch.device) -> Spans:
         """So many queries, each with all of so many keys."""
-        places = (torch.tensor([0, count], dtype=torch.int32, device=device) for count in (queries, keys))
-        return cls(*places, queries, keys, causal=False)
+        one, other = (torch.tensor([0, count], dtype=torch.int32, device=device) for count in (queries, keys))
+        return cls(one, other, queries, keys, causal=False)
 
     def arguments(self) -> tuple[Any, ...]:
         """As the kernels take them, with the dropout between."""
@@ -108,10 +108,12 @@ class PackedAttention(torch.autograd.Function):
         return output_PAD
 
     @staticmethod
-    def backward(ctx: Any, gradient_PAD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = ctx.saved_tensors  # once: where layers are recomputed, they are not there a second time
-        query_PAD, key_PGD, value_PGD, output_PAD, denominator_AP = saved
-        query, key, value = backward_kernel(gradient_PAD, *saved, ctx.own, ctx.scale)
+    def backward(ctx: Any, gradient_PAD: Tensor) -> tuple[Tensor | None, ...]:
+        # Read once: where layers are recomputed, they are not there a second time.
+        query_PAD, key_PGD, value_PGD, output_PAD, denominator_AP = ctx.saved_tensors
+        query, key, value = backward_kernel(
+            gradient_PAD, query_PAD, key_PGD, value_PGD, output_PAD, denominator_AP, ctx.own, ctx.scale
+        )
         if ctx.seen:
             length = ctx.seen.longest_keys
             seen = backward_kernel(
