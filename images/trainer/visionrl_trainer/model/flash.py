@@ -18,7 +18,7 @@ from torch import Tensor
 
 AMPERE = (8, 0)
 """The first compute capability that the kernels are made for."""
-WIDEST_HEAD = 256
+HEAD_WIDTHS = range(8, 257, 8)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def has_kernel(query: Tensor, value: Tensor) -> bool:
     return (
         value.is_cuda
         and value.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] <= WIDEST_HEAD
+        and query.shape[-1] in HEAD_WIDTHS
         and torch.cuda.get_device_capability(value.device) >= AMPERE
     )
 
