@@ -200,6 +200,8 @@ def test_an_operator_older_than_the_definition_works_and_says_what_it_ignores(wo
             world.wait(lambda: "FieldsIgnored" in world.events(), "the event")
     finally:
         world.kube.kubectl.apply(crd(cel=False))
+        unknown = "visionrljobs.spec.training.fromTheFuture"
+        wait_until(lambda: not world.kube.kubectl.succeeds("explain", unknown), "the definition as it was", 60)
 
 
 def test_suspending_and_resuming(world: World) -> None:

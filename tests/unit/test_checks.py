@@ -150,6 +150,8 @@ def test_frames_are_scaled_to_cells_of_32_pixels(side: int, to: int) -> None:
     assert visual_tokens(job({**QWEN, "rollout.envConfig.imageSize": side}).spec) == (to // 32) ** 2
     blurred = "spec.rollout.envConfig.imageSize" in warned({**QWEN, "rollout.envConfig.imageSize": side})
     assert blurred is (side != to)
+    folder = {**QWEN, "model.base": "/models/one", "model.supportsVision": True, "rollout.envConfig.imageSize": side}
+    assert "spec.rollout.envConfig.imageSize" not in warned(folder)
 
 
 # --- the base model

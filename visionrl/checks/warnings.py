@@ -79,8 +79,9 @@ def _length(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _frames(spec: JobSpec) -> Iterator[Problem]:
-    side = spec.rollout.env_config.image_size
-    if uses_vision(spec) and spec.model.base != "tiny" and resized(side) != side:
+    side, base = spec.rollout.env_config.image_size, spec.model.base
+    # A folder has a processor of its own: the one that `visionrl train` writes of the tiny model takes smaller frames.
+    if uses_vision(spec) and base != "tiny" and not is_path(base) and resized(side) != side:
         yield Problem(
             "spec.rollout.envConfig.imageSize",
             f"is no multiple of 32 from 256 on: Qwen3-VL scales frames to {resized(side)} px, which blurs the cells",
