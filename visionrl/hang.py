@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +25,9 @@ from visionrl.vitals import LOOK_SECONDS, Idleness, Vitals, session, vitals
 
 HANG_SECONDS = 40
 """What loads a model, compiles a kernel or simulates an environment computes; pauses between retries are shorter."""
+
+LOG_SECONDS = 10
+"""In which the stacks are written, or not."""
 
 
 @dataclass
@@ -61,7 +64,18 @@ def _watch(loop: asyncio.AbstractEventLoop, has_work: Callable[[], bool]) -> Non
 
 
 def _end() -> None:
-    faulthandler.dump_traceback(sys.stderr, all_threads=True)
-    # The last line of its log is what the job's status shows.
-    print(f"hangs: has work, and has not computed for {HANG_SECONDS} s", file=sys.stderr, flush=True)
+    # Apart, and for a limited time: a log that nobody reads blocks whoever writes to it, and may be what hangs.
+    writing = threading.Thread(target=_write_stacks, name="stacks", daemon=True)
+    writing.start()
+    writing.join(LOG_SECONDS)
     os._exit(EXIT_HUNG)
+
+
+def _write_stacks() -> None:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    # Past sys.stderr, whose lock may be held by the thread that hangs.
+    with open(sys.stderr.fileno(), "w", encoding="utf-8", errors="replace", closefd=False) as log:
+        for ident, frame in sys._current_frames().items():
+            log.writelines([f"Thread {names.get(ident, ident)}:\n", *traceback.format_stack(frame)])
+        # The last line of its log is what the job's status shows.
+        log.write(f"hangs: has work, and has not computed for {HANG_SECONDS} s\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -45,7 +46,7 @@ def test_what_computes_or_waits_is_left_alone(waited_for: bool, cpu: Callable[[i
     assert found_after(lambda _: waited_for, cpu, active) == 600
 
 
-def run(main: str) -> subprocess.CompletedProcess[str]:
+def run(main: str, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """A program whose watch looks often; it ends by itself where it is not ended."""
     program = textwrap.dedent("""\
         import asyncio, subprocess, sys, threading, time
@@ -57,7 +58,9 @@ def run(main: str) -> subprocess.CompletedProcess[str]:
     """)
     code = program + textwrap.dedent(main) + "\nasyncio.run(main())\n"
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=300, check=False
+    )
 
 
 def test_a_deadlock_ends_the_process_and_its_stacks_say_where() -> None:
@@ -81,6 +84,26 @@ def test_a_loop_that_does_not_turn_ends_the_process() -> None:
     """)
     assert ended.returncode == EXIT_HUNG
     assert "in main" in ended.stderr
+
+
+def test_a_log_that_nobody_reads_does_not_keep_it_alive() -> None:
+    """A full pipe, as of a node whose runtime has stopped to read: the component hangs in a line of its log."""
+    read, write = os.pipe()
+    try:
+        ended = run(
+            """
+            visionrl.hang.LOG_SECONDS = 1.0
+            async def main():
+                visionrl.hang.watch(asyncio.get_running_loop())
+                while True:
+                    print("a line of the log", file=sys.stderr, flush=True)
+            """,
+            stderr=write,
+        )
+    finally:
+        os.close(read)
+        os.close(write)
+    assert ended.returncode == EXIT_HUNG
 
 
 def test_a_child_that_computes_is_the_components_work() -> None:
