@@ -119,7 +119,8 @@ class TaskAppProcess:
     """A task app on a loopback port."""
 
     port: int
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log: Path
     stopped: tuple[int, str] | None = None
 
     @property
@@ -134,8 +135,7 @@ class TaskAppProcess:
         """SIGTERM; the exit code and everything that it printed."""
         if self.stopped is None:
             self.process.send_signal(signal.SIGTERM)
-            output, _ = self.process.communicate(timeout=60)
-            self.stopped = self.process.returncode, output
+            self.stopped = self.process.wait(timeout=60), self.log.read_text()
         return self.stopped
 
 
@@ -156,14 +156,11 @@ def taskapp_command(command: list[str], folder: Path, variables: Mapping[str, st
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("VISIONRL_", "ENVIRONMENT_"))
     }
-    process = subprocess.Popen(
-        command,
-        env=inherited | {name: value for name, value in settings.items() if value},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    running = TaskAppProcess(port, process)
+    environment = inherited | {name: value for name, value in settings.items() if value}
+    log = folder / f"taskapp-{port}.log"
+    with log.open("wb") as written:  # a pipe that nobody reads would stop the task app after some thousand lines
+        process = subprocess.Popen(command, env=environment, stdout=written, stderr=subprocess.STDOUT)
+    running = TaskAppProcess(port, process, log)
     try:
         _wait_until(lambda: _is_warm(running), "the task app")
         yield running
@@ -175,7 +172,7 @@ def taskapp_command(command: list[str], folder: Path, variables: Mapping[str, st
 
 def _is_warm(running: TaskAppProcess) -> bool:
     if running.process.poll() is not None:
-        raise RuntimeError(f"the task app ended: {running.process.communicate()[0]}")
+        raise RuntimeError(f"the task app ended: {running.log.read_text()}")
     try:
         health = httpx.get(f"{running.url}/health", trust_env=False)
         # Ours says that it is ready also where it has no key, and answers 503 for that.
