@@ -53,9 +53,8 @@ class Packing:
     """Index into the flattened batch; None where all sequences are equally long and nothing is padded."""
     own: Spans
     """Of the prefix, if there is one, and of each sequence after it: their own tokens."""
-    seen: Spans | None = None
-    """Of all that comes after the prefix: the prefix."""
-    prefix: int = 0
+    seen: Spans | None
+    """Of all that comes after the prefix: the prefix. None where nothing is shared."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device, prefix: int = 0) -> Packing:
@@ -63,10 +62,14 @@ class Packing:
         longest, place_P = max(lengths), None
         if min(lengths) != longest:
             place_P = torch.cat([torch.arange(length) + n * longest for n, length in enumerate(lengths)]).to(device)
-        if not prefix:
-            return cls(len(lengths), longest, place_P, Spans.within(lengths, device))
-        own = Spans.within([prefix, *lengths], device)
-        return cls(len(lengths), longest, place_P, own, Spans.across(sum(lengths), prefix, device), prefix)
+        own = Spans.within([prefix, *lengths] if prefix else lengths, device)
+        seen = Spans.across(sum(lengths), prefix, device) if prefix else None
+        return cls(len(lengths), longest, place_P, own, seen)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of the shared prefix."""
+        return self.seen.longest_keys if self.seen else 0
 
     def spread(self, packed_1APD: Tensor) -> Tensor:
         """The batch [N, A, L, D] of packed heads."""
