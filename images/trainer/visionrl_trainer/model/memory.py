@@ -18,10 +18,10 @@ from visionrl_trainer.model.packing import Packing
 
 logger = logging.getLogger(__name__)
 
-GPU_TOKENS = 16_384
-"""Of a micro-batch by default. A GPU waits for the next of many short kernels where it is small: an update of 640
-decisions of the 4B takes an H100 16.0 s with 4,096 tokens, 9.7 s with 8,192."""
-CPU_TOKENS = 4096
+GPU_TOKENS = (16_384, 8_192, 4_096)
+"""Of a micro-batch by default: the first that fits. In a small one a GPU waits for the next of many short kernels: an
+update of 640 decisions of the 4B takes an H100 16.0 s with 4,096 tokens, 9.7 s with 8,192."""
+CPU_TOKENS = (4_096,)
 PROBE_TOKENS = 16
 USABLE = 0.8
 """Share of the free memory that may be planned with; the rest is fragmentation and what is not estimated."""
@@ -66,11 +66,11 @@ def plan_memory(model: Any, training: Training) -> MemoryPlan:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     available = available_bytes(parameter.device)
     room = USABLE * available - OPTIMIZER_BYTES * trained
-    tokens = training.micro_batch_tokens or (GPU_TOKENS if parameter.is_cuda else CPU_TOKENS)
-    recompute, needed = _recomputation(model, tokens, training, room)
-    while not needed <= room and training.micro_batch_tokens is None and tokens > CPU_TOKENS:
-        tokens //= 2
+    default = GPU_TOKENS if parameter.is_cuda else CPU_TOKENS
+    for tokens in (training.micro_batch_tokens,) if training.micro_batch_tokens else default:
         recompute, needed = _recomputation(model, tokens, training, room)
+        if needed <= room:
+            break
     plan = MemoryPlan(tokens, training.micro_batch_size, recompute, needed, available)
     logger.info("%s", plan)
     if not needed <= room:
