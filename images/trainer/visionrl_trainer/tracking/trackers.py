@@ -159,9 +159,12 @@ class _Wandb:
             dir=str(folder),
             config=job.spec.model_dump(by_alias=True, mode="json"),
         )
+        # Its own step only grows, and drops what is of an earlier one: an evaluation comes after later iterations.
+        self.run.define_metric("iteration", hidden=True)
+        self.run.define_metric("*", step_metric="iteration")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(numbers), step=step)
+        self.run.log({**numbers, "iteration": step})
 
     def close(self) -> None:
         self.run.finish()
