@@ -82,7 +82,7 @@ class Rollout(Model):
     policy_name: Annotated[str, Field(pattern=f"^{ENV_NAME}-react$")] | None = None
     """Policy that talks to the model; empty is `<envName>-react`, the only one."""
     max_concurrent: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Episodes in flight."""
+    """Episodes in flight, those of an evaluation included."""
     max_ops: PositiveInt = 1000
     """Safety limit: model calls plus environment steps of one episode."""
     max_time_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0

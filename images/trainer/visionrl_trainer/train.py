@@ -185,7 +185,7 @@ class _Run:
         and a kill at any point repeats whole iterations. The checkpoint is written during what follows, up to the next
         iteration's version."""
         started, spec, iteration = time.monotonic(), self.job.spec, self.state.iteration
-        busy = self.rollouts.busy_seconds
+        busy = self.taskapp.busy_seconds
         self.publisher.update(phase="Training")
         with self.meter.phase("rollout", f"iteration {iteration + 1}: playing"):
             batch = await self.rollouts.take(iteration, self.state.version)
@@ -202,7 +202,7 @@ class _Run:
             "sync_seconds": self.sync_seconds,
             "phase_seconds": self.meter.lap(),
             "trainer_idle": (played - started) / seconds,
-            "server_idle": max(0.0, 1 - (self.rollouts.busy_seconds - busy) / seconds),
+            "server_idle": max(0.0, 1 - (self.taskapp.busy_seconds - busy) / seconds),
         }
         record = {"iteration": iteration + 1, "version": batch.version, **times, **learned}
         self.folder.metrics.append(record)

@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 pytest.importorskip("torch")
 
 from tests.support.ports import free_port
+from tests.support.until import until
 from tests.unit.trainer.test_intake import decision, response
 from visionrl.rollout import RolloutRequest, RolloutResponse, Safety
 from visionrl_trainer.rollout import client as taskapp_module
@@ -172,3 +173,85 @@ async def test_a_refused_answer_is_forgotten_by_the_task_app_and_nothing_depends
         for _ in range(3):
             await app.forget("crafter/i0/r0")
     assert [(path, json.loads(body)) for path, body in asked] == [("/done", {"run_id": "crafter/i0/r0"})] * 3
+
+
+class Clock:
+    """In place of ``time``; the test sets what it shows."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def held(events: list[asyncio.Event]) -> list[Answer]:
+    """Answers that come when the test says so."""
+
+    def until(event: asyncio.Event) -> Answer:
+        async def respond(request: web.Request) -> web.StreamResponse:
+            await event.wait()
+            return await answer(200, GOOD)(request)
+
+        return respond
+
+    return [until(event) for event in events]
+
+
+async def test_episodes_beyond_the_limit_wait_in_order_and_their_time_begins_with_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events, asked, begun = [asyncio.Event() for _ in range(6)], list[tuple[str, bytes]](), list[float]()
+    timeout = asyncio.timeout
+
+    def noted(seconds: float | None) -> asyncio.Timeout:
+        begun.extend([] if seconds is None else [seconds - taskapp_module.GRACE_SECONDS])
+        return timeout(seconds)
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+
+    def request(n: int) -> RolloutRequest:
+        return RolloutRequest(run_id=f"e{n}", mode="rl", safety=Safety(max_time_s=1000.0 + n))
+
+    async with http_taskapp(*held(events), asked=asked) as app:
+
+        def names() -> list[str]:
+            return [json.loads(body)["run_id"] for _, body in asked]
+
+        playing = [asyncio.create_task(app.rollout(request(n), 900.0)) for n in range(6)]
+        await until(lambda: len(asked) == 4)
+        assert set(names()) == {"e0", "e1", "e2", "e3"}
+        assert not {1004.0, 1005.0} & set(begun)
+        for place in (4, 5):
+            events[place - 4].set()
+            await until(lambda place=place: len(asked) == place + 1)  # type: ignore[misc]
+            assert names()[place] == f"e{place}"
+            assert 1000.0 + place in begun
+        for event in events:
+            event.set()
+        await asyncio.gather(*playing)
+
+
+async def test_it_is_busy_while_any_episode_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, events, asked = Clock(), [asyncio.Event() for _ in range(3)], list[tuple[str, bytes]]()
+    monkeypatch.setattr(taskapp_module, "time", clock)
+    async with http_taskapp(*held(events), asked=asked) as app:
+        first = asyncio.create_task(app.rollout(REQUEST, 900.0))
+        await until(lambda: len(asked) == 1)
+        clock.now = 2.0
+        assert app.busy_seconds == 2.0
+        second = asyncio.create_task(app.rollout(REQUEST, 900.0))
+        await until(lambda: len(asked) == 2)
+        events[0].set()
+        await first
+        clock.now = 5.0
+        events[1].set()
+        await second
+        clock.now = 9.0
+        assert app.busy_seconds == 5.0
+        third = asyncio.create_task(app.rollout(REQUEST, 900.0))
+        await until(lambda: len(asked) == 3)
+        clock.now = 10.0
+        third.cancel()
+        await asyncio.gather(third, return_exceptions=True)
+        clock.now = 12.0
+        assert app.busy_seconds == 6.0

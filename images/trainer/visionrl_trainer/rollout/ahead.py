@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 
 from visionrl_trainer.rollout.sampler import Batch, Sampler
@@ -16,13 +15,6 @@ class Rollouts:
         self.sampler = sampler
         self._tasks: dict[int, asyncio.Task[Batch]] = {}
         self._versions: dict[int, str] = {}
-        self._playing = 0
-        self._busy = self._since = 0.0
-
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds so far in which at least one batch was being played."""
-        return self._busy + (time.monotonic() - self._since if self._playing else 0.0)
 
     @property
     def versions(self) -> set[str]:
@@ -41,21 +33,10 @@ class Rollouts:
         for iteration in iterations:
             if iteration not in self._tasks:
                 self._versions[iteration] = version
-                self._tasks[iteration] = asyncio.create_task(self._play(iteration, version))
+                self._tasks[iteration] = asyncio.create_task(self.sampler.collect(iteration, version))
 
     async def close(self) -> None:
         """Cancel all running batches."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-    async def _play(self, iteration: int, version: str) -> Batch:
-        if not self._playing:
-            self._since = time.monotonic()
-        self._playing += 1
-        try:
-            return await self.sampler.collect(iteration, version)
-        finally:
-            self._playing -= 1
-            if not self._playing:
-                self._busy += time.monotonic() - self._since

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -55,14 +57,17 @@ class _Answer:
 class TaskApp:
     """The task app at a base URL. Create it in a running event loop and use it as an async context manager.
 
-    Many requests wait at a time, each for minutes: aiohttp's pool costs the same for every one of them.
+    It plays at most ``concurrency`` episodes at a time, in the order in which they were asked for. Many requests wait,
+    each for minutes: aiohttp's pool costs the same for every one of them.
     """
 
     def __init__(self, url: str, key: str, concurrency: int) -> None:
         self._url = url.rstrip("/")
+        self._slots = asyncio.Semaphore(concurrency)
+        self._playing, self._busy, self._since = 0, 0.0, 0.0
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
-            connector=aiohttp.TCPConnector(limit=concurrency),
+            connector=aiohttp.TCPConnector(limit=0),  # a slot is waited for before an episode's time begins to run
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_SECONDS
             ),  # an answer's deadline is rollout's
@@ -73,6 +78,11 @@ class TaskApp:
         self.proof: Callable[[RolloutResponse], Awaitable[None]] | None = None
         """Called with every answer before it is returned: waits until the servers that played it are proven, and raises
         :class:`AnswerRejected` where they cannot be."""
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds so far in which at least one episode was being played."""
+        return self._busy + (time.monotonic() - self._since if self._playing else 0.0)
 
     async def __aenter__(self) -> TaskApp:
         return self
@@ -98,7 +108,7 @@ class TaskApp:
         delay = FIRST_DELAY
         while True:
             try:
-                async with asyncio.timeout(request.safety.max_time_s + GRACE_SECONDS):
+                async with self._slot(), asyncio.timeout(request.safety.max_time_s + GRACE_SECONDS):
                     answer = await self._post("/rollout", body, limit)
                 # 424: the task app could not reach the inference server, which may be restarting.
                 if answer.status < 500 and answer.status not in (424, 429):
@@ -119,6 +129,20 @@ class TaskApp:
         if self.proof is not None:
             await self.proof(response)
         return response
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """One of the episodes at a time."""
+        async with self._slots:
+            if not self._playing:
+                self._since = time.monotonic()
+            self._playing += 1
+            try:
+                yield
+            finally:
+                self._playing -= 1
+                if not self._playing:
+                    self._busy += time.monotonic() - self._since
 
     async def task_info(self) -> Mapping[str, Any]:
         """What it plays. Raises :class:`RolloutRefused` on a final refusal, :class:`ConnectionError` with the reason

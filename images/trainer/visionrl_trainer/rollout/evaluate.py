@@ -193,7 +193,8 @@ async def play_seeds(
     patience: float,
     on_score: Callable[[EpisodeScore, str], None],
 ) -> list[EpisodeScore]:
-    """One episode per seed, ``rollout.maxConcurrent`` of them at once; scores in the order of the seeds.
+    """One episode per seed; scores in the order of the seeds. At most ``rollout.maxConcurrent`` of them ask for a place
+    at the task app at once, so that the training beside gets every other one.
 
     An episode that a failure of server or task app ends is replayed under another ``run_id``, up to ``TRIES`` times.
     ``on_score`` gets each score as its episode ends, and why it was aborted (or an empty text). Raises what

@@ -82,7 +82,8 @@ def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[
 
 
 class Sampler:
-    """Plays training episodes. ``on_episode`` is called at the end of each."""
+    """Plays training episodes. ``on_episode`` is called at the end of each. At most ``rollout.maxConcurrent`` of them
+    ask for a place at the task app at once, so that an evaluation beside gets every other one."""
 
     def __init__(
         self,

@@ -52,12 +52,10 @@ async def collect(
     assert warm_start is not None
     episodes = warm_start.episodes
     assert episodes is not None
-    slots = asyncio.Semaphore(spec.rollout.max_concurrent)
     found = Demonstrations([], [], {})
 
     async def play(index: int) -> None:
-        async with slots:
-            response = await taskapp.rollout(_request(spec, warm_start, job_name, index), PATIENCE_SECONDS)
+        response = await taskapp.rollout(_request(spec, warm_start, job_name, index), PATIENCE_SECONDS)
         held_out = index % HELD_OUT_SHARE == 0 and episodes > 1
         side = found.validation if held_out else found.training
         for decision in response.trajectories[0].decisions:
