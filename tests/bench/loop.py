@@ -1,11 +1,13 @@
-"""The training loop in step and ahead: what maxStaleness 1 gains where playing and learning take equally long.
+"""The training loop in step and ahead: what maxStaleness 1 gains where playing and learning take equally long, and what
+an evaluation costs that is played beside.
 
     python -m tests.bench.loop [--seconds 2] [--iterations 6] [--rounds 3] [--json FILE]
 
 The loop is the trainer's own: batches, intake, metrics, versions, checkpoints, the run folder. Two things are stand-ins
 that wait and compute nothing, as if on other machines: a rollout takes ``--seconds``, and so does an update; the server
 serves at once. In step an iteration takes both, ahead the longer one; what is missing to 2 is the loop's own time,
-which grows with what else the machine does: its processor time is told beside it.
+which grows with what else the machine does: its processor time is told beside it. An evaluation, of as many episodes as
+a batch, takes as long as a rollout.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,7 +62,27 @@ STATS = UpdateStats(
 """Of an update that measures nothing."""
 
 
-def settings(staleness: int, iterations: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Way:
+    """How a run goes."""
+
+    what: str
+    staleness: int
+    evaluates_every: int
+    """Iterations; 0 for never."""
+    phases: int
+    """Of those that take ``--seconds``, as many come after each other in an iteration."""
+
+
+WAYS = (
+    Way("in step", 0, 0, 2),
+    Way("ahead", 1, 0, 1),
+    Way("in step, evaluated every second iteration", 0, 2, 2),
+    Way("ahead, evaluated every second iteration", 1, 2, 1),
+)
+
+
+def settings(way: Way, iterations: int) -> dict[str, Any]:
     return {
         "tracking": {"tensorboard": False},
         "model.dtype": "float32",
@@ -70,8 +93,9 @@ def settings(staleness: int, iterations: int) -> dict[str, Any]:
         "training.iterations": iterations,
         "training.groupsPerIteration": GROUPS,
         "training.groupSize": SIZE,
-        "training.maxStaleness": staleness,
-        "evaluation.episodes": 0,
+        "training.maxStaleness": way.staleness,
+        "evaluation.episodes": GROUPS * SIZE if way.evaluates_every else 0,
+        "evaluation.everyIterations": way.evaluates_every,
     }
 
 
@@ -128,11 +152,11 @@ def other_machines(policy: Policy, seconds: float) -> Iterator[list[tuple[float,
         yield ends
 
 
-def iterations_of(staleness: int, iterations: int, seconds: float) -> list[tuple[float, float]]:
+def iterations_of(way: Way, iterations: int, seconds: float) -> list[tuple[float, float]]:
     """From the end of each update of a run to the end of the next: seconds, and processor seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        played = job(settings(staleness, iterations))
+        played = job(settings(way, iterations))
         (root / "job.json").write_text(played.model_dump_json(by_alias=True))
         (root / "key").write_text("bench-key")
         variables = {
@@ -153,26 +177,26 @@ def iterations_of(staleness: int, iterations: int, seconds: float) -> list[tuple
 
 
 def measure(seconds: float, iterations: int, rounds: int) -> dict[str, Any]:
-    """Both ways, taking turns."""
-    found: dict[int, list[float]] = {0: [], 1: []}
-    cpu: dict[int, list[float]] = {0: [], 1: []}
+    """All ways, taking turns; means, because an evaluation is not in every iteration."""
+    found: dict[Way, list[float]] = {way: [] for way in WAYS}
+    cpu: dict[Way, list[float]] = {way: [] for way in WAYS}
     for round_ in range(rounds):
-        for staleness in (0, 1) if round_ % 2 == 0 else (1, 0):
-            each = iterations_of(staleness, iterations, seconds)
-            found[staleness].append(median([took for took, _ in each]))
-            cpu[staleness].append(median([used for _, used in each]))
+        for way in WAYS if round_ % 2 == 0 else reversed(WAYS):
+            each = iterations_of(way, iterations, seconds)
+            found[way].append(float(np.mean([took for took, _ in each])))
+            cpu[way].append(float(np.mean([used for _, used in each])))
     rows = [
         {
-            "what": name,
-            "maxStaleness": staleness,
-            "seconds_an_iteration": round(median(found[staleness]), 3),
-            "spread": round(spread(found[staleness]), 3),
-            "loops_own_seconds": round(median(found[staleness]) - longest * seconds, 3),
-            "loops_own_cpu_s": round(median(cpu[staleness]), 3),
+            "what": way.what,
+            "maxStaleness": way.staleness,
+            "seconds_an_iteration": round(median(found[way]), 3),
+            "spread": round(spread(found[way]), 3),
+            "loops_own_seconds": round(median(found[way]) - way.phases * seconds, 3),
+            "loops_own_cpu_s": round(median(cpu[way]), 3),
         }
-        for name, staleness, longest in (("in step", 0, 2), ("ahead", 1, 1))
+        for way in WAYS
     ]
-    ratios = [step / ahead for step, ahead in zip(found[0], found[1], strict=True)]
+    ratios = [step / ahead for step, ahead in zip(found[WAYS[0]], found[WAYS[1]], strict=True)]
     return {"phase_seconds": seconds, "rows": rows, "ratio": round(median(ratios), 2)}
 
 
@@ -187,7 +211,7 @@ def main() -> None:
     result = measure(arguments.seconds, arguments.iterations, arguments.rounds)
     for row in result["rows"]:
         print(
-            f"{row['what']:10}{row['seconds_an_iteration']:8.3f} s an iteration ± {row['spread']:.0%}, of them the "
+            f"{row['what']:44}{row['seconds_an_iteration']:8.3f} s an iteration ± {row['spread']:.0%}, of them the "
             f"loop's own {row['loops_own_seconds']:.3f} ({row['loops_own_cpu_s']:.3f} CPU s)"
         )
     print(f"ahead is {result['ratio']}× as fast; {GROUPS * SIZE} episodes of {TURNS} turns an iteration")

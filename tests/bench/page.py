@@ -129,8 +129,9 @@ def _env(result: Mapping[str, Any]) -> str:
 
 def _loop(result: Mapping[str, Any]) -> str:
     return (
-        f"The trainer's own loop; a rollout and an update wait for {result['phase_seconds']:g} s each in place of "
-        f"other machines. Ahead is {result['ratio']}× as fast as in step; 2 is the limit.\n\n" + _rows(result)
+        f"The trainer's own loop; a rollout, an update and an evaluation wait for {result['phase_seconds']:g} s each "
+        f"in place of other machines. Ahead is {result['ratio']}× as fast as in step; 2 is the limit. An evaluation is "
+        "played beside the training.\n\n" + _rows(result)
     )
 
 
@@ -166,7 +167,7 @@ TITLES = {
     "gpu": "The 4B on a card",
     "sync": "A new version on its way to a server",
     "startup": "Starting",
-    "loop": "The loop, ahead against in step",
+    "loop": "The loop: ahead against in step, and evaluations beside",
     "rollouts": "Rollouts, against the same prompts sent directly to the server",
     "inference": "The inference server with the tiny model",
     "env": "Crafter, against the stock environment with Pillow (CPU ms a call)",

@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from tests.support.jobs import job
+from tests.support.until import until
 from tests.unit.trainer.test_intake import decision, png, response
 from visionrl.adapters import Version, verified_manifest
 from visionrl.component import ComponentContext
@@ -136,6 +137,7 @@ class Trainer:
         base = build_tiny(TinyModel(), self.job.spec.rollout.env_config, self.cache)
         self.policy, self.server = (Policy.load(base, "float32", torch.device("cpu")) for _ in range(2))
         """What is trained, and what plays: the published versions, as an inference server loads them."""
+        self.publisher = StatusPublisher(TrainerReport(phase="Starting"))
         self.server.add_adapter(self.job.spec.model.lora, seed=0)
 
     def attempt(self, run: Path, fatal: int, ledger: Ledger) -> int:
@@ -163,13 +165,14 @@ class Trainer:
             "VISIONRL_TASKAPP_URL": "http://127.0.0.1:9",
             "VISIONRL_INFERENCE_URL": "http://127.0.0.1:9",
         }
-        await train.run(ComponentContext(variables), self.job, StatusPublisher(TrainerReport(phase="Starting")))
+        await train.run(ComponentContext(variables), self.job, self.publisher)
 
 
 def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
     """Put stand-ins in the places of the model's files, the task app and the inference server, and witnesses beside
     what the trainer does. In a process that does nothing else."""
     resume, checkpoint, append = RunStore.resume, RunStore.checkpoint, MetricsFile.append
+    served: list[str] = []
 
     def witnessed_resume(store: RunStore, *arguments: Any) -> Any:
         state = resume(store, *arguments)
@@ -204,9 +207,13 @@ def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
         assert manifest is not None, f"{version.name} cannot be fetched"
         assert version.matches(verified_manifest(manifest.parent)), f"{version.name} is other weights"
         ledger.note("served", version.name)
+        served.append(version.name)
 
     async def evaluate(taskapp: Any, spec: Any, policy: Any, seeds: Any, *arguments: Any) -> EvaluationResult:
+        """Lasts until a later version is served, or the training waits for it."""
         ledger.note("evaluated", policy.config.model)
+        await until(lambda: served[-1] != policy.config.model or trainer.publisher.report.phase == "Evaluating")
+        assert (run / "adapters" / policy.config.model).is_dir(), "deleted while it plays"
         scores = (score(seed, policy.config.model) for seed in seeds)
         return EvaluationResult(policy.config.model, tuple(scores))
 
@@ -222,8 +229,8 @@ def replace_the_world(trainer: Trainer, run: Path, ledger: Ledger) -> None:
         "train.with_advantages": witnessed_learning,
         "train.TaskApp.rollout": rollout,
         "train.WeightSync.push": push,
-        "train.evaluate.evaluate": evaluate,
-        "train.films.record": record,
+        "evaluator.evaluate.evaluate": evaluate,
+        "evaluator.films.record": record,
         "train.FilmMaker.start": lambda *arguments: None,  # a thread would count its writes at any moment
         "state.metrics.MetricsFile.append": witnessed_append,
     }

@@ -165,7 +165,7 @@ class Training(Model):
 
 
 class Evaluation(Model):
-    """Evaluation on held-out seeds, before, during and after training."""
+    """Evaluation on held-out seeds, before, during and after training. It is played beside the training."""
 
     first_seed: Annotated[int, Field(ge=0, lt=FIRST_TRAINING_SEED)] = 0
     """First seed; the seeds are consecutive."""

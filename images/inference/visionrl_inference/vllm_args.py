@@ -149,9 +149,9 @@ def vllm_environment(job: Job, cache: Path) -> dict[str, str]:
 
 
 def adapters_in_use(job: Job) -> int:
-    """Versions that may answer at once: those that rollouts may lag behind, the current one, and the next one's
-    canary."""
-    return job.spec.training.max_staleness + 2
+    """Versions that may answer at once: those that rollouts may lag behind, the current one, the one that is evaluated
+    beside the training, and the next one's canary."""
+    return job.spec.training.max_staleness + 3
 
 
 def _images(job: Job) -> dict[str, int] | int:

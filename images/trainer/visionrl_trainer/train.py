@@ -31,25 +31,24 @@ from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.early_stopping import check, check_rejected, watched
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import update
+from visionrl_trainer.evaluator import Evaluator
 from visionrl_trainer.model.compute import compute
 from visionrl_trainer.model.device import training_device
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.preparation import Preparation
-from visionrl_trainer.report import films
 from visionrl_trainer.report.facts import facts
 from visionrl_trainer.report.films import FilmMaker
 from visionrl_trainer.report.histogram import Histogram
 from visionrl_trainer.report.not_essential import not_essential
-from visionrl_trainer.report.progress import Meter, evaluations_left
+from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
-from visionrl_trainer.rollout import evaluate
 from visionrl_trainer.rollout.ahead import Rollouts
 from visionrl_trainer.rollout.batch import Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.meet import meet
-from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
+from visionrl_trainer.rollout.sampler import Batch, Sampler
 from visionrl_trainer.state.background import BackgroundWriter
-from visionrl_trainer.state.run import RunState, RunStore
+from visionrl_trainer.state.run import Evaluated, RunState, RunStore
 from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.service import StatusPublisher
 from visionrl_trainer.sync.weight_sync import WeightSync
@@ -136,6 +135,15 @@ class _Run:
         """Of checkpoints."""
         self.films = FilmMaker(self.folder.films)
         self.trackers = Trackers(job, self.folder.root)
+        self.evaluator = Evaluator(
+            self.taskapp,
+            context.inference_url,
+            self.expect.banned_ids,
+            self.folder,
+            self.writer,
+            self.meter,
+            self.trackers,
+        )
         self.sync_seconds = 0.0
 
     async def train(self) -> None:
@@ -150,17 +158,23 @@ class _Run:
         self._report_state(records[-1:])
         await self._sync()
         try:
+            unfinished = self.store.unfinished_evaluation(self.state)
+            if unfinished is not None and evaluation_seeds(self.job.spec):
+                self.evaluator.start(self.job.spec, unfinished)
             while True:
+                self.evaluator.check()
                 total = self._refresh()
-                if self._evaluation_is_due(total):
+                if self.evaluator.is_due(self.job.spec, self.state, total):
                     await self._evaluate()
                 if self.state.iteration >= total:
                     break
                 with tracing.span("iteration", iteration=self.state.iteration + 1):
                     await self._iterate()
+            await self._evaluation_finished()
             await self._checkpoint()
             await self.writer.finished()
         finally:
+            await self.evaluator.close()
             await self.rollouts.close()
             await self.films.close()
             await asyncio.to_thread(self.trackers.close)
@@ -220,8 +234,7 @@ class _Run:
     async def _sync(self) -> None:
         """Delete the versions that are no longer needed, and wait until the server answers as the current one."""
         started = time.monotonic()
-        in_use = {self.state.version, self.state.reference or self.state.version, *self.rollouts.versions}
-        await compute(self.store.prune, in_use)
+        await compute(self.store.prune, {*self.state.versions, *self.rollouts.versions})
         if runs_inference(self.job.spec):
             await self.weight_sync.push(self.policy, Version.parse(self.state.version))
         self.sync_seconds = time.monotonic() - started
@@ -243,7 +256,7 @@ class _Run:
 
     def _report_iteration(self, record: dict[str, Any], seconds: float) -> None:
         total, done = policy_iterations(self.job.spec), self.state.iteration
-        self.meter.iteration(done, total, seconds, evaluations_left(self.job.spec.evaluation, done, total))
+        self.meter.iteration(done, total, seconds, self.job.spec.evaluation)
         self.meter.set(**{name: record[name] for name in SHOWN}, sync_seconds=round(self.sync_seconds, 3))
         trained = (
             f"mismatch {record['mismatch_max']:.1e}, entropy {record['entropy']:.2f}, "
@@ -291,48 +304,21 @@ class _Run:
             **asdict(stats),
         }
 
-    def _evaluation_is_due(self, total: int) -> bool:
-        """Whether the job evaluates the current iteration, and no attempt has done so yet."""
-        evaluation, iteration = self.job.spec.evaluation, self.state.iteration
-        done = {record["iteration"] for record in self.store.evaluations.records()}
-        if not evaluation_seeds(self.job.spec) or iteration in done:
-            return False
-        every = evaluation.every_iterations
-        return not done or iteration >= total or (every > 0 and iteration % every == 0)
-
     async def _evaluate(self) -> None:
-        """Play the held-out seeds with the current version and keep the result."""
-        await self._checkpoint()  # or a crash would leave the result of a version that is gone
-        spec, name, iteration = self.job.spec, self.state.version, self.state.iteration
-        seeds = evaluation_seeds(spec)
-        policy = policy_spec(spec, name, self.context.inference_url, self.expect.banned_ids)
-        temperature = spec.evaluation.temperature
-        settings = {"top_p": spec.rollout.policy_config.top_p}
-        if temperature is not None:
-            settings["temperature"] = temperature
-        policy = policy.model_copy(update={"config": policy.config.model_copy(update=settings)})
-        self.publisher.update(phase="Evaluating")
-        with self.meter.phase("evaluation", f"playing {len(seeds)} held-out seeds"):
-            found = await evaluate.evaluate(
-                self.taskapp, spec, policy, seeds, f"{name}/evaluation", lambda: self.meter.episode(training=False)
-            )
-            await self.writer.finished()
-            self.store.evaluations.append({"iteration": iteration, **found.summary()})
-            self.trackers.log("evaluation", found.summary(), iteration)
-            with not_essential("the film"):
-                film = await films.record(self.taskapp, spec, policy, iteration)
-                await asyncio.to_thread(films.save, film, self.folder.films)
-        self.meter.evaluation(iteration, found.score)
-        score = found.score
-        logger.info(
-            "evaluation at iteration %d: return %.2f [%.2f, %.2f] on %d seeds, %.1f %% invalid",
-            iteration,
-            score.mean,
-            score.low,
-            score.high,
-            score.episodes,
-            100 * found.invalid_rate,
-        )
+        """Begin to evaluate the current version, once the evaluation before it is over."""
+        await self._evaluation_finished()
+        evaluated = Evaluated(version=self.state.version, iteration=self.state.iteration)
+        self.state = self.state.model_copy(update={"evaluated": evaluated})
+        await self._checkpoint()
+        self.evaluator.start(self.job.spec, evaluated)
+
+    async def _evaluation_finished(self) -> None:
+        """Wait for the evaluation that is played beside the training."""
+        if self.evaluator.is_playing:
+            self.publisher.update(phase="Evaluating")
+            with self.meter.phase("evaluation", "playing the held-out seeds"):
+                await self.evaluator.finished()
+        self.evaluator.check()
 
     async def _checkpoint(self) -> None:
         """Begin to write the state to resume from; it is kept once the writer has finished."""
@@ -364,7 +350,7 @@ class _Run:
             self.meter.set(**{name: record.get(name) for name in SHOWN})
         for result in self.store.evaluations.records():
             score = Score(**{name: result[name] for name in Score.model_fields})
-            self.meter.evaluation(result["iteration"], score)
+            self.meter.evaluation(result["iteration"], score, result.get("seconds", 0.0))
 
     def _finish(self) -> None:
         """Write the summary."""

@@ -100,10 +100,10 @@ def test_the_rank_limit_covers_the_jobs_rank(rank: int, limit: int) -> None:
     assert words[words.index("--max-lora-rank") + 1] == str(limit)
 
 
-def test_as_many_versions_are_served_as_rollouts_may_span() -> None:
+def test_as_many_versions_are_served_as_rollouts_evaluation_and_canary_may_span() -> None:
     words = command(training={"iterations": 1, "maxStaleness": 3})
     for option in ("--max-loras", "--max-cpu-loras"):
-        assert int(words[words.index(option) + 1]) >= 5
+        assert int(words[words.index(option) + 1]) >= 6
 
 
 def test_a_text_policy_gets_no_images() -> None:

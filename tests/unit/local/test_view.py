@@ -121,16 +121,25 @@ def test_evaluations_that_are_due_until_the_end(every: int, episodes: int, done:
     assert evaluations_left(Evaluation(every_iterations=every, episodes=episodes), done, 10) == left
 
 
-def test_the_expected_end_counts_evaluations() -> None:
+@pytest.mark.parametrize(
+    ("every", "evaluation_hours", "hours"),
+    [
+        (0, 1.0, 5.0 + 1.0),
+        (5, 1.0, 5.0 + 1.0),  # the one at 5 is over before the training
+        (2, 3.0, 5.0 + 2 * (3.0 - 2.0) + 3.0),  # those at 6 and 8 are waited for
+    ],
+)
+def test_the_expected_end_counts_evaluations(every: int, evaluation_hours: float, hours: float) -> None:
     meter = Meter(StatusPublisher(TrainerReport(phase="Training")), total=10)
-    meter.last_seconds["evaluation"] = 3600.0
-    meter.iteration(9, 10, 60.0, evaluations=2)
+    score = Score(mean=1.0, low=0.5, high=1.5, episodes=8)
+    evaluation = Evaluation(every_iterations=every, episodes=8)
+    meter.evaluation(0, score, 3600.0 * evaluation_hours)
+    meter.iteration(5, 10, 3600.0, evaluation)
     assert meter.progress.eta is not None
     left = datetime.fromisoformat(meter.progress.eta) - datetime.now(UTC)
-    assert timedelta(hours=1.9) < left < timedelta(hours=2.1)
-    meter.iteration(10, 10, 60.0, evaluations=1)
+    assert timedelta(hours=hours - 0.1) < left < timedelta(hours=hours + 0.1)
+    meter.iteration(10, 10, 3600.0, evaluation)
     assert meter.progress.eta is not None
-    score = Score(mean=1.0, low=0.5, high=1.5, episodes=8)
-    meter.evaluation(10, score)
+    meter.evaluation(10, score, 1.0)
     assert meter.progress.eta is None
-    assert meter.progress.evaluation == EvaluationProgress(latest=score, latest_iteration=10)
+    assert meter.progress.evaluation == EvaluationProgress(before=score, latest=score, latest_iteration=10)

@@ -23,11 +23,11 @@ class Meter:
     def __init__(self, publisher: StatusPublisher, total: int) -> None:
         self.publisher = publisher
         self.seconds: dict[str, float] = defaultdict(float)
-        self.last_seconds: dict[str, float] = defaultdict(float)
-        """Of each phase when it was last complete."""
         self._phase_started, self._phase_episodes = time.monotonic(), 0
         self._lap: dict[str, float] = defaultdict(float)
         self._lap_started = time.monotonic()
+        self._evaluation_seconds = 0.0
+        """What the last evaluation took."""
         self.set(total=total)
 
     def set(self, **changes: object) -> None:
@@ -60,9 +60,8 @@ class Meter:
             with tracing.span(name):
                 yield
         finally:
-            self.last_seconds[name] = time.monotonic() - started
             for seconds in (self.seconds, self._lap):
-                seconds[name] += self.last_seconds[name]
+                seconds[name] += time.monotonic() - started
 
     def lap(self) -> dict[str, float]:
         """Seconds per phase since the last lap, and in no phase: ``other``."""
@@ -73,15 +72,22 @@ class Meter:
         self._lap_started = now
         return {name: round(value, 3) for name, value in seconds.items()}
 
-    def iteration(self, done: int, total: int, seconds_each: float, evaluations: int = 0) -> None:
-        """An iteration is complete; so many evaluations are still to come, each as long as the last one."""
-        left = seconds_each * (total - done) + self.last_seconds["evaluation"] * evaluations
+    def iteration(self, done: int, total: int, seconds_each: float, evaluation: Evaluation) -> None:
+        """An iteration is complete. Those that are left, and evaluations, are expected to take as long as the last.
+
+        Evaluations are played beside the training, which waits for one that is not over when the next is due; the last
+        comes after it.
+        """
+        left, each = seconds_each * (total - done), self._evaluation_seconds
+        if evaluations := evaluations_left(evaluation, done, total):
+            left += each + (evaluations - 1) * max(0.0, each - seconds_each * evaluation.every_iterations)
         end = datetime.now(UTC) + timedelta(seconds=left)
         expected = done < total or evaluations > 0
         self.set(iteration=done, total=total, eta=end.strftime("%Y-%m-%dT%H:%M:%SZ") if expected else None)
 
-    def evaluation(self, iteration: int, score: Score) -> None:
+    def evaluation(self, iteration: int, score: Score, seconds: float) -> None:
         """An evaluation is complete; the one at iteration 0 is that before training."""
+        self._evaluation_seconds = seconds
         known = self.progress.evaluation
         before = score if iteration == 0 else known.before
         self.set(evaluation=EvaluationProgress(before=before, latest=score, latest_iteration=iteration))

@@ -28,10 +28,14 @@ class BackgroundWriter:
         self._write = asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     async def finished(self) -> None:
-        """Return when nothing is being written. Raises what the write raised, once."""
-        write, self._write = self._write, None
-        if write is not None:
-            await write
+        """Return when nothing is being written. Raises what the write raised, to all who wait for it."""
+        if (write := self._write) is None:
+            return
+        try:
+            await asyncio.shield(write)  # one who stops to wait leaves it to the others
+        finally:
+            if write.done() and self._write is write:
+                self._write = None
 
     async def close(self) -> None:
         """Wait for the write; its error is logged, for another one may have ended the run."""

@@ -7,6 +7,7 @@ served, and optimizer, random state and progress. A version is kept while a chec
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,16 @@ from visionrl_trainer.state.checkpoints import STATE, Checkpoints
 from visionrl_trainer.state.runfolder import RunFolder
 from visionrl_trainer.sync.publish import AdapterStore
 
+logger = logging.getLogger(__name__)
+
 OPTIMIZER = "optimizer.pt"
+
+
+class Evaluated(Model):
+    """A version that plays the held-out seeds, and the iterations that it has learned."""
+
+    version: str
+    iteration: int
 
 
 class RunState(Model):
@@ -36,6 +46,8 @@ class RunState(Model):
     """Name of the version that the KL term is measured against; ``None`` for the base model."""
     iteration: int = 0
     """Iterations completed. Start states are a function of it and of the job's seed."""
+    evaluated: Evaluated | None = None
+    """Of the evaluation that was begun last; its result is among the run's evaluations once it is complete."""
     episodes: int = 0
     turns: int = 0
     tokens: int = 0
@@ -46,6 +58,16 @@ class RunState(Model):
     """Largest absolute logprob difference between serving and training so far."""
     mean_mismatch: float = 0.0
     """Mean absolute difference of the last iteration."""
+
+    @property
+    def versions(self) -> set[str]:
+        """Those that it names."""
+        found = {self.version}
+        if self.reference is not None:
+            found.add(self.reference)
+        if self.evaluated is not None:
+            found.add(self.evaluated.version)
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,18 @@ class RunStore:
                 f"{state.reference}, the adapter after the warm start, with which algorithm.klCoefficient compares, "
                 f"cannot be read: {error}; start over with an empty run folder (visionrl run --fresh)"
             ) from None
+
+    def unfinished_evaluation(self, state: RunState) -> Evaluated | None:
+        """What was begun and has no result; ``None`` also where its version is damaged."""
+        evaluated = state.evaluated
+        if evaluated is None or evaluated.iteration in {record["iteration"] for record in self.evaluations.records()}:
+            return None
+        try:
+            self._whole_adapter(evaluated.version)
+        except (OSError, ManifestError) as error:
+            logger.warning("the evaluation of %s is left out, it cannot be read: %s", evaluated.version, error)
+            return None
+        return evaluated
 
     def publish(self, policy: Policy) -> Version:
         """Publish the current policy, under a number that this run has not used."""
