@@ -39,6 +39,7 @@ from visionrl.tiny.model import build_tiny
 from visionrl_trainer import train
 from visionrl_trainer.algo.update import UpdateStats
 from visionrl_trainer.model.policy import Policy
+from visionrl_trainer.rollout.batch import Group
 from visionrl_trainer.sync.service import StatusPublisher
 
 GROUPS, SIZE, TURNS = 4, 8, 10
@@ -136,6 +137,9 @@ def other_machines(policy: Policy, seconds: float) -> Iterator[list[tuple[float,
         ends.append((time.monotonic(), time.process_time()))
         return STATS
 
+    def prepare(policy: Policy, group: Group, *rest: Any) -> tuple[Group, dict[str, Any]]:
+        return group, {}
+
     async def push(sync: Any, policy: Policy, version: Any) -> None:
         pass
 
@@ -145,6 +149,7 @@ def other_machines(policy: Policy, seconds: float) -> Iterator[list[tuple[float,
         "train.TaskApp.rollout": rollout,
         "train.WeightSync.push": push,
         "train.update": update,
+        "train.prepare": prepare,
     }
     with contextlib.ExitStack() as stack:
         for name, replacement in replacements.items():

@@ -1,12 +1,16 @@
 """Rollouts through a real vLLM against the same prompts sent to it directly: what playing adds.
 
-    python -m tests.bench.rollouts [--concurrency 4 16 32] [--turns 15] [--rounds 3] [--json FILE]
+    python -m tests.bench.rollouts [--model tiny] [--concurrency 4 16 32] [--turns 15] [--rounds 3] [--json FILE]
 
 `rollouts` is what the trainer does in an iteration: its sampler and client, the task app with traces, the environment,
 the checks of every answer. `direct` sends the prompts of such a batch again, as many episodes at a time, each prompt
 after the answer to the one before: what the server can do where playing costs nothing. Every frame has another pixel
-and every pass another name for the same weights, so that no cache of an earlier pass answers. The tiny model, with an
-adapter. The server has half of this machine's cores for itself, as if it were another machine; all else has the others.
+and every pass another name for the same weights, so that no cache of an earlier pass answers. The server has half of
+this machine's cores for itself, as if it were another machine; all else has the others.
+
+The tiny model's decision takes a tenth of a second or less, and shows what playing costs. A decision of the 4B's takes
+about a second on a GPU, and so does one of a model of its width with two layers here, in bfloat16: what playing adds to
+that is what a user sees.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,8 @@ from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, m
 from tests.support.taskapp import KEY as TASK_APP_KEY
 from tests.support.taskapp import taskapp
 from tests.support.trainer import StandInTrainer, named_by_content
-from visionrl.job import Job, TinyModel
+from tests.support.true_width import build_true_width
+from visionrl.job import EnvSettings, Job, TinyModel
 from visionrl.tiny.model import build_tiny
 from visionrl.tools import tool_schema
 from visionrl_taskapp.envs.png import encode_png
@@ -46,19 +53,61 @@ from visionrl_trainer.rollout.sampler import Batch, Sampler, policy_spec
 GROUP = 4
 """Episodes from one start state."""
 SECONDS_A_REQUEST = 600.0
+SIDES = ("rollouts", "direct")
+SHOWN = ("decisions_per_s", "server_cpu_ms")
+"""Of a side, on the terminal."""
 
 
-def bench_job(concurrency: int, turns: int) -> Job:
-    """A batch of as many episodes as are played at a time."""
-    return tiny_job(
-        model={"base": "tiny", "dtype": "float32", "lora": {"r": 8, "alpha": 16}},
-        rollout={
-            "maxConcurrent": concurrency,
-            "envConfig": {"imageSize": 144},
-            "policyConfig": {"systemPrompt": "Play Crafter.", "maxTokens": 16, "maxLlmCalls": turns},
-        },
-        training={"iterations": 1, "groupsPerIteration": max(1, concurrency // GROUP), "groupSize": GROUP},
-    )
+@dataclass(frozen=True)
+class Shape:
+    """A model, and what it is asked."""
+
+    build: Callable[[Path], Path]
+    """Make the model in a new folder."""
+    model: dict[str, Any]
+    """``spec.model``; an empty base is the folder."""
+    image_size: int
+    policy: dict[str, Any]
+    """``spec.rollout.policyConfig``."""
+    vllm: dict[str, Any]
+    concurrency: tuple[int, ...]
+    turns: int
+
+    def job(self, folder: Path, concurrency: int, turns: int) -> Job:
+        """A batch of as many episodes as are played at a time."""
+        return tiny_job(
+            self.vllm,
+            model={**self.model, "base": self.model["base"] or str(folder), "lora": {"r": 8, "alpha": 16}},
+            rollout={
+                "maxConcurrent": concurrency,
+                "envConfig": {"imageSize": self.image_size},
+                "policyConfig": {**self.policy, "maxLlmCalls": turns},
+            },
+            training={"iterations": 1, "groupsPerIteration": max(1, concurrency // GROUP), "groupSize": GROUP},
+        )
+
+
+SHAPES = {
+    "tiny": Shape(
+        lambda folder: build_tiny(TinyModel(), EnvSettings(image_size=144), folder),
+        {"base": "tiny", "dtype": "float32"},
+        144,
+        {"systemPrompt": "Play Crafter.", "maxTokens": 16},
+        {},
+        (4, 16, 32),
+        15,
+    ),
+    # The built-in prompt and the tool: 1,240 tokens, 81 of them for a frame.
+    "true-width": Shape(
+        lambda folder: build_true_width(folder / "model"),
+        {"base": "", "dtype": "bfloat16", "supportsVision": True},
+        288,
+        {"maxTokens": 36},
+        {"maxModelLen": 2048},
+        (4, 16),
+        4,
+    ),
+}
 
 
 class Pass:
@@ -72,8 +121,10 @@ class Pass:
 class Bench:
     """A server, a task app and the versions that they know."""
 
-    def __init__(self, server: InferenceServer, app: str, adapters: Path, expect: ImageTokens, turns: int) -> None:
-        self.server, self.app, self.adapters, self.expect, self.turns = server, app, adapters, expect, turns
+    def __init__(
+        self, server: InferenceServer, app: str, adapters: Path, expect: ImageTokens, job: Callable[[int], Job]
+    ) -> None:
+        self.server, self.app, self.adapters, self.expect, self.job = server, app, adapters, expect, job
         self.passes = 0
 
     def version(self) -> str:
@@ -83,7 +134,7 @@ class Bench:
         return named_by_content(self.adapters / "draft", JOB_NAME, self.passes)
 
     async def rollouts(self, concurrency: int) -> tuple[Pass, Batch]:
-        spec, version = bench_job(concurrency, self.turns).spec, self.version()
+        spec, version = self.job(concurrency).spec, self.version()
         async with TaskApp(self.app, TASK_APP_KEY, concurrency) as client:
             sampler = Sampler(client, spec, JOB_NAME, self.server.url, self.expect)
             await self._load(version)
@@ -106,7 +157,7 @@ class Bench:
 
     def _bodies(self, concurrency: int, batch: Batch, version: str) -> Iterator[list[dict[str, Any]]]:
         """The requests of each episode, as the task app sends them."""
-        spec = bench_job(concurrency, self.turns).spec
+        spec = self.job(concurrency).spec
         config = policy_spec(spec, version, self.server.url, self.expect.banned_ids).config
         game = prepare(spec.rollout.env_name, spec.rollout.env_config).description
         tools = [tool_schema(game.actions, config.max_actions, game.tool)]
@@ -162,16 +213,21 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 
 def measure(
-    concurrencies: Sequence[int], turns: int, rounds: int, server_class: type[InferenceServer] = InferenceServer
+    name: str,
+    concurrencies: Sequence[int],
+    turns: int,
+    rounds: int,
+    server_class: type[InferenceServer] = InferenceServer,
 ) -> list[dict[str, Any]]:
     """A row for each concurrency; both sides take turns."""
-    job = bench_job(max(concurrencies), turns)
+    shape = SHAPES[name]
     with tempfile.TemporaryDirectory() as scratch, StandInTrainer(Path(scratch) / "trainer", KEY) as trainer:
         root, adapters = Path(scratch), trainer.root / "adapters"
-        model = build_tiny(TinyModel(), job.spec.rollout.env_config, root / "cache")
+        model = shape.build(root / "cache")
         make_adapter(model, adapters / "weights", seed=0)
-        expect = Policy.load(model, "float32", torch.device("cpu")).image_tokens(144)
-        server = server_class(job, root, trainer.url)
+        expect = Policy.load(model, shape.model["dtype"], torch.device("cpu")).image_tokens(shape.image_size)
+        job = functools.partial(shape.job, model, turns=turns)
+        server = server_class(job(max(concurrencies)), root, trainer.url)
         (root / "app").mkdir()
         cores = sorted(os.sched_getaffinity(0))
         half = max(1, len(cores) // 2)
@@ -180,18 +236,21 @@ def measure(
                 server.start()
             variables = {"VISIONRL_INFERENCE_URL": server.url, "VISIONRL_TRACE_DIR": str(root / "app")}
             with on_cores(cores[-half:]), taskapp(root / "app", **variables) as app:
-                bench = Bench(server, app.url, adapters, expect, turns)
-                return [asyncio.run(_compared(bench, concurrency, rounds)) for concurrency in concurrencies]
+                bench = Bench(server, app.url, adapters, expect, job)
+                return [
+                    {"model": name, **asyncio.run(_compared(bench, concurrency, rounds))}
+                    for concurrency in concurrencies
+                ]
         finally:
             server.kill()
 
 
 async def _compared(bench: Bench, concurrency: int, rounds: int) -> dict[str, Any]:
-    sides: dict[str, list[Pass]] = {"rollouts": [], "direct": []}
+    sides: dict[str, list[Pass]] = {side: [] for side in SIDES}
     _, batch = await bench.rollouts(concurrency)
     await bench.direct(concurrency, batch)
     for round_ in range(rounds):
-        for side in ("rollouts", "direct") if round_ % 2 == 0 else ("direct", "rollouts"):
+        for side in SIDES if round_ % 2 == 0 else reversed(SIDES):
             if side == "direct":
                 sides[side].append(await bench.direct(concurrency, batch))
             else:
@@ -209,20 +268,27 @@ async def _compared(bench: Bench, concurrency: int, rounds: int) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[4, 16, 32])
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--model", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--concurrency", type=int, nargs="+", help="default: 4 16 32, at the 4B's width 4 16")
+    parser.add_argument("--turns", type=int, help="default: 15, at the 4B's width 4")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(arguments.concurrency, arguments.turns, arguments.rounds)
-    print(f"{'in flight':>9} {'decisions/s':>12} {'direct':>8} {'ratio':>12} {'server CPU ms':>20} {'direct':>10}")
-    for row in rows:
-        print(
-            f"{row['in_flight']:>9} {row['rollouts_decisions_per_s']:>12} {row['direct_decisions_per_s']:>8} "
-            f"{row['ratio']:>12.3f} ± {row['spread']:.0%} {row['rollouts_server_cpu_ms']:>12} "
-            f"{row['direct_server_cpu_ms']:>10}"
+    rows = [
+        row
+        for name in arguments.model
+        for row in measure(
+            name,
+            arguments.concurrency or SHAPES[name].concurrency,
+            arguments.turns or SHAPES[name].turns,
+            arguments.rounds,
         )
+    ]
+    columns = ("model", "in_flight", *(f"{side}_{what}" for side in SIDES for what in SHOWN), "ratio", "spread")
+    print(*(f"{column:>24}" for column in columns), sep="")
+    for row in rows:
+        print(*(f"{row[column]:>24}" for column in columns), sep="")
     write(arguments.json, "rollouts", {"rows": rows})
 
 

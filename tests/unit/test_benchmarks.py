@@ -112,7 +112,7 @@ class ExactServer(InferenceServer):
 def test_the_rollouts_benchmark_plays_and_sends_the_same_number_of_decisions(tmp_path: Path) -> None:
     from tests.bench import rollouts
 
-    [row] = rollouts.measure([4], turns=2, rounds=1, server_class=ExactServer)
+    [row] = rollouts.measure("tiny", [4], turns=2, rounds=1, server_class=ExactServer)
     assert row["ratio"] > 0
     result(tmp_path, "rollouts", rows=[row])
     assert "| 4 |" in page(tmp_path)

@@ -28,6 +28,7 @@ from visionrl.durable import write_atomically
 from visionrl.job import Job
 from visionrl.status import Score
 from visionrl_trainer.algo.advantages import with_advantages
+from visionrl_trainer.algo.arrival import prepare
 from visionrl_trainer.algo.early_stopping import check, check_rejected, watched
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import update
@@ -43,7 +44,7 @@ from visionrl_trainer.report.not_essential import not_essential
 from visionrl_trainer.report.progress import Meter
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout.ahead import Rollouts
-from visionrl_trainer.rollout.batch import Sample, sequences
+from visionrl_trainer.rollout.batch import Group, Sample, sequences
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.meet import meet
 from visionrl_trainer.rollout.sampler import Batch, Sampler
@@ -109,6 +110,8 @@ class _Run:
     state: RunState
     history: list[Mapping[str, Any]]
     """Of all iterations, what the guards look at."""
+    weights: str | None
+    """The version that the policy has the weights of; ``None`` between an update and its publication."""
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class _Run:
         self.shuffle = torch.Generator().manual_seed(training.seed)
         self.expect = policy.image_tokens(spec.rollout.env_config.image_size)
         self.rollouts = Rollouts(
-            Sampler(self.taskapp, spec, job.name, context.inference_url, self.expect, self.meter.episode)
+            Sampler(self.taskapp, spec, job.name, context.inference_url, self.expect, self.meter.episode, self._arrived)
         )
         self.writer = BackgroundWriter()
         """Of checkpoints."""
@@ -150,6 +153,7 @@ class _Run:
         """From the last checkpoint, or from the start, to the summary."""
         resumed = await compute(self.store.resume, self.policy, self.optimizer, self.shuffle)
         self.state = resumed or await self._begin()
+        self.weights = self.state.version
         self.folder.warm_start.forget_checkpoints()
         if self.state.reference is not None:
             await compute(self.policy.set_reference, self.store.reference(self.state))
@@ -225,11 +229,32 @@ class _Run:
         check(self.history, spec.training.guards)
         with self.meter.phase("sync", f"iteration {iteration + 1}: publishing the new policy"):
             await self.writer.finished()
-            self.state = self._after(record, await compute(self.store.publish, self.policy))
+            self.state = self._after(record, await compute(self._publish))
             if self.state.iteration % spec.training.checkpoint_every == 0:
                 await self._checkpoint()
             await self._sync()
         self._report_iteration(record, time.monotonic() - started)
+
+    async def _arrived(self, iteration: int, batch: Batch, group: Group) -> Group:
+        """Compute what can be computed of a group before the update, in the time that others are still played."""
+        return await compute(self._prepare, iteration, batch, group)
+
+    def _prepare(self, iteration: int, batch: Batch, group: Group) -> Group:
+        """Runs in a thread, between updates. The update needs logprobs under the weights that sampled, where they are
+        not what it computes first anyway: where it takes several steps, or the batch was played ahead."""
+        spec, state = self.job.spec, self.state
+        is_ahead = (batch.version, iteration) != (state.version, state.iteration)
+        with_logprobs = is_ahead or spec.training.updates_per_iteration > 1
+        played_by = None if batch.version == self.weights else self.store.adapters.root / batch.version
+        group, features = prepare(self.policy, group, batch.frames, spec, with_logprobs, played_by)
+        batch.features |= features
+        return group
+
+    def _publish(self) -> Version:
+        """Runs in a thread."""
+        version = self.store.publish(self.policy)
+        self.weights = version.name
+        return version
 
     async def _sync(self) -> None:
         """Delete the versions that are no longer needed, and wait until the server answers as the current one."""
@@ -281,7 +306,9 @@ class _Run:
         check_rejected(batch.rejected_rate, batch.failures(), spec.training.guards)
         samples = with_advantages(batch.groups, spec.algorithm)
         played_by = None if batch.version == self.state.version else self.store.adapters.root / batch.version
-        stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by)
+        features, batch.features = batch.features, {}  # films keep the batch
+        self.weights = None
+        stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by, features)
         episodes = batch.episodes
         returns = [episode.score for episode in episodes]
         events = Counter(event for episode in episodes for event in episode.events)

@@ -13,8 +13,9 @@ pytest.importorskip("torch")
 from tests.unit.trainer.test_intake import EXPECT, decision, response
 from visionrl.job import JobSpec, PolicyModel, PolicySettings, Rollout, Training
 from visionrl.rollout import RewardSplit, RolloutRequest, RolloutResponse
+from visionrl_trainer.rollout.batch import Group
 from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
-from visionrl_trainer.rollout.sampler import Sampler, SamplingFailed, training_seeds
+from visionrl_trainer.rollout.sampler import Batch, Sampler, SamplingFailed, training_seeds
 
 
 def spec(**training: Any) -> JobSpec:
@@ -138,3 +139,24 @@ async def test_groups_that_teach_nothing_are_replaced_as_often_as_allowed() -> N
 async def test_without_resampling_groups_that_teach_nothing_stay() -> None:
     batch = await sampler(StandIn(same="g1")).collect(0, "crafter-v000000-0123456789ab")
     assert [group.has_variance for group in batch.groups] == [True, False]
+
+
+async def test_a_group_is_worked_on_while_others_are_still_played() -> None:
+    """The second start state is played only when the first group was worked on."""
+    worked_on, seen = asyncio.Event(), list[tuple[int, int]]()
+
+    class Waits(StandIn):
+        async def rollout(self, request: RolloutRequest, patience: float) -> RolloutResponse:
+            if "/g1/" in request.run_id:
+                await worked_on.wait()
+            return await super().rollout(request, patience)
+
+    async def on_group(iteration: int, batch: Batch, group: Group) -> Group:
+        seen.append((iteration, len(group.episodes)))
+        worked_on.set()
+        return Group(seed=7, episodes=group.episodes)
+
+    played = Sampler(Waits(), spec(), "crafter", "http://inference", EXPECT, on_group=on_group)
+    batch = await played.collect(3, "crafter-v000000-0123456789ab")
+    assert seen == [(3, 4), (3, 4)]
+    assert [group.seed for group in batch.groups] == [7, 7]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,10 +69,12 @@ def update(
     spec: JobSpec,
     shuffle: torch.Generator,
     played_by: Path | None = None,
+    features: Mapping[str, ImageFeatures] | None = None,
 ) -> UpdateStats:
     """``training.updatesPerIteration`` optimizer steps over the samples, each used once.
 
-    ``played_by`` is the adapter that sampled, if it is not the current policy. A sequence without a signal (advantages
+    ``played_by`` is the adapter that sampled, if it is not the current policy; ``features`` those of frames that are
+    encoded already. A sequence without a signal (advantages
     of zero, no KL term) is not computed, but counts in the means of the loss. Decisions about which serving and
     training disagree are masked. A step without any signal is not taken: momentum and weight decay would move the
     weights. A step with a gradient that is not finite is skipped and counted.
@@ -84,7 +89,7 @@ def update(
     seen = [samples[index] for run in runs if run in learnable for index in run]
     meter = MismatchMeter(TOKEN_LIMIT[spec.model.dtype])
     with torch.no_grad():
-        image_features = encode(policy, seen, frames)
+        image_features = encode(policy, seen, frames, features or {})
     batch = _Batch(policy, samples, image_features, spec, learnable, meter)
     batch.measure(played_by, one_step=len(steps) == 1)
     totals = _Totals(policy.device)
@@ -125,14 +130,44 @@ def has_signal(run: range, samples: Sequence[Sample], spec: JobSpec) -> bool:
     return spec.algorithm.kl_coefficient > 0 or any(samples[index].advantage != 0 for index in run)
 
 
-def encode(policy: Policy, samples: Sequence[Sample], frames: Mapping[str, Frame]) -> dict[str, ImageFeatures]:
-    """Features of every distinct frame of the samples; the vision tower runs once per frame."""
-    digests = list(dict.fromkeys(digest for sample in samples for digest in sample.images))
-    features: dict[str, ImageFeatures] = {}
+def encode(
+    policy: Policy,
+    samples: Sequence[Sample],
+    frames: Mapping[str, Frame],
+    known: Mapping[str, ImageFeatures] = MappingProxyType({}),
+) -> dict[str, ImageFeatures]:
+    """Features of every distinct frame of the samples, and the ``known`` ones; the vision tower runs once per frame."""
+    digests = [
+        digest for digest in dict.fromkeys(d for sample in samples for d in sample.images) if digest not in known
+    ]
+    features = dict(known)
     for start in range(0, len(digests), FRAMES_AT_ONCE):
         chunk = digests[start : start + FRAMES_AT_ONCE]
         features |= zip(chunk, policy.encode_images([frames[digest] for digest in chunk]), strict=True)
     return features
+
+
+def completion_logprobs(
+    policy: Policy,
+    samples: Sequence[Sample],
+    runs: Iterable[range],
+    features: Mapping[str, ImageFeatures],
+    spec: JobSpec,
+) -> dict[int, Tensor]:
+    """Of the completions in these runs of samples under the policy's weights, without gradient; by sample."""
+    found: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for indices in _micro_batches(policy, samples, runs, spec):
+            chosen = [samples[index] for index in indices]
+            logprobs_T, _ = policy.logprobs(chosen, features, spec.rollout.policy_config.temperature)
+            found |= zip(indices, logprobs_T.split([len(sample.completion_ids) for sample in chosen]), strict=True)
+    return found
+
+
+def _micro_batches(
+    policy: Policy, samples: Sequence[Sample], runs: Iterable[range], spec: JobSpec
+) -> Iterator[list[int]]:
+    return micro_batches(runs, samples, policy.plan_memory(spec.training), policy.image_token)
 
 
 @dataclass
@@ -178,24 +213,30 @@ class _Batch:
         """Compute what has to be known before the first step."""
         if self.spec.algorithm.kl_coefficient:
             with self.policy.as_reference():
-                self.reference = self.logprobs()
-        if not one_step:
-            self.old = self.logprobs()
+                self.reference = self._logprobs(self.learnable)
         if played_by is not None:
-            with self.policy.as_version(played_by):
-                self._compare(self.logprobs())
+            self._compare(self._as_sampled(self.policy.as_version(played_by)))
+            if not one_step:
+                self.old = self._logprobs(self.learnable)
         elif not one_step:
+            self.old = self._as_sampled(contextlib.nullcontext())
             self._compare(self.old)
 
-    def logprobs(self) -> dict[int, Tensor]:
-        """Of the learnable samples' completions under the current policy, without gradient."""
-        found: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for indices in self._micro_batches(self.learnable):
-                chosen = [self.samples[index] for index in indices]
-                logprobs_T, _ = self.policy.logprobs(chosen, self.image_features, self._temperature)
-                found |= zip(indices, logprobs_T.split([len(sample.completion_ids) for sample in chosen]), strict=True)
+    def _as_sampled(self, weights: AbstractContextManager[None]) -> dict[int, Tensor]:
+        """Of the learnable samples under the weights that sampled; what was computed when they arrived is taken."""
+        found = {
+            index: torch.tensor(trained, device=self.policy.device)
+            for run in self.learnable
+            for index in run
+            if (trained := self.samples[index].trained) is not None
+        }
+        if missing := frozenset(run for run in self.learnable if not found.keys() >= set(run)):
+            with weights:
+                found |= self._logprobs(missing)
         return found
+
+    def _logprobs(self, runs: Iterable[range]) -> dict[int, Tensor]:
+        return completion_logprobs(self.policy, self.samples, runs, self.image_features, self.spec)
 
     def backward(self, runs: Sequence[range]) -> _Totals:
         """Add the gradient of the step's loss to the parameters' gradients."""
@@ -258,7 +299,7 @@ class _Batch:
         self.check_mismatch()
 
     def _micro_batches(self, runs: Iterable[range]) -> Iterator[list[int]]:
-        return micro_batches(runs, self.samples, self.policy.plan_memory(self.spec.training), self.policy.image_token)
+        return _micro_batches(self.policy, self.samples, runs, self.spec)
 
     @property
     def _temperature(self) -> float:

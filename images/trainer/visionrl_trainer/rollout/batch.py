@@ -29,6 +29,9 @@ class Sample:
     model: str
     """Adapter that sampled."""
     advantage: float = 0.0
+    trained: tuple[float, ...] | None = None
+    """Logprobs of ``completion_ids``, as the trainer computes them with the weights that sampled; ``None`` where the
+    update is to compute them."""
 
 
 @dataclass(frozen=True)

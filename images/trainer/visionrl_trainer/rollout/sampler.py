@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from visionrl.rollout import EnvSpec, PolicyConfig, PolicySpec, Record, RolloutR
 from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, Group, ImageTokens
 from visionrl_trainer.rollout.client import AnswerRejected, TaskApp
 from visionrl_trainer.rollout.intake import failure, read_episode
+
+if TYPE_CHECKING:
+    from visionrl_trainer.model.policy import ImageFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ class Batch:
     """Adapter that was requested."""
     groups: list[Group] = field(default_factory=list)
     frames: dict[str, Frame] = field(default_factory=dict)
+    features: dict[str, ImageFeatures] = field(default_factory=dict)
+    """Of the frames that are encoded already."""
     accepted: int = 0
     """Episodes that passed the checks, those of replaced groups included."""
     aborted: int = 0
@@ -81,9 +87,17 @@ def policy_spec(spec: JobSpec, model: str, inference_url: str, banned: Iterable[
     return PolicySpec(policy_name=f"{spec.rollout.env_name}-react", config=config)
 
 
+async def _as_it_is(iteration: int, batch: Batch, group: Group) -> Group:
+    return group
+
+
 class Sampler:
-    """Plays training episodes. ``on_episode`` is called at the end of each. At most ``rollout.maxConcurrent`` of them
-    ask for a place at the task app at once, so that an evaluation beside gets every other one."""
+    """Plays training episodes.
+
+    ``on_episode`` is called at the end of each, and a group is what ``on_group`` makes of it while others are still
+    being played. At most ``rollout.maxConcurrent`` episodes ask for a place at the task app at once, so that an
+    evaluation beside gets every other one.
+    """
 
     def __init__(
         self,
@@ -93,9 +107,11 @@ class Sampler:
         inference_url: str,
         expect: ImageTokens,
         on_episode: Callable[[], None] = lambda: None,
+        on_group: Callable[[int, Batch, Group], Awaitable[Group]] = _as_it_is,
     ) -> None:
         self.taskapp, self.spec, self.job_name = taskapp, spec, job_name
-        self.inference_url, self.expect, self.on_episode = inference_url, expect, on_episode
+        self.inference_url, self.expect = inference_url, expect
+        self.on_episode, self.on_group = on_episode, on_group
         self._slots = asyncio.Semaphore(spec.rollout.max_concurrent)
 
     async def collect(self, iteration: int, version: str) -> Batch:
@@ -122,18 +138,20 @@ class Sampler:
     async def _groups(self, batch: Batch, iteration: int, trial: int, seeds: Sequence[int]) -> list[Group]:
         async with asyncio.TaskGroup() as tasks:
             played = [
-                [
-                    tasks.create_task(self._episode(batch, f"i{iteration}/t{trial}/g{g}/e{e}", seed))
-                    for e in range(self.spec.training.group_size)
-                ]
+                tasks.create_task(self._group(batch, iteration, f"i{iteration}/t{trial}/g{g}", seed))
                 for g, seed in enumerate(seeds)
             ]
-        groups = []
-        for seed, group in zip(seeds, played, strict=True):
-            episodes = tuple(episode for task in group if (episode := task.result()) is not None)
-            if len(episodes) >= 2:
-                groups.append(Group(seed, episodes))
-        return groups
+        return [group for task in played if (group := task.result()) is not None]
+
+    async def _group(self, batch: Batch, iteration: int, place: str, seed: int) -> Group | None:
+        """The episodes from one start state; ``None`` if fewer than two are kept."""
+        async with asyncio.TaskGroup() as tasks:
+            played = [
+                tasks.create_task(self._episode(batch, f"{place}/e{e}", seed))
+                for e in range(self.spec.training.group_size)
+            ]
+        episodes = tuple(episode for task in played if (episode := task.result()) is not None)
+        return await self.on_group(iteration, batch, Group(seed, episodes)) if len(episodes) >= 2 else None
 
     async def _episode(self, batch: Batch, place: str, seed: int) -> EpisodeSamples | None:
         """One member of a group; ``None`` after ``TRIES`` failures.
