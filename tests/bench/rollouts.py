@@ -8,9 +8,8 @@ after the answer to the one before: what the server can do where playing costs n
 and every pass another name for the same weights, so that no cache of an earlier pass answers. The server has half of
 this machine's cores for itself, as if it were another machine; all else has the others.
 
-The tiny model's decision takes a tenth of a second or less, and shows what playing costs. A decision of the 4B's takes
-about a second on a GPU, and so does one of a model of its width with two layers here, in bfloat16: what playing adds to
-that is what a user sees.
+The tiny model's decision takes a tenth of a second or less, and shows what playing costs. One of a model of the 4B's
+width takes seconds, in bfloat16 and with two layers: the environment's milliseconds are nothing to it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ from visionrl.tools import tool_schema
 from visionrl_taskapp.envs.png import encode_png
 from visionrl_taskapp.envs.registry import prepare
 from visionrl_taskapp.policies.completions import completion_body
-from visionrl_taskapp.policies.prompt import Frame, build_messages, system_prompt, with_pixels
+from visionrl_taskapp.policies.prompt import Frame, PastTurn, build_messages, system_prompt, with_pixels
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import ImageTokens
 from visionrl_trainer.rollout.client import TaskApp
@@ -152,11 +152,14 @@ class Bench:
         before, began = process_group_seconds(self.server.pid), time.perf_counter()
         answers = await self._send(concurrency, episodes)
         seconds = time.perf_counter() - began
+        sent = Counter(tuple(answer["prompt_token_ids"]) for answer in answers)
+        played = Counter(sample.prompt_ids for episode in batch.episodes for sample in episode.samples)
+        assert sent == played, "these are not the prompts that were played"
         tokens = sum(len(answer["choices"][0]["token_ids"]) for answer in answers)
         return Pass(len(answers), tokens, seconds, process_group_seconds(self.server.pid) - before)
 
     def _bodies(self, concurrency: int, batch: Batch, version: str) -> Iterator[list[dict[str, Any]]]:
-        """The requests of each episode, as the task app sends them."""
+        """The requests of each episode, as the task app sends them, its earlier answers included."""
         spec = self.job(concurrency).spec
         config = policy_spec(spec, version, self.server.url, self.expect.banned_ids).config
         game = prepare(spec.rollout.env_name, spec.rollout.env_config).description
@@ -164,10 +167,16 @@ class Bench:
         marked = {digest: encode_png(_marked(frame, self.passes)) for digest, frame in batch.frames.items()}
         for episode in batch.episodes:
             frames = [Frame(sample.images[-1], marked[sample.images[-1]]) for sample in episode.samples]
-            prompts = (build_messages(config, system_prompt(config, game), [], frame, None) for frame in frames)
+            past = [PastTurn(frame, None, answer.text) for frame, answer in zip(frames, episode.answers, strict=True)]
+            prompt = system_prompt(config, game)
             yield [
-                completion_body(config, with_pixels(messages, [frame]), tools, logprobs=True)
-                for messages, frame in zip(prompts, frames, strict=True)
+                completion_body(
+                    config,
+                    with_pixels(build_messages(config, prompt, past[:turn], frame, None), [frame]),
+                    tools,
+                    logprobs=True,
+                )
+                for turn, frame in enumerate(frames)
             ]
 
     async def _load(self, version: str) -> None:
@@ -286,9 +295,9 @@ def main() -> None:
         )
     ]
     columns = ("model", "in_flight", *(f"{side}_{what}" for side in SIDES for what in SHOWN), "ratio", "spread")
-    print(*(f"{column:>24}" for column in columns), sep="")
+    print(*(f"{column:>26}" for column in columns), sep="")
     for row in rows:
-        print(*(f"{row[column]:>24}" for column in columns), sep="")
+        print(*(f"{row[column]:>26}" for column in columns), sep="")
     write(arguments.json, "rollouts", {"rows": rows})
 
 
