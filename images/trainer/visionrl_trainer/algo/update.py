@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import check_mismatch
 from visionrl_trainer.algo.losses import LossBatch, LossTerms, policy_loss
 from visionrl_trainer.algo.mismatch import TOKEN_LIMIT, Mismatch, MismatchMeter
+from visionrl_trainer.model.memory import MicroBatchSize
 from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.report.histogram import BINS, Histogram
@@ -156,18 +157,13 @@ def completion_logprobs(
 ) -> dict[int, Tensor]:
     """Of the completions in these runs of samples under the policy's weights, without gradient; by sample."""
     found: dict[int, Tensor] = {}
+    size = MicroBatchSize.without_gradient(spec.training, policy.device)
     with torch.no_grad():
-        for indices in _micro_batches(policy, samples, runs, spec):
+        for indices in micro_batches(runs, samples, size, policy.image_token):
             chosen = [samples[index] for index in indices]
             logprobs_T, _ = policy.logprobs(chosen, features, spec.rollout.policy_config.temperature)
             found |= zip(indices, logprobs_T.split([len(sample.completion_ids) for sample in chosen]), strict=True)
     return found
-
-
-def _micro_batches(
-    policy: Policy, samples: Sequence[Sample], runs: Iterable[range], spec: JobSpec
-) -> Iterator[list[int]]:
-    return micro_batches(runs, samples, policy.plan_memory(spec.training), policy.image_token)
 
 
 @dataclass
@@ -245,7 +241,9 @@ class _Batch:
             self.meter = MismatchMeter(self.meter.limit)
         indices_of_step = [index for run in runs for index in run]
         tokens = sum(len(self.samples[index].completion_ids) for index in indices_of_step)
-        for indices in self._micro_batches([run for run in runs if run in self.learnable]):
+        learnable = [run for run in runs if run in self.learnable]
+        plan = self.policy.plan_memory(self.spec.training)
+        for indices in micro_batches(learnable, self.samples, plan, self.policy.image_token):
             self._add_gradient(indices, len(indices_of_step), tokens, totals)
         return totals
 
@@ -297,9 +295,6 @@ class _Batch:
         )
         self.agrees = dict(zip(indices, agrees_N.tolist(), strict=True))
         self.check_mismatch()
-
-    def _micro_batches(self, runs: Iterable[range]) -> Iterator[list[int]]:
-        return _micro_batches(self.policy, self.samples, runs, self.spec)
 
     @property
     def _temperature(self) -> float:

@@ -32,13 +32,25 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """The micro-batches of a training."""
+class MicroBatchSize:
+    """How much is computed at once."""
 
     tokens: int
     """Of a micro-batch, padding included; a longer sequence is a micro-batch of its own."""
     samples: int | None
     """Largest number of decisions in a micro-batch; None leaves it to the tokens."""
+
+    @classmethod
+    def without_gradient(cls, training: Training, device: torch.device) -> MicroBatchSize:
+        """What the job says, or the largest default: where nothing is kept for a backward pass, it fits."""
+        default = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+        return cls(training.micro_batch_tokens or default[0], training.micro_batch_size)
+
+
+@dataclass(frozen=True)
+class MemoryPlan(MicroBatchSize):
+    """The micro-batches of a training."""
+
     recompute: bool
     """Whether decoder layers are recomputed in the backward pass."""
     needed: int

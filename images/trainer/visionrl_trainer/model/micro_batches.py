@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from visionrl_trainer.model.memory import MemoryPlan
+from visionrl_trainer.model.memory import MicroBatchSize
 from visionrl_trainer.model.packing import shared_prefix
 from visionrl_trainer.rollout.batch import Sample
 
 
 def micro_batches(
-    runs: Iterable[range], samples: Sequence[Sample], plan: MemoryPlan, image_token: int
+    runs: Iterable[range], samples: Sequence[Sample], size: MicroBatchSize, image_token: int
 ) -> Iterator[list[int]]:
-    """Indices of whole sequences in groups within the plan; a sequence that is larger is a group of its own.
+    """Indices of whole sequences in groups of this size; a sequence that is larger is a group of its own.
 
     Sequences of similar length are grouped, and each counts as long as the longest of its group: attention pads them.
     The prefix that a group shares counts once.
@@ -23,8 +23,8 @@ def micro_batches(
     count = 0
     for row, run in sorted(((_ids(run, samples), run) for run in runs), key=lambda pair: (len(pair[0]), pair[1].start)):
         prefix = shared_prefix([*rows, row], image_token)
-        too_long = prefix + (count + 1) * (len(row) - prefix) > plan.tokens
-        too_many = plan.samples is not None and len(group) + len(run) > plan.samples
+        too_long = prefix + (count + 1) * (len(row) - prefix) > size.tokens
+        too_many = size.samples is not None and len(group) + len(run) > size.samples
         if group and (too_long or too_many):
             yield group
             group, rows, count = [], [], 0
