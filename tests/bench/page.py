@@ -52,6 +52,9 @@ def _trainer(result: Mapping[str, Any]) -> str:
             "In the tiny rows most of the time goes to operations that only move memory (norms, rotations,\n"
             "activations at a width of 64); matrix products, which decide at the 4B's width, are a fifth of it.\n"
         )
+    text += (
+        "Here the training waits for an update, whose frames were encoded when they arrived; there for an iteration.\n"
+    )
     text += "\n"
     rows = [
         (
@@ -72,6 +75,7 @@ def _trainer(result: Mapping[str, Any]) -> str:
             name,
             side,
             f"{by['iteration']}×",
+            f"{by['waited']}×",
             f"{by['update_alone']}×",
             f"{by['peak_over_loaded']}×",
             f"{GOAL * shape['sides'][side]['mfu']:.0%}",
@@ -80,7 +84,8 @@ def _trainer(result: Mapping[str, Any]) -> str:
         for side, by in shape["over_ours"].items()
     ]
     header = (
-        *("rows", "side", "time of an iteration over ours", "of the update alone", "peak memory"),
+        *("rows", "side", "time of an iteration over ours", "of what is waited for", "of the update alone"),
+        "peak memory",
         f"MFU that {GOAL} times its speed would be",
     )
     return text + _table(columns, rows) + "\n" + _table(header, ratios)
@@ -135,6 +140,13 @@ def _loop(result: Mapping[str, Any]) -> str:
     )
 
 
+def _rollouts(result: Mapping[str, Any]) -> str:
+    return (
+        "`true-width` is a model of the 4B's width with two layers, and its vocabulary, prompt and tool, in bfloat16. "
+        "The server has half of the cores, which are busy on both sides.\n\n" + _rows(result)
+    )
+
+
 def _rows(result: Mapping[str, Any]) -> str:
     """A table of rows that all have the same simple fields."""
     rows = result["rows"]
@@ -157,7 +169,7 @@ TABLES = {
     "sync": _sync,
     "startup": _startup,
     "loop": _loop,
-    "rollouts": _rows,
+    "rollouts": _rollouts,
     "inference": _rows,
     "env": _env,
     "taskapp": _rows,

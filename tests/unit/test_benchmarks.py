@@ -48,10 +48,10 @@ def test_what_waits_for_a_card_is_told(tmp_path: Path, waits: list[str]) -> None
 def test_a_side_is_shown_with_its_ratio(tmp_path: Path) -> None:
     side = {"iteration_s": 0.691, "spread": 0.03, "tokens_per_s": 17_500, "mfu": 0.06, "peak_over_loaded_mib": 226}
     sides = {"ours": side | {"logprobs_differ_by": 0.0}, "trl": side | {"logprobs_differ_by": 2e-6}}
-    over = {"trl": {"iteration": 2.18, "update_alone": 1.5, "peak_over_loaded": 0.85}}
+    over = {"trl": {"iteration": 2.18, "waited": 2.5, "update_alone": 1.5, "peak_over_loaded": 0.85}}
     result(tmp_path, "trainer", shapes={"tiny": {"sides": sides, "over_ours": over}})
     assert "| tiny | trl | 0.69 ± 3% | 17,500 | 6% | 226 | 2e-06 |" in page(tmp_path)
-    assert "| tiny | trl | 2.18× | 1.5× | 0.85× |" in page(tmp_path)
+    assert "| tiny | trl | 2.18× | 2.5× | 1.5× | 0.85× |" in page(tmp_path)
 
 
 def test_sides_take_turns_and_are_prepared_outside_of_their_time() -> None:
