@@ -16,6 +16,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 GPU = "nvidia.com/gpu"
 FOREVER, BRIEF = 1_000_000, 2
+LOST = "The container could not be located when the pod was deleted."
+"""What a kubelet reports of a container that it lost while it ended (reason ContainerStatusUnknown): then there is no
+log of it any more."""
 
 
 def test_a_third_job_waits_for_a_gpu_and_starts_when_one_is_free(
@@ -71,7 +74,8 @@ def test_a_trainer_that_fails_for_good_leaves_its_reason_and_its_log(
     hung.wait_for_phase("Failed")
     assert "NoProgress" in hung.condition("Failed")["message"]
     hung.signal_trainer("CONT")  # it ends now, instead of after its grace period
-    hung.wait("its last lines", lambda: "INFO stopped" in hung.status()["failureLog"], fails=True)
+    log = ("INFO stopped", LOST)
+    hung.wait("its last lines", lambda: any(words in hung.status()["failureLog"] for words in log), fails=True)
     for each in (run, hung):
         each.delete()
     for each in (run, hung):
