@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -245,10 +246,13 @@ class _Run:
         spec, state = self.job.spec, self.state
         is_ahead = (batch.version, iteration) != (state.version, state.iteration)
         with_logprobs = is_ahead or spec.training.updates_per_iteration > 1
-        played_by = None if batch.version == self.weights else self.store.adapters.root / batch.version
-        group, features = prepare(self.policy, group, batch.frames, spec, with_logprobs, played_by)
+        group, features = prepare(self.policy, group, batch.frames, spec, with_logprobs, self._played_by(batch))
         batch.features |= features
         return group
+
+    def _played_by(self, batch: Batch) -> Path | None:
+        """The adapter that sampled, where the policy has other weights."""
+        return None if batch.version == self.weights else self.store.adapters.root / batch.version
 
     def _publish(self) -> Version:
         """Runs in a thread."""
@@ -305,7 +309,7 @@ class _Run:
         spec = self.job.spec
         check_rejected(batch.rejected_rate, batch.failures(), spec.training.guards)
         samples = with_advantages(batch.groups, spec.algorithm)
-        played_by = None if batch.version == self.state.version else self.store.adapters.root / batch.version
+        played_by = self._played_by(batch)
         features, batch.features = batch.features, {}  # films keep the batch
         self.weights = None
         stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by, features)

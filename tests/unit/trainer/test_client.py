@@ -187,14 +187,14 @@ class Clock:
 def held(events: list[asyncio.Event]) -> list[Answer]:
     """Answers that come when the test says so."""
 
-    def until(event: asyncio.Event) -> Answer:
+    def after(event: asyncio.Event) -> Answer:
         async def respond(request: web.Request) -> web.StreamResponse:
             await event.wait()
             return await answer(200, GOOD)(request)
 
         return respond
 
-    return [until(event) for event in events]
+    return [after(event) for event in events]
 
 
 async def test_episodes_beyond_the_limit_wait_in_order_and_their_time_begins_with_their_place(

@@ -75,10 +75,10 @@ def update(
     """``training.updatesPerIteration`` optimizer steps over the samples, each used once.
 
     ``played_by`` is the adapter that sampled, if it is not the current policy; ``features`` those of frames that are
-    encoded already. A sequence without a signal (advantages
-    of zero, no KL term) is not computed, but counts in the means of the loss. Decisions about which serving and
-    training disagree are masked. A step without any signal is not taken: momentum and weight decay would move the
-    weights. A step with a gradient that is not finite is skipped and counted.
+    encoded already. A sequence without a signal (advantages of zero, no KL term) is not computed, but counts in the
+    means of the loss. Decisions about which serving and training disagree are masked. A step without any signal is not
+    taken: momentum and weight decay would move the weights. A step with a gradient that is not finite is skipped and
+    counted.
 
     Raises :class:`visionrl_trainer.algo.early_stopping.TrainingDiverged`, before the first step, if serving and
     training disagree beyond the guards.
