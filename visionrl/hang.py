@@ -1,9 +1,10 @@
 """Ends a component that hangs, so that whoever runs it starts it again.
 
 A probe sees that a component answers, not that it works: a server whose engine is deadlocked answers every probe. So a
-thread of each component looks at its own processes. Where they have work, or their event loop does not turn, and none
-of them has used a core or a disk for :data:`HANG_SECONDS`, the stacks of all threads go to the log, and the process
-ends.
+thread of each component looks at its own processes. Where they have work and none of them has used a core or a disk for
+:data:`HANG_SECONDS`, the stacks of all threads go to the log, and the process ends. So it does where its event loop has
+not turned for that time and this process has computed nothing, whatever the others do: several API servers of one
+component work beside each other.
 
 Not found: a process that spins while it waits, as for a GPU that hangs. ``lifecycle.progressDeadlineSeconds`` is for
 that.
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from visionrl.component import EXIT_HUNG
-from visionrl.vitals import LOOK_SECONDS, Idleness, Vitals, session, vitals
+from visionrl.vitals import LOOK_SECONDS, Idleness, Vitals, name_looking_thread, session, vitals
 
 HANG_SECONDS = 40
 """What loads a model, compiles a kernel or simulates an environment computes; pauses between retries are shorter."""
@@ -44,31 +45,42 @@ class Hang:
         return self._looks * LOOK_SECONDS >= HANG_SECONDS
 
 
-def watch(loop: asyncio.AbstractEventLoop, has_work: Callable[[], bool] = lambda: False) -> None:
-    """Watch this process and those that it starts from now on, until the loop is closed. ``has_work`` is called in the
-    watching thread: whether something is to be computed, not only waited for."""
-    threading.Thread(target=_watch, args=(loop, has_work), name="hang", daemon=True).start()
+def end_process() -> None:
+    """End this process at once, with the exit code of one that hangs."""
+    os._exit(EXIT_HUNG)
 
 
-def _watch(loop: asyncio.AbstractEventLoop, has_work: Callable[[], bool]) -> None:
-    hang, turned, pause = Hang(), threading.Event(), threading.Event()
+def watch(
+    loop: asyncio.AbstractEventLoop,
+    has_work: Callable[[], bool] = lambda: False,
+    end: Callable[[], None] = end_process,
+) -> None:
+    """Watch this process and its session's others, until the loop is closed. ``has_work`` is called in the
+    watching thread: whether something is to be computed, not only waited for. ``end`` ends the component."""
+    threading.Thread(target=_watch, args=(loop, has_work, end), name="hang", daemon=True).start()
+
+
+def _watch(loop: asyncio.AbstractEventLoop, has_work: Callable[[], bool], end: Callable[[], None]) -> None:
+    work, loop_stands, turned, pause = Hang(), Hang(), threading.Event(), threading.Event()
     turned.set()
+    name_looking_thread()
     while not pause.wait(LOOK_SECONDS) and not loop.is_closed():
         turns = turned.is_set()
-        if turns:
+        hangs = work.look(vitals(session()), has_work()), loop_stands.look(vitals([os.getpid()]), not turns)
+        if any(hangs):
+            _log_stacks()
+            end()
+        if turns:  # asked after the look, which would see the loop's thread run
             turned.clear()
             with contextlib.suppress(RuntimeError):  # it was closed in between
                 loop.call_soon_threadsafe(turned.set)
-        if hang.look(vitals(session()), has_work() or not turns):
-            _end()
 
 
-def _end() -> None:
+def _log_stacks() -> None:
     # Apart, and for a limited time: a log that nobody reads blocks whoever writes to it, and may be what hangs.
     writing = threading.Thread(target=_write_stacks, name="stacks", daemon=True)
     writing.start()
     writing.join(LOG_SECONDS)
-    os._exit(EXIT_HUNG)
 
 
 def _write_stacks() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ LOOK_SECONDS = 5.0
 counts for nobody."""
 IDLE_SHARE = 0.05
 """Of one core: processes that use less do not compute. Answering probes takes less than a tenth of this."""
+SAMPLES, SAMPLE_SECONDS = 3, 0.05
+"""How often threads are looked at for one look, and the time in between: what waits for a core or a disk is seen each
+time, and a timer that happens to run is not."""
+LOOKING = "visionrl-looks"
+"""Name of the threads that look; at most 15 characters."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -26,7 +32,7 @@ class Vitals:
     stopped: bool
     """A process is stopped (SIGSTOP)."""
     active: bool
-    """A thread runs, or waits for a core or a disk."""
+    """In each of :data:`SAMPLES`, a thread runs, or waits for a core or a disk."""
 
 
 @dataclass
@@ -45,15 +51,21 @@ class Idleness:
         return works
 
 
+def name_looking_thread() -> None:
+    """Leave this thread out of everybody's looks. Several processes of a component have one, and those that look at the
+    same moment would see each other run."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(LOOKING)
+
+
 def vitals(pids: Iterable[int]) -> Vitals:
-    """The state of all these processes; the thread that asks is left out."""
+    """The state of all these processes, without their threads that look themselves."""
     folders = [Path(f"/proc/{pid}") for pid in pids]
     states = [state for folder in folders if (state := _state(folder)) is not None]
-    threads = [state for folder in folders for state in _threads(folder)]
     return Vitals(
         cpu_seconds=sum(state.ticks for state in states) / _TICKS_PER_SECOND,
         stopped=any(state.letter == "T" for state in states),
-        active=any(state.letter in ("R", "D") for state in threads),
+        active=all(_has_active_thread(folders, sample) for sample in range(SAMPLES)),
     )
 
 
@@ -66,16 +78,23 @@ def session() -> list[int]:
 
 @dataclass(frozen=True)
 class _State:
+    name: str
     letter: str
     session: int
     ticks: int
     """Of the CPU, those of ended children included."""
 
 
+def _has_active_thread(folders: list[Path], sample: int) -> bool:
+    if sample:
+        time.sleep(SAMPLE_SECONDS)
+    return any(state.letter in ("R", "D") for folder in folders for state in _threads(folder))
+
+
 def _threads(folder: Path) -> Iterator[_State]:
     with contextlib.suppress(OSError):
         for thread in (folder / "task").iterdir():
-            if thread.name != str(threading.get_native_id()) and (state := _state(thread)) is not None:
+            if (state := _state(thread)) is not None and state.name != LOOKING:
                 yield state
 
 
@@ -83,6 +102,7 @@ def _state(folder: Path) -> _State | None:
     """proc_pid_stat(5)."""
     with contextlib.suppress(OSError):
         # pid (name) state ppid pgrp session …; the name may hold spaces and parentheses.
-        fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        return _State(fields[0], int(fields[3]), sum(int(ticks) for ticks in fields[11:15]))
+        head, _, rest = (folder / "stat").read_text(errors="replace").rpartition(")")
+        fields = rest.split()
+        return _State(head.partition("(")[2], fields[0], int(fields[3]), sum(int(ticks) for ticks in fields[11:15]))
     return None

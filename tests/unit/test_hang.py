@@ -86,6 +86,19 @@ def test_a_loop_that_does_not_turn_ends_the_process() -> None:
     assert "in main" in ended.stderr
 
 
+def test_a_loop_that_does_not_turn_ends_the_process_while_another_one_works() -> None:
+    """One of several API servers, whose others keep the engine busy."""
+    ended = run("""
+        async def main():
+            spins = "import os\\nparent = os.getppid()\\nwhile os.getppid() == parent: pass"
+            subprocess.Popen([sys.executable, "-c", spins], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            visionrl.hang.watch(asyncio.get_running_loop())
+            lock.acquire()
+    """)
+    assert ended.returncode == EXIT_HUNG
+    assert "in main" in ended.stderr
+
+
 def test_a_log_that_nobody_reads_does_not_keep_it_alive() -> None:
     """A full pipe, as of a node whose runtime has stopped to read: the component hangs in a line of its log."""
     read, write = os.pipe()

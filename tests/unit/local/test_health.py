@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from visionrl.vitals import LOOK_SECONDS, Vitals, vitals
+from visionrl.vitals import LOOK_SECONDS, Vitals, _State, vitals
 from visionrl_local.health import Pulse
 from visionrl_local.processes import MARK, Supervisor, kill, left_behind, processes_with
 
@@ -86,6 +87,28 @@ def test_a_process_without_the_mark_is_never_killed() -> None:
         assert kill([stranger.pid]) == []
         assert stranger.poll() is None
         stranger.kill()
+
+
+@pytest.mark.parametrize("name", ["", "visionrl.vitals.name_looking_thread()"], ids=["works", "looks"])
+def test_a_thread_that_looks_does_not_count_as_work(name: str) -> None:
+    code = f"import visionrl.vitals\n{name}\nprint(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            seen = [vitals([child.pid]).active for _ in range(20)]
+        finally:
+            child.kill()
+    assert any(seen) == (not name)
+
+
+def test_a_thread_that_happens_to_run_at_a_look_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer that fires together with the looks, again and again: it would hide a deadlock for ever."""
+    states = itertools.cycle(["R", "S"])
+    monkeypatch.setattr("visionrl.vitals._threads", lambda _: [_State("python", next(states), 0, 0)])
+    assert not vitals([os.getpid()]).active
+    states = itertools.cycle(["R", "D"])
+    assert vitals([os.getpid()]).active
 
 
 def test_vitals_say_what_a_process_does(tmp_path: Path) -> None:
