@@ -1,6 +1,8 @@
-"""How fast the inference server starts and decides: the tiny model at 144 px on the CPU, with an adapter.
+"""How fast the inference server starts and decides: the tiny model on the CPU, with an adapter.
 
 A decision is one chat completion as the task app asks for it: a new frame, at most 13 tokens, token ids and logprobs.
+Servers with one and with several API servers take turns. On few cores these share them with the engine, which a GPU
+would carry out: there, what matters is the processor time of the busiest process, for it has one core.
 
     python -m tests.bench.inference                          # a table
     python -m tests.bench.inference --json out.json          # and the figures as JSON
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -19,12 +22,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
+import psutil
 
-from tests.bench.common import process_group_seconds, write
+from tests.bench.common import median, spread, write
 from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, make_adapter, random_frame, tiny_job
 from tests.support.trainer import StandInTrainer, named_by_content
 from visionrl.job import TinyModel
@@ -32,76 +38,138 @@ from visionrl.tiny.model import build_tiny
 
 FRAMES = 256
 """Distinct frames, so that neither the prefix cache nor the image cache answers."""
+SECONDS_A_REQUEST = 120.0
 
 
-async def decisions_per_second(
-    url: str, bodies: list[dict[str, Any]], concurrency: int, seconds: float
-) -> dict[str, float]:
-    """Keep ``concurrency`` requests in flight for ``seconds``; rate over the answered ones, latency in ms."""
-    frames = itertools.count()
-    latencies: list[float] = []
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, limits=limits, trust_env=False) as client:
-        started = time.perf_counter()
+@dataclass(frozen=True)
+class Pass:
+    """Some seconds of decisions."""
 
-        async def decide() -> None:
-            while time.perf_counter() - started < seconds:
-                began = time.perf_counter()
-                answer = await client.post("/v1/chat/completions", json=bodies[next(frames) % len(bodies)])
-                answer.raise_for_status()
-                latencies.append(time.perf_counter() - began)
+    latencies_s: list[float]
+    seconds: float
+    cpu_s: Mapping[str, float]
+    """Of the server's processes, by name."""
 
-        await asyncio.gather(*(decide() for _ in range(concurrency)))
-        elapsed = time.perf_counter() - started
-    return {
-        "concurrency": concurrency,
-        "decisions": len(latencies),
-        "decisions_per_s": round(len(latencies) / elapsed, 1),
-        "p50_ms": round(statistics.median(latencies) * 1e3, 1),
-        "p95_ms": round(statistics.quantiles(latencies, n=20)[-1] * 1e3, 1),
-    }
+    @property
+    def per_s(self) -> float:
+        return len(self.latencies_s) / self.seconds
+
+    def cpu_ms(self, engine: bool) -> float:
+        """Processor time of a decision: the engine's, or the busiest API server's."""
+        chosen = [seconds for name, seconds in self.cpu_s.items() if ("EngineCore" in name) == engine]
+        return max(chosen) * 1e3 / len(self.latencies_s)
 
 
-def measure(vllm: dict[str, Any], concurrencies: list[int], seconds: float) -> dict[str, Any]:
-    """Start a server with these vLLM settings, load an adapter, measure each concurrency, end the server."""
+@dataclass(frozen=True)
+class Side:
+    """A server that runs, and what it is asked."""
+
+    server: InferenceServer
+    startup_s: float
+    bodies: list[dict[str, Any]]
+
+    def decide(self, concurrency: int, seconds: float) -> Pass:
+        """Keep ``concurrency`` requests in flight for ``seconds``."""
+        before = self._cpu_s()
+        latencies, elapsed = asyncio.run(self._send(concurrency, seconds))
+        return Pass(latencies, elapsed, {name: after - before[name] for name, after in self._cpu_s().items()})
+
+    def _cpu_s(self) -> dict[str, float]:
+        first = psutil.Process(self.server.pid)
+        times = {f"{each.name()} {each.pid}": each.cpu_times() for each in (first, *first.children(recursive=True))}
+        return {name: spent.user + spent.system for name, spent in times.items()}
+
+    async def _send(self, concurrency: int, seconds: float) -> tuple[list[float], float]:
+        url, frames, latencies = f"{self.server.url}/v1/chat/completions", itertools.count(), list[float]()
+        async with aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {KEY}"},
+            connector=aiohttp.TCPConnector(limit=concurrency),
+            timeout=aiohttp.ClientTimeout(total=SECONDS_A_REQUEST),
+            trust_env=False,
+        ) as client:
+            started = time.perf_counter()
+
+            async def decide() -> None:
+                while time.perf_counter() - started < seconds:
+                    began = time.perf_counter()
+                    async with client.post(url, json=self.bodies[next(frames) % len(self.bodies)]) as answer:
+                        answer.raise_for_status()
+                        await answer.read()
+                    latencies.append(time.perf_counter() - began)
+
+            await asyncio.gather(*(decide() for _ in range(concurrency)))
+            return latencies, time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def running(vllm: dict[str, Any]) -> Iterator[Side]:
+    """A server with these vLLM settings, which has loaded an adapter and is warm."""
     job = tiny_job(vllm)
     with tempfile.TemporaryDirectory() as scratch, StandInTrainer(Path(scratch) / "trainer", KEY) as trainer:
         model = build_tiny(TinyModel(), job.spec.rollout.env_config, Path(scratch) / "cache")
         make_adapter(model, trainer.root / "adapters" / "draft", seed=0)
         name = named_by_content(trainer.root / "adapters" / "draft", JOB_NAME, 1)
-        bodies = [chat_body(name, random_frame(seed)) for seed in range(FRAMES)]
         server = InferenceServer(job, Path(scratch), trainer.url)
         try:
             startup_s = server.start()
-            asyncio.run(decisions_per_second(server.url, bodies, 2, 3.0))  # loads the adapter, warms up
-            rates = []
-            for concurrency in concurrencies:
-                before = process_group_seconds(server.pid)
-                rate = asyncio.run(decisions_per_second(server.url, bodies, concurrency, seconds))
-                rate["cpu_ms"] = round((process_group_seconds(server.pid) - before) * 1e3 / rate["decisions"], 1)
-                rates.append(rate)
+            side = Side(server, startup_s, [chat_body(name, random_frame(seed)) for seed in range(FRAMES)])
+            side.decide(8, 3.0)
+            yield side
         finally:
             server.kill()
-    return {"vllm": vllm, "startup_s": round(startup_s, 1), "rows": rates}
+
+
+def measure(
+    vllm: dict[str, Any], api_servers: Sequence[int], concurrencies: Sequence[int], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """A row for each concurrency and number of API servers; those take turns in each round."""
+    with contextlib.ExitStack() as stack:
+        sides = {count: stack.enter_context(running(vllm | {"apiServerCount": count})) for count in api_servers}
+        rows = []
+        for concurrency in concurrencies:
+            passes: dict[int, list[Pass]] = {count: [] for count in sides}
+            for round_ in range(rounds):
+                for count in sides if round_ % 2 else reversed(list(sides)):
+                    passes[count].append(sides[count].decide(concurrency, seconds))
+            rows += [{"api_servers": count, "concurrency": concurrency, **_row(passes[count])} for count in sides]
+    return {
+        "vllm": vllm,
+        "startup_s": {count: round(side.startup_s, 1) for count, side in sides.items()},
+        "rows": rows,
+    }
+
+
+def _row(passes: Sequence[Pass]) -> dict[str, Any]:
+    latencies, rates = [each for one in passes for each in one.latencies_s], [one.per_s for one in passes]
+    return {
+        "decisions": len(latencies),
+        "decisions_per_s": round(median(rates), 1),
+        "spread": round(spread(rates), 3),
+        "p50_ms": round(statistics.median(latencies) * 1e3, 1),
+        "p95_ms": round(statistics.quantiles(latencies, n=20)[-1] * 1e3, 1),
+        "engine_cpu_ms": round(median([one.cpu_ms(engine=True) for one in passes]), 1),
+        "busiest_api_server_cpu_ms": round(median([one.cpu_ms(engine=False) for one in passes]), 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", type=json.loads, default={}, help="settings of spec.inference.vllm, as JSON")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the server")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the servers")
+    parser.add_argument("--api-servers", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=10.0, help="time measured at each concurrency")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time of a pass (default: 10)")
+    parser.add_argument("--rounds", type=int, default=3, help="passes of each side (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the finally that ends the server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the finally that ends the servers
     os.environ.update(item.split("=", 1) for item in arguments.env)
-    result = measure(arguments.vllm, arguments.concurrency, arguments.seconds)
+    result = measure(arguments.vllm, arguments.api_servers, arguments.concurrency, arguments.seconds, arguments.rounds)
     print(f"start-up {result['startup_s']} s    {json.dumps(arguments.vllm)} {' '.join(arguments.env)}")
-    print(f"{'concurrency':>12}{'decisions/s':>14}{'p50 ms':>10}{'p95 ms':>10}{'CPU ms each':>14}")
-    for rate in result["rows"]:
-        cells = (rate["concurrency"], rate["decisions_per_s"], rate["p50_ms"], rate["p95_ms"], rate["cpu_ms"])
-        print("{:>12}{:>14}{:>10}{:>10}{:>14}".format(*cells))
+    columns = list(result["rows"][0])
+    print(" ".join(column.replace("_", " ") for column in columns))
+    for row in result["rows"]:
+        print(" ".join(f"{row[column]:>{len(column)}}" for column in columns))
     write(arguments.json, "inference", result)
 
 

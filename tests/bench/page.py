@@ -147,6 +147,14 @@ def _rollouts(result: Mapping[str, Any]) -> str:
     )
 
 
+def _inference(result: Mapping[str, Any]) -> str:
+    return (
+        "Processor time is that of a decision. A second API server takes a part of what the first one does. Here both\n"
+        "share the cores with the engine, so that no more is decided; where a GPU computes, the busiest one may be\n"
+        "the limit.\n\n"
+    ) + _rows(result)
+
+
 def _rows(result: Mapping[str, Any]) -> str:
     """A table of rows that all have the same simple fields."""
     rows = result["rows"]
@@ -170,7 +178,7 @@ TABLES = {
     "startup": _startup,
     "loop": _loop,
     "rollouts": _rollouts,
-    "inference": _rows,
+    "inference": _inference,
     "env": _env,
     "taskapp": _rows,
 }
