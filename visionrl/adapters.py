@@ -22,10 +22,10 @@ MAX_MANIFEST_BYTES = 1 << 20
 DIGEST_DIGITS = 12
 """Hexadecimal digits of the content's digest in a version's name."""
 
-LOADED_PATH = "/visionrl/adapters"
-"""Where an inference server lists what it has loaded: ``{"adapters": {<name>: <manifest digest>}}``."""
+ADAPTERS_PATH = "/visionrl/adapters"
+"""Below it, an inference server tells what it serves by an adapter's name: ``{"digest": <digest of its manifest>}``."""
 SERVER_HEADER = "x-visionrl-server"
-"""Header of an inference server's answers: an identifier of its process, another one after each start."""
+"""Header of an inference server's answers: its identifier, another one after each start."""
 
 # Plain file names only: a manifest never chooses another folder.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")

@@ -170,7 +170,7 @@ class Decision(Wire):
     model: str
     """Adapter (or model) that answered."""
     server: str = ""
-    """Process of the inference server that answered; empty where it does not name itself."""
+    """The inference server that answered, another one after each start; empty where it does not name itself."""
     finish_reason: str | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None

@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         job = tiny_job(
-            {"maxNumSeqs": 16},
+            {"maxNumSeqs": 16, "apiServerCount": 2},
             # The KL term gives every iteration something to learn, also one whose episodes all earned the same.
             algorithm={"loss": "grpo", "advantage": "turn", "scale": "batch", "gamma": 0.9, "klCoefficient": 0.01},
             rollout={

@@ -1,7 +1,7 @@
 """An inference server in place of vLLM: the trainer's own forward pass, so its logprobs are exact. Starts in seconds.
 
 ``python -m tests.support.exact_inference`` with the environment of the inference component. Base model, adapters by
-name, the key and the process's identifier are those of the real component; only the engine differs. Its policy is a
+name, the key and the server's identifier are those of the real component; only the engine differs. Its policy is a
 random one: each response calls the tool with random actions, and its token ids are random too.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import os
 import random
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from visionrl.adapters import LOADED_PATH
+from visionrl.adapters import ADAPTERS_PATH
 from visionrl.component import ComponentContext
 from visionrl.frames import decode_png, frame_hash
 from visionrl.job import Job
@@ -33,7 +35,7 @@ from visionrl_inference.adapters.resolver import AdapterSource
 from visionrl_inference.adapters.store import Store
 from visionrl_inference.base_model import resolve_base_model
 from visionrl_inference.fetch import FetchError, trainer_client
-from visionrl_inference.guard import Guard
+from visionrl_inference.guard import SERVER_VARIABLE, Guard
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Frame, Sample
 
@@ -148,15 +150,16 @@ def application(engine: Engine, source: AdapterSource) -> Starlette:
         folder = None if body["model"] == BASE else await adapter(body["model"])
         return JSONResponse(await asyncio.to_thread(engine.prompt_logprobs, body, folder))
 
-    async def loaded(request: Request) -> Response:
-        return JSONResponse({"adapters": source.digests})
+    async def content(request: Request) -> Response:
+        await adapter(name := request.path_params["name"])
+        return JSONResponse({"digest": source.digests[name]})
 
     return Starlette(
         routes=[
             Route("/health", health),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
-            Route(LOADED_PATH, loaded),
+            Route(f"{ADAPTERS_PATH}/{{name}}", content),
         ]
     )
 
@@ -169,6 +172,7 @@ def serve(engine_of: Callable[[Job, Path], Engine]) -> None:
     trainer = functools.partial(trainer_client, context.trainer_url, context.key)
     engine = engine_of(job, resolve_base_model(job, context.cache_dir, trainer))
     source = AdapterSource(job.name, Store(context.cache_dir / "adapters"), trainer, check=lambda folder: None)
+    os.environ[SERVER_VARIABLE] = secrets.token_hex(8)
     app = Guard(application(engine, source))
     # An update takes longer than uvicorn's own limit for idle connections; vLLM's is the same as here.
     uvicorn.run(app, host=context.host, port=context.port, log_level="warning", timeout_keep_alive=120)

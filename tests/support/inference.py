@@ -25,6 +25,8 @@ from visionrl.job import Job
 KEY = "the-key-of-this-job"
 JOB_NAME = "crafter-tiny"
 STARTUP_SECONDS = 300.0
+SEEN_WHOLE = 1e-4
+"""Largest difference of a logprob between vLLM and transformers, nats, in float32."""
 
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
@@ -93,6 +95,31 @@ def make_adapter(model_dir: Path, target: Path, seed: int, scale: float = 0.3) -
                 parameter.normal_(0, scale)
     model.save_pretrained(str(target))
     (target / "README.md").unlink(missing_ok=True)
+
+
+def logprobs_by_transformers(
+    model_dir: Path, adapter: Path | None, prompt_ids: list[int], token_ids: list[int], frame: np.ndarray
+) -> list[float]:
+    """Logprobs of the sampled ids, teacher-forced with transformers and peft."""
+    import torch
+    from peft import PeftModel
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model_dir)
+    base = AutoModelForImageTextToText.from_pretrained(model_dir)
+    model = base if adapter is None else PeftModel.from_pretrained(base, str(adapter))
+    ids = torch.tensor([prompt_ids + token_ids])
+    image = processor.image_processor(images=[Image.fromarray(frame)], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == processor.image_token_id).int(),
+            pixel_values=image["pixel_values"],
+            image_grid_thw=image["image_grid_thw"],
+        ).logits[0, len(prompt_ids) - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
 
 
 class InferenceServer:
@@ -178,9 +205,17 @@ class InferenceServer:
         [engine] = [each for each in psutil.Process(self.pid).children() if "EngineCore" in each.name()]
         return engine
 
+    def api_servers(self) -> list[psutil.Process]:
+        """vLLM's API servers, where there are several: children of the process that started them."""
+        return [each for each in psutil.Process(self.pid).children() if "APIServer" in each.name()]
+
     def client(self, key: str = KEY) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+
+    def last_words(self) -> str:
+        """The last line of its log, which a job's status shows."""
+        return self._tail().rstrip().rpartition("\n")[2]
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])

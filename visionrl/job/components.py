@@ -126,6 +126,9 @@ class Vllm(Model):
     """Share of the GPU's memory that vLLM uses."""
     max_num_seqs: PositiveInt = 64
     """Largest number of sequences that are decoded together."""
+    api_server_count: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that take requests, tokenize, prepare images and write answers for the one engine. Each wants a core of
+    `resources.cpu`, the engine another. docs/quickstart-gpu.md says what one bears."""
     enforce_eager: bool = False
     """Skip CUDA graphs: faster start, slower decoding."""
     cpu_kv_cache_gib: PositiveInt = 1

@@ -189,6 +189,7 @@ _VLLM_FIELDS = {
     "gpu_memory_utilization": "spec.inference.vllm.gpuMemoryUtilization",
     "max_num_seqs": "spec.inference.vllm.maxNumSeqs",
     "enforce_eager": "spec.inference.vllm.enforceEager",
+    "api_server_count": "spec.inference.vllm.apiServerCount",
     "dtype": "spec.model.dtype",
 }
 

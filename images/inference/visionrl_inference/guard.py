@@ -1,6 +1,6 @@
 """ASGI middleware in front of vLLM: the job's key on every path, no adapter administration, bounded bodies.
 
-vLLM's own ``--api-key`` leaves ``/adapters``, ``/invocations`` and ``/tokenize`` open. Every answer names the process
+vLLM's own ``--api-key`` leaves ``/adapters``, ``/invocations`` and ``/tokenize`` open. Every answer names the server
 that gave it: the trainer tests each new one (``visionrl_trainer.sync.canary``).
 """
 
@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from visionrl.adapters import SERVER_HEADER
 from visionrl.job import TASKAPP_KEY
 
+SERVER_VARIABLE = "VISIONRL_SERVER"
+"""Variable with the server's identifier, which all processes of one start share."""
 OPEN = frozenset({"/health", "/metrics"})
 """Paths for probes and scrapers."""
 SHUT = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")
@@ -35,7 +37,7 @@ class Guard:
         if not key:
             raise ValueError("VISIONRL_KEY_FILE names an empty file")
         self.expected = [f"Bearer {each}".encode() for each in (key, os.environ.get(TASKAPP_KEY, "").strip()) if each]
-        self.process = secrets.token_hex(8)
+        self.server = os.environ[SERVER_VARIABLE]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -59,7 +61,7 @@ class Guard:
     def _signed(self, send: Send) -> Send:
         async def signed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[SERVER_HEADER] = self.process
+                MutableHeaders(scope=message)[SERVER_HEADER] = self.server
             await send(message)
 
         return signed

@@ -18,13 +18,12 @@ PLUGIN = "visionrl_adapters"
 CPU_LORA = "visionrl_cpu_lora"
 """Name of the ``vllm.general_plugins`` entry point that corrects LoRA on the CPU backend."""
 GUARD = "visionrl_inference.guard.Guard"
-# `vllm serve` wants a distribution named vllm, which the CPU build is not; this module is what it runs.
-SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+SERVER_MODULE = "visionrl_inference.vllm_serve"
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256)
 """Ranks that vLLM takes as an upper limit, up to the job's highest."""
 
-# The first lines are set below; the last one would take back what the job relies on: the key, one API server, the
+# The first lines are set below; the last one would take back what the job relies on: the key, one engine, the
 # guard's paths, the model's own tokenizer.
 OWNED = frozenset(
     [
@@ -32,6 +31,7 @@ OWNED = frozenset(
         "--served-model-name",
         "--host",
         "--port",
+        "--api-server-count",
         "--dtype",
         "--seed",
         "--tensor-parallel-size",
@@ -52,7 +52,6 @@ OWNED = frozenset(
         "--max-loras",
         "--max-cpu-loras",
         "--api-key",
-        "--api-server-count",
         "--config",
         "--data-parallel-size",
         "--grpc",
@@ -81,6 +80,7 @@ def vllm_command(job: Job, model_dir: Path, port: int, host: str) -> list[str]:
         "--served-model-name": SERVED_NAME,
         "--host": host,
         "--port": port,
+        "--api-server-count": vllm.api_server_count,
         "--dtype": spec.model.dtype,
         "--seed": spec.training.seed,
         "--tensor-parallel-size": vllm.tensor_parallel_size,
@@ -126,6 +126,8 @@ def vllm_environment(job: Job, cache: Path) -> dict[str, str]:
         # Longer than clients keep idle connections, so that none is closed under a request.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
         "VLLM_NO_USAGE_STATS": "1",
+        # It would come after the last words of a process that ends by itself, which the job's status shows.
+        "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
         # The model is on disk: nothing is looked up while serving.
         "HF_HUB_OFFLINE": "1",
     }

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.inference import JOB_NAME, KEY, InferenceServer, tiny_job
 from tests.support.ports import free_port
-from visionrl.adapters import LOADED_PATH, Manifest, Version
+from visionrl.adapters import ADAPTERS_PATH, Manifest, Version
 from visionrl.job import Lora, TinyModel
 from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
@@ -43,7 +43,7 @@ class Meddler(httpx.AsyncBaseTransport):
         answer = await self._ask(request, body)
         if (other := self.serves(body.get("model", ""))) != body.get("model", ""):
             answer = await self._ask(request, body | {"model": other})
-        if answer.status_code != 200 or request.url.path == LOADED_PATH:
+        if answer.status_code != 200 or request.url.path.startswith(ADAPTERS_PATH):
             return answer
         headers = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
         return httpx.Response(200, headers=headers, content=self.distort(answer.text).encode())
@@ -126,8 +126,8 @@ async def test_a_true_server_passes_from_the_first_version_on(rig: Rig, caplog: 
         version = rig.learn(seed, size)
         await rig.sync.push(rig.policy, version)
         assert rig.sync.publisher.report.policy.serving == version.name
-    loaded, _ = await rig.sync.inference.loaded()
-    assert loaded[version.name] == Manifest.of_folder(rig.sync.store.folder(version)).digest
+    digest, _ = await rig.sync.inference.served_digest(version.name)
+    assert digest == Manifest.of_folder(rig.sync.store.folder(version)).digest
     messages = [record.message for record in caplog.records if record.name.startswith("visionrl_trainer")]
     assert sum("applies adapters" in message for message in messages) == 1
     assert "too close to base" in messages[1]  # the first version
@@ -158,7 +158,7 @@ async def test_content_that_was_not_loaded_is_refused_by_its_digest(rig: Rig) ->
     folder = rig.sync.store.folder(version)
     for path in rig.sync.store.folder(another).iterdir():
         path.replace(folder / path.name)
-    await rig.refused(version, "loaded content")
+    await rig.refused(version, "serves content")
 
 
 async def test_logprobs_that_are_not_numbers_are_refused(rig: Rig) -> None:

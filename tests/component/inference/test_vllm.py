@@ -19,15 +19,17 @@ import pytest
 from tests.support.inference import (
     JOB_NAME,
     KEY,
+    SEEN_WHOLE,
     InferenceServer,
     chat_body,
+    logprobs_by_transformers,
     make_adapter,
     random_frame,
     sampled,
     tiny_job,
 )
 from tests.support.trainer import StandInTrainer, named_by_content
-from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest
+from visionrl.adapters import ADAPTERS_PATH, SERVER_HEADER, Manifest
 from visionrl.crafter import ACTIONS
 from visionrl.frames import frame_hash
 from visionrl.job import TinyModel
@@ -35,9 +37,6 @@ from visionrl.tiny.model import PATCH, build_tiny, visual_tokens
 from visionrl.tools import tool_call_text, tool_schema
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
-
-SEEN_WHOLE = 1e-4
-"""Largest difference of a logprob between vLLM and transformers, nats, in float32."""
 
 
 @dataclass(frozen=True)
@@ -88,31 +87,6 @@ def client(rig: Rig) -> Iterator[httpx.Client]:
         yield client
 
 
-def logprobs_by_transformers(
-    model_dir: Path, adapter: Path | None, prompt_ids: list[int], token_ids: list[int], frame: np.ndarray
-) -> list[float]:
-    """Logprobs of the sampled ids, teacher-forced with transformers and peft."""
-    import torch
-    from peft import PeftModel
-    from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(model_dir)
-    base = AutoModelForImageTextToText.from_pretrained(model_dir)
-    model = base if adapter is None else PeftModel.from_pretrained(base, str(adapter))
-    ids = torch.tensor([prompt_ids + token_ids])
-    image = processor.image_processor(images=[Image.fromarray(frame)], return_tensors="pt")
-    with torch.no_grad():
-        logits = model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == processor.image_token_id).int(),
-            pixel_values=image["pixel_values"],
-            image_grid_thw=image["image_grid_thw"],
-        ).logits[0, len(prompt_ids) - 1 : -1]
-    return torch.log_softmax(logits, -1).gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
-
-
 def complete(client: httpx.Client, model: str, frame: np.ndarray) -> tuple[list[int], list[int], list[float]]:
     return sampled(client.post("/v1/chat/completions", json=chat_body(model, frame)))
 
@@ -142,15 +116,17 @@ def test_headers_have_a_limit_without_a_key(rig: Rig) -> None:
         assert half_open.recv(1) == b""
 
 
-def test_it_tells_which_content_it_has_loaded_and_that_it_is_another_process_after_a_start(rig: Rig) -> None:
+def test_it_tells_which_content_it_serves_by_a_name(rig: Rig) -> None:
+    path = f"{ADAPTERS_PATH}/{rig.first}"
     with rig.server.client() as client:
         complete(client, rig.first, random_frame(0))
-        answer = client.get(LOADED_PATH)
-    assert answer.json()["adapters"][rig.first] == Manifest.of_folder(rig.adapter(rig.first)).digest
-    assert set(answer.json()["adapters"]) <= {path.name for path in rig.adapter("").iterdir()}
+        answer = client.get(path)
+        assert client.get(f"{ADAPTERS_PATH}/{JOB_NAME}-v000099-0123456789ab").status_code == 404
+        assert client.get(f"{ADAPTERS_PATH}/base").status_code == 404
+    assert answer.json() == {"digest": Manifest.of_folder(rig.adapter(rig.first)).digest}
     with rig.server.client("") as client:
         assert client.get("/health").headers[SERVER_HEADER] == answer.headers[SERVER_HEADER]
-        assert client.get(LOADED_PATH).status_code == 401
+        assert client.get(path).status_code == 401
 
 
 def test_adapters_cannot_be_loaded_or_unloaded_from_outside(rig: Rig, client: httpx.Client) -> None:
@@ -325,7 +301,6 @@ def test_a_server_whose_engine_dies_while_it_loads_an_adapter_ends_and_serves_th
     rig.server.start()
     with rig.server.client() as client:
         assert client.get("/health").headers[SERVER_HEADER] != process
-        assert client.get(LOADED_PATH).json() == {"adapters": {}}
         prompt_ids, token_ids, logprobs = complete(client, rig.first, frame)
     expected = logprobs_by_transformers(rig.model_dir, rig.adapter(rig.first), prompt_ids, token_ids, frame)
     np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE)

@@ -90,3 +90,4 @@ def test_a_server_whose_engine_stands_still_under_a_request_ends(inference: Infe
     with inference.client() as client, pytest.raises(httpx.HTTPError):
         client.post("/v1/chat/completions", json=chat_body("base", random_frame(0)))
     assert inference.wait() == EXIT_HUNG
+    assert inference.last_words().startswith("hangs: ")

@@ -226,3 +226,27 @@ def test_what_else_lies_in_the_cache_is_left_alone(tmp_path: Path) -> None:
     Store(tmp_path)
     assert (tmp_path / "somebody's").is_dir()
     assert (tmp_path / "file").is_file()
+
+
+async def test_the_engines_number_of_an_adapter_follows_from_its_name() -> None:
+    """Whatever number an API server has counted to; model runner V2 keeps it in an int32, and 0 is no adapter."""
+    import numpy as np
+    from vllm.lora.request import LoRARequest
+
+    from visionrl_inference.adapters.plugin import number_by_name
+
+    class Engine:
+        async def add_lora(self, request: LoRARequest) -> bool:
+            numbers.append(request.lora_int_id)
+            return True
+
+    numbers: list[int] = []
+    engine = Engine()
+    number_by_name(engine)
+    names = [f"job-v{number:06d}-0123456789ab" for number in range(1000)]
+    for counted, name in enumerate([*names, *reversed(names)], start=1):
+        await engine.add_lora(LoRARequest(name, counted, "/adapters"))
+    assert numbers[:1000] == numbers[:999:-1]
+    assert len(set(numbers)) == 1000
+    assert min(numbers) >= 1
+    assert np.array(numbers, np.int32).tolist() == numbers

@@ -53,6 +53,8 @@ def test_vllm_reads_the_command_as_it_is_meant() -> None:
     assert arguments.limit_mm_per_prompt == {"image": image, "video": 0}
     assert arguments.middleware == ["visionrl_inference.guard.Guard"]
     assert arguments.enforce_eager
+    assert arguments.api_server_count == 1
+    assert parse(command({"apiServerCount": 4})).api_server_count == 4
 
 
 def test_vllm_reads_a_gpu_jobs_command() -> None:

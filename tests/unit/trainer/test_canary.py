@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.inference import tiny_job
 from tests.unit.trainer.test_intake import decision, response
-from visionrl.adapters import LOADED_PATH, SERVER_HEADER, Manifest, Version
+from visionrl.adapters import ADAPTERS_PATH, SERVER_HEADER, Manifest, Version
 from visionrl.rollout import RolloutResponse
 from visionrl.status import TrainerReport
 from visionrl_trainer.sync import inference_client, weight_sync
@@ -68,33 +68,41 @@ class Server:
         body = json.loads(request.content or b"{}")
         model = body.get("model", "")
         self.asked.append((request.url.path, model))
-        if request.url.path == self.restarts_at:
+        if self.restarts_at and request.url.path.startswith(self.restarts_at):
             self.restart()
         if self.answers:
             answer = self.answers.pop(0)
             return answer if isinstance(answer, httpx.Response) else answer()
         headers = {SERVER_HEADER: self.process}
-        if request.url.path == LOADED_PATH:
-            return httpx.Response(200, json={"adapters": self.loaded}, headers=headers)
-        found = self._apply(self.serves(model))
-        if model != "base":
-            self.loaded[model] = Manifest.of_folder(found).digest
+        if request.url.path.startswith(ADAPTERS_PATH):
+            return httpx.Response(
+                200, json={"digest": self._digest(request.url.path.rpartition("/")[2])}, headers=headers
+            )
+        self._apply(self.serves(model))
+        self._digest(model)
         document = self._chat(body) if request.url.path == "/v1/chat/completions" else self._prompt(body)
         return httpx.Response(200, content=json.dumps(document), headers=headers)  # NaN as Python writes it
 
-    def _apply(self, model: str) -> Path:
-        """Give the policy the weights of a model by its name; returns the adapter's folder."""
+    def _digest(self, model: str) -> str:
+        """Of an adapter's content when it was loaded, which is now where it was not."""
+        if model not in self.loaded and model != "base":
+            self.loaded[model] = Manifest.of_folder(self._folder(self.serves(model))).digest
+        return self.loaded.get(model, "")
+
+    def _folder(self, model: str) -> Path:
+        return next(root / model for root in self.roots if (root / model).is_dir())
+
+    def _apply(self, model: str) -> None:
+        """Give the policy the weights of a model by its name."""
         from safetensors.torch import load_file
 
         own = self.policy.adapter_weights()
         if model == "base":
             self.policy.set_adapter_weights({name: tensor * 0 for name, tensor in own.items()})
-            return Path()
-        folder = next(root / model for root in self.roots if (root / model).is_dir())
-        weights = load_file(folder / "adapter_model.safetensors")
+            return
+        weights = load_file(self._folder(model) / "adapter_model.safetensors")
         self.tamper(weights)
         self.policy.set_adapter_weights(weights)
-        return folder
 
     def _rounded(self, logprobs: torch.Tensor) -> list[float]:
         import torch
@@ -269,7 +277,7 @@ async def test_the_weights_of_another_run_are_refused_by_their_digest(rig: Rig) 
     rig.policy.set_adapter_weights(own)
     rig.learn(5e-5, seed=2)
     rig.server.serves = lambda model: model if "probe" in model or model == "base" else other.name
-    await refused(rig, "loaded content|nearer|serves other weights|other weights")
+    await refused(rig, "serves content|nearer|serves other weights|other weights")
 
 
 async def test_a_server_that_stays_at_the_last_version_is_refused(rig: Rig) -> None:
@@ -352,7 +360,7 @@ async def test_a_restarted_server_is_proven_again_and_a_proven_one_is_not(rig: R
 
 
 def played_by(process: str, version: Version) -> RolloutResponse:
-    """An episode of one decision that a server process answered."""
+    """An episode of one decision that this server answered."""
     return response([decision(server=process, model=version.name)])
 
 
@@ -406,7 +414,7 @@ async def test_while_a_restarted_server_is_away_the_status_says_so(rig: Rig) -> 
 
 async def test_a_server_that_restarts_in_the_middle_is_asked_again(rig: Rig) -> None:
     await rig.push()
-    for path in (LOADED_PATH, "/v1/chat/completions"):
+    for path in (ADAPTERS_PATH, "/v1/chat/completions"):
         rig.server.restarts_at = path
         await rig.push()
         assert not rig.server.restarts_at

@@ -18,7 +18,7 @@ ABANDONED_SECONDS = 600.0
 
 
 class Store:
-    """The adapters of one server process, in a folder of its own below ``root``.
+    """The adapters of one API server, in a folder of its own below ``root``.
 
     Servers may share ``root``, also with those of other jobs and on other machines: vLLM reads a loaded adapter again
     later and ends where its folder is gone, so nobody may tidy up another's. A folder has an owner as long as its lock

@@ -104,7 +104,7 @@ def completion_body(
 
 
 def read_completion(data: Any, logprobs: bool, server: str = "") -> Completion:
-    """Check a decoded response of a server process. With `logprobs` it must hold all that training needs.
+    """Check a decoded response of a server. With `logprobs` it must hold all that training needs.
 
     Raises :class:`InferenceError` naming what is missing or wrong.
     """

@@ -2,8 +2,8 @@
 
 Three questions, because no single one can be answered for every version:
 
-- Does this server process apply adapters, in every kind of module? The probe shows it, once per process.
-- Did it load this version's content? The digest of what it read says so.
+- Does this server apply adapters, in every kind of module? The probe shows it, once after each of its starts.
+- Does it serve this version's content? The digest of what it read says so.
 - Do its answers agree with the trainer's? The logprobs of an image prompt and of a sequence show it. Where the version
   moves them by more than rounding, they also show that it is neither the base model nor the last version.
 """
@@ -41,7 +41,7 @@ class CanaryFailed(RuntimeError):
 
 
 class ServerChanged(Unavailable):
-    """Two processes answered one check: the server was restarted in between."""
+    """Two servers answered one check: it was started again in between."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Report:
     """What a passed check found."""
 
     server: str
-    """The process that was asked."""
+    """The one that was asked; another one after each start."""
     digest: str
     """Of the content that it loaded for the version."""
     difference: float
@@ -67,7 +67,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Proven:
-    """A server process that applies adapters."""
+    """A server that applies adapters."""
 
     base_T: Tensor
     """Its logprobs of the sequence with the base model."""
@@ -78,7 +78,7 @@ class _Proven:
 
 @dataclass
 class Canary:
-    """Checks versions of one policy. It remembers which server processes it has proven, and the last version."""
+    """Checks versions of one policy. It remembers which servers it has proven, and the last version."""
 
     inference: InferenceClient
     policy: Policy
@@ -105,14 +105,14 @@ class Canary:
         return await _usable(self._check(version))
 
     async def admit(self, version: Version) -> str:
-        """The server process that answers now, once it was shown to apply adapters and to have loaded ``version``.
+        """The server that answers now, once it was shown to apply adapters and to serve ``version``.
 
         Nothing of the policy is computed, which may have other weights by now. Raises like :meth:`check`.
         """
         return await _usable(self._admit(version))
 
     def has_admitted(self, server: str, version: Version) -> bool:
-        """Whether this process was shown to serve this version."""
+        """Whether this server was shown to serve this version."""
         return server in self._proven and version.name in self._proven[server].versions
 
     async def _admit(self, version: Version) -> str:
@@ -123,7 +123,7 @@ class Canary:
         return server
 
     async def _meet(self, version: Version) -> tuple[Tensor, str, str]:
-        """The logprobs of ``version``, the proven process that served them, and the digest of what it loaded."""
+        """The logprobs of ``version``, the proven server that served them, and the digest of their adapter."""
         served_T, server = await self.inference.prompt_logprobs(version.name, self.ids)
         digest = await self._loaded(version, server, self.versions)
         if server not in self._proven:
@@ -160,11 +160,11 @@ class Canary:
 
     async def _loaded(self, version: Version, server: str, store: AdapterStore) -> str:
         """The digest of what the server loaded for a version in ``store``, which is the published one's."""
-        loaded, answered = await self.inference.loaded()
+        digest, answered = await self.inference.served_digest(version.name)
         _demand_same(server, answered)
-        published, digest = read_manifest(store.folder(version)).digest, loaded.get(version.name)
+        published = read_manifest(store.folder(version)).digest
         if digest != published:
-            raise CanaryFailed(f"{version.name}: the server loaded content {digest}, published is {published}")
+            raise CanaryFailed(f"{version.name}: the server serves content {digest:.64}, published is {published}")
         return published
 
     async def _served(self, model: str, server: str) -> Tensor:
@@ -173,7 +173,7 @@ class Canary:
         return served_T
 
     async def _prove(self, server: str) -> _Proven:
-        """Show that a new process has the trainer's base and applies adapters."""
+        """Show that a new server has the trainer's base and applies adapters."""
         if self._base_T is None:
             self._base_T = await compute(_base_logprobs, self.policy, self.ids)
         base_T = await self._served(BASE, server)

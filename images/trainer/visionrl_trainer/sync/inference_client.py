@@ -1,4 +1,4 @@
-"""The inference server as the canary asks it: logprobs, what is loaded, and which process answered.
+"""The inference server as the canary asks it: logprobs, what it serves, and which server answered.
 
 Answers have a size limit and a total deadline.
 """
@@ -15,7 +15,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from visionrl.adapters import LOADED_PATH, SERVER_HEADER
+from visionrl.adapters import ADAPTERS_PATH, SERVER_HEADER
 from visionrl.component import ConfigurationError
 
 ANSWER_SECONDS = 120.0
@@ -52,7 +52,7 @@ class Answer:
 
     document: Any
     server: str
-    """Identifier of the process that answered."""
+    """Identifier of the server that answered."""
 
 
 class InferenceClient:
@@ -67,7 +67,7 @@ class InferenceClient:
         return await self._ask("POST", "/v1/chat/completions", body)
 
     async def prompt_logprobs(self, model: str, ids: Sequence[int]) -> tuple[Tensor, str]:
-        """Log-probabilities [len(ids) - 1] of all ids but the first, in float64, and the process that answered."""
+        """Log-probabilities [len(ids) - 1] of all ids but the first, in float64, and the server that answered."""
         body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 1}
         answer = await self._ask("POST", "/v1/completions", body)
         try:
@@ -77,13 +77,13 @@ class InferenceClient:
             raise UnusableAnswer(f"{model}: no logprobs of the prompt ({type(error).__name__}: {error})") from None
         return torch.tensor(logprobs, dtype=torch.float64), answer.server
 
-    async def loaded(self) -> tuple[dict[str, str], str]:
-        """Digests of the adapters that a server has loaded, by name, and its process."""
-        answer = await self._ask("GET", LOADED_PATH, None)
-        adapters = answer.document.get("adapters") if isinstance(answer.document, dict) else None
-        if not isinstance(adapters, dict):
-            raise UnusableAnswer(f"{LOADED_PATH}: no list of adapters")
-        return adapters, answer.server
+    async def served_digest(self, name: str) -> tuple[str, str]:
+        """Digest of the content that a server serves under an adapter's name, and the server."""
+        answer = await self._ask("GET", path := f"{ADAPTERS_PATH}/{name}", None)
+        digest = answer.document.get("digest") if isinstance(answer.document, dict) else None
+        if not isinstance(digest, str):
+            raise UnusableAnswer(f"{path}: no digest")
+        return digest, answer.server
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Answer:
         try:

@@ -43,7 +43,7 @@ class WeightSync:
         publisher.adapters = store
         self._canary: Canary | None = None
         self._checking = asyncio.Lock()
-        """One check at a time: both sides of each concern one server process."""
+        """One check at a time: both sides of each concern one server."""
 
     async def push(self, policy: Policy, version: Version) -> Report:
         """Return what the canary found when the server answers as the policy, which was published as ``version``.
@@ -69,10 +69,10 @@ class WeightSync:
         return report
 
     async def admit(self, response: RolloutResponse) -> None:
-        """Return when each server process that answered in this episode was shown to serve its version: one that was
+        """Return when each server that answered in this episode was shown to serve its version: one that was
         started since the last push is proven before anything is made of its answers.
 
-        Raises :class:`~visionrl_trainer.rollout.client.AnswerRejected` where such a process is gone, and like
+        Raises :class:`~visionrl_trainer.rollout.client.AnswerRejected` where such a server is gone, and like
         :meth:`push`.
         """
         decisions = [decision for trajectory in response.trajectories for decision in trajectory.decisions]
@@ -85,7 +85,7 @@ class WeightSync:
                     continue
                 answered = await self._patiently(self._canary.admit, version)
             if answered != server:
-                raise AnswerRejected(f"server process {server} was gone before it was shown to serve {model}")
+                raise AnswerRejected(f"server {server} was gone before it was shown to serve {model}")
 
     def _new_canary(self, policy: Policy) -> Canary:
         root = self.store.root.with_name("probe")
