@@ -72,7 +72,8 @@ def test_a_job_trains_through_everything_that_happens_to_it(
     run = job("through")
     kube.kubectl.apply(claim(volume), namespace=release.namespace)
     storage = {**volume, "export": {"adapter": "pvc://kept/through"}}
-    run.apply(tiny({**SHORT, **WARM_START, "storage": storage, "overrides.trainer.labels": sidecar}))
+    served = {"inference.vllm.apiServerCount": 2}
+    run.apply(tiny({**SHORT, **WARM_START, **served, "storage": storage, "overrides.trainer.labels": sidecar}))
     assert run.children() == {}, "no operator runs yet"
 
     release.deploy("scope=namespaced")
