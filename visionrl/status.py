@@ -63,6 +63,10 @@ class EvaluationProgress(Model):
     latest: Score | None = None
     latest_iteration: int | None = None
     """Iteration after which `latest` was measured."""
+    played: NonNegativeInt | None = None
+    """Held-out seeds that an evaluation under way has played; none where none is."""
+    seeds: NonNegativeInt | None = None
+    """Those that it plays."""
 
 
 class Progress(Model):

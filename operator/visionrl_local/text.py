@@ -16,6 +16,8 @@ def progress_line(status: JobStatus) -> str:
         fields.append(f"{progress.episodes_per_minute:.0f} episodes/min")
     if evaluation := evaluation_text(status):
         fields.append(evaluation)
+    if progress.evaluation.seeds and status.phase == "Running":
+        fields.append(f"evaluating {progress.evaluation.played}/{progress.evaluation.seeds}")
     if policy.serving:
         fields.append(f"serving {policy.serving}")
     if progress.mismatch_kl is not None:

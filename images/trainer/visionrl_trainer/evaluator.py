@@ -83,6 +83,7 @@ class Evaluator:
         seeds, policy, iteration = evaluation_seeds(spec), self._policy(spec, evaluated.version), evaluated.iteration
         logger.info("evaluation at iteration %d: %s plays %d held-out seeds", iteration, evaluated.version, len(seeds))
         started = time.monotonic()
+        self.meter.evaluation_begins(len(seeds))
         with tracing.span("evaluation", iteration=iteration):
             found = await evaluate.evaluate(
                 self.taskapp,
@@ -90,7 +91,7 @@ class Evaluator:
                 policy,
                 seeds,
                 f"{evaluated.version}/evaluation",
-                lambda: self.meter.episode(training=False),
+                self.meter.evaluation_episode,
             )
             seconds = time.monotonic() - started
             await self.checkpoints.finished()  # or a crash would leave the result of a version that is gone

@@ -121,6 +121,13 @@ def test_progress_in_one_line() -> None:
     assert progress_line(JobStatus()) == ""
 
 
+def test_progress_shows_how_far_an_evaluation_is() -> None:
+    progress = Progress(iteration=3, total=10, evaluation=EvaluationProgress(played=12, seeds=64))
+    assert progress_line(JobStatus(phase="Running", progress=progress)) == "iteration 3/10 · evaluating 12/64"
+    for phase in ("Suspended", "Restarting", "Failed"):
+        assert progress_line(JobStatus(phase=phase, progress=progress)) == "iteration 3/10"
+
+
 def test_the_summary_shows_what_it_holds() -> None:
     score = {"mean": 1.0, "low": 0.5, "high": 1.5, "episodes": 8, "returns": [1.0]}
     rows = dict(summary_rows({"iterations": 3, "episodes": 1200, "reward": [1.0, 2.0], "evaluation": {"after": score}}))

@@ -85,6 +85,8 @@ async def test_it_plays_beside_and_keeps_the_result(scene: Scene) -> None:
     await until(lambda: len(scene.taskapp.requests) == 3)
     assert scene.evaluator.is_playing
     scene.evaluator.check()
+    progress = scene.publisher.report.progress
+    assert (progress.evaluation.played, progress.evaluation.seeds) == (0, 3)
     [first, *_] = scene.taskapp.requests
     config = first.policy.config
     assert (first.mode, config.model, config.temperature, config.top_p) == ("eval", VERSION, 0.5, 0.9)
@@ -93,9 +95,11 @@ async def test_it_plays_beside_and_keeps_the_result(scene: Scene) -> None:
     await scene.evaluator.finished()
     [result] = scene.results
     assert (result["iteration"], result["policy"], result["mean"]) == (4, VERSION, 1.0)
-    progress = scene.publisher.report.progress.evaluation
-    assert progress.latest is not None
-    assert (progress.latest_iteration, progress.latest.mean) == (4, 1.0)
+    progress = scene.publisher.report.progress
+    assert progress.evaluation.latest is not None
+    assert (progress.evaluation.latest_iteration, progress.evaluation.latest.mean) == (4, 1.0)
+    assert (progress.evaluation.played, progress.evaluation.seeds) == (None, None)
+    assert (progress.episodes, progress.episodes_per_minute) == (0, None), "those are of the training"
     assert not scene.evaluator.is_playing
 
 

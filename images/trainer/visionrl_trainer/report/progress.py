@@ -39,15 +39,13 @@ class Meter:
     def progress(self) -> Progress:
         return self.publisher.report.progress
 
-    def episode(self, training: bool = True) -> None:
-        """Count an episode; the rate is that of the phase so far."""
+    def episode(self) -> None:
+        """Count a training episode; the rate is that of the phase so far."""
         self._phase_episodes += 1
         elapsed = time.monotonic() - self._phase_started
-        changes: dict[str, object] = {}
+        changes: dict[str, object] = {"episodes": self.progress.episodes + 1}
         if elapsed > FIRST_RATE_SECONDS:
             changes["episodes_per_minute"] = round(60 * self._phase_episodes / elapsed, 1)
-        if training:
-            changes["episodes"] = self.progress.episodes + 1
         self.set(**changes)
 
     @contextlib.contextmanager
@@ -84,6 +82,15 @@ class Meter:
         end = datetime.now(UTC) + timedelta(seconds=left)
         expected = done < total or evaluations > 0
         self.set(iteration=done, total=total, eta=end.strftime("%Y-%m-%dT%H:%M:%SZ") if expected else None)
+
+    def evaluation_begins(self, seeds: int) -> None:
+        """An evaluation of so many held-out seeds is under way."""
+        self.set(evaluation=self.progress.evaluation.model_copy(update={"played": 0, "seeds": seeds}))
+
+    def evaluation_episode(self) -> None:
+        """Count a seed of the evaluation under way."""
+        known = self.progress.evaluation
+        self.set(evaluation=known.model_copy(update={"played": (known.played or 0) + 1}))
 
     def evaluation(self, iteration: int, score: Score, seconds: float) -> None:
         """An evaluation is complete; the one at iteration 0 is that before training."""
