@@ -94,7 +94,8 @@ def _has_active_thread(folders: list[Path], sample: int) -> bool:
 def _threads(folder: Path) -> Iterator[_State]:
     with contextlib.suppress(OSError):
         for thread in (folder / "task").iterdir():
-            if (state := _state(thread)) is not None and state.name != LOOKING:
+            looks = thread.name == str(threading.get_native_id())  # also where it could not be named
+            if not looks and (state := _state(thread)) is not None and state.name != LOOKING:
                 yield state
 
 

@@ -6,7 +6,6 @@ import argparse
 import functools
 import logging
 import os
-import secrets
 import shlex
 import sys
 from importlib.metadata import entry_points
@@ -15,7 +14,6 @@ from pathlib import Path
 from visionrl.component import EXIT_CONFIGURATION, ComponentContext, ConfigurationError
 from visionrl_inference.base_model import resolve_base_model
 from visionrl_inference.fetch import trainer_client
-from visionrl_inference.guard import SERVER_VARIABLE
 from visionrl_inference.vllm_args import PLUGIN, ExtraArgsError, vllm_command, vllm_environment
 
 USAGE = """\
@@ -70,9 +68,8 @@ def _serve(print_only: bool) -> int:
     command = vllm_command(job, resolve_base_model(job, cache, trainer), port, host)
     logging.info("starting %s", shlex.join(command))
     sys.stdout.flush()
-    environment = os.environ | vllm_environment(job, cache) | {SERVER_VARIABLE: secrets.token_hex(8)}
     # vLLM takes this process's place: it is the container's first process and gets its signals.
-    return os.execvpe(command[0], command, environment)
+    return os.execvpe(command[0], command, os.environ | vllm_environment(job, cache))
 
 
 def _print(command: list[str], environment: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import signal
 
 from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -17,6 +18,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from visionrl.hang import end_process
+from visionrl_inference.guard import SERVER_VARIABLE
 
 HUNG = signal.SIGUSR1
 """To the server's first process, from an API server that hangs: vLLM may read its exit code before there is one."""
@@ -25,6 +27,7 @@ HUNG = signal.SIGUSR1
 def main() -> None:
     """Serve until a signal ends it. A process of the server that ends by itself ends all, with an error."""
     signal.signal(HUNG, lambda *_: end_process())
+    os.environ[SERVER_VARIABLE] = secrets.token_hex(8)  # for this process and those that it starts
     cli_env_setup()
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args()
     configure_logging_from_args(arguments)
