@@ -184,7 +184,7 @@ class InferenceServer:
     def wait(self) -> int:
         """Its exit code, when it has ended by itself."""
         assert self.process is not None
-        return self.process.wait(120)
+        return self.process.wait(STARTUP_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL to the whole process group: vLLM's engine would outlive its API server."""
@@ -227,3 +227,8 @@ def sampled(answer: httpx.Response) -> tuple[list[int], list[int], list[float]]:
     data = json.loads(answer.text)
     choice = data["choices"][0]
     return data["prompt_token_ids"], choice["token_ids"], [t["logprob"] for t in choice["logprobs"]["content"]]
+
+
+def complete(client: httpx.Client, model: str, frame: np.ndarray) -> tuple[list[int], list[int], list[float]]:
+    """Prompt ids, sampled ids and their logprobs of a decision about a frame."""
+    return sampled(client.post("/v1/chat/completions", json=chat_body(model, frame)))

@@ -16,11 +16,10 @@ from tests.support.inference import (
     KEY,
     SEEN_WHOLE,
     InferenceServer,
-    chat_body,
+    complete,
     logprobs_by_transformers,
     make_adapter,
     random_frame,
-    sampled,
     tiny_job,
 )
 from tests.support.trainer import StandInTrainer, named_by_content
@@ -87,10 +86,6 @@ def process_of(client: httpx.Client, server: InferenceServer) -> int:
         ]
         answer.read()
     return process
-
-
-def complete(client: httpx.Client, model: str, frame: np.ndarray) -> tuple[list[int], list[int], list[float]]:
-    return sampled(client.post("/v1/chat/completions", json=chat_body(model, frame)))
 
 
 def test_a_name_means_the_same_adapter_to_each(rig: Rig, clients: list[httpx.Client]) -> None:

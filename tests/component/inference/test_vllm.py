@@ -22,6 +22,7 @@ from tests.support.inference import (
     SEEN_WHOLE,
     InferenceServer,
     chat_body,
+    complete,
     logprobs_by_transformers,
     make_adapter,
     random_frame,
@@ -85,10 +86,6 @@ def _add_a_field_of_tomorrow(path: Path) -> None:
 def client(rig: Rig) -> Iterator[httpx.Client]:
     with rig.server.client() as client:
         yield client
-
-
-def complete(client: httpx.Client, model: str, frame: np.ndarray) -> tuple[list[int], list[int], list[float]]:
-    return sampled(client.post("/v1/chat/completions", json=chat_body(model, frame)))
 
 
 def test_every_path_but_health_and_metrics_wants_the_key(rig: Rig) -> None:
