@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from visionrl.adapters import ADAPTERS_PATH, SERVER_HEADER, Manifest
 from visionrl.component import EXIT_HUNG
 from visionrl.job import TinyModel
 from visionrl.tiny.model import build_tiny
+from visionrl_inference.vllm_args import adapters_in_use
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision]
 
@@ -97,6 +99,21 @@ def test_a_name_means_the_same_adapter_to_each(rig: Rig, clients: list[httpx.Cli
             prompt_ids, token_ids, logprobs = complete(client, name, frame)
             expected = logprobs_by_transformers(rig.model_dir, rig.adapter(name), prompt_ids, token_ids, frame)
             np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE, err_msg=name)
+
+
+def test_none_depends_on_what_another_has_fetched(rig: Rig, clients: list[httpx.Client]) -> None:
+    """The engine reads an adapter again that it has put out, from the folder of the API server that asks for it."""
+    name, frame = rig.publish(10), random_frame(1)
+    first, second = clients
+    complete(first, name, frame)
+    [folder] = rig.server.cache.glob(f"adapters/*/{name}")
+    complete(second, name, frame)
+    shutil.rmtree(folder)  # as the first one does with what it has not used for long
+    for number in range(11, 11 + adapters_in_use(rig.server.job)):
+        complete(first, rig.publish(number), frame)
+    prompt_ids, token_ids, logprobs = complete(second, name, frame)
+    expected = logprobs_by_transformers(rig.model_dir, rig.adapter(name), prompt_ids, token_ids, frame)
+    np.testing.assert_allclose(logprobs, expected, atol=SEEN_WHOLE)
 
 
 def test_they_are_one_server_that_knows_the_content_of_each_name(rig: Rig, clients: list[httpx.Client]) -> None:
