@@ -135,13 +135,15 @@ def test_their_metrics_are_counted_together(clients: list[httpx.Client]) -> None
     assert [served(client) for client in clients] == [before + 2, before + 2]
 
 
-def test_one_that_dies_ends_the_server_which_is_another_one_after_its_next_start(
-    rig: Rig, clients: list[httpx.Client]
+@pytest.mark.parametrize("process", ["ApiServer", "EngineCore"])
+def test_a_process_that_dies_ends_the_server_which_is_another_one_after_its_next_start(
+    rig: Rig, clients: list[httpx.Client], process: str
 ) -> None:
     server = clients[0].get("/health").headers[SERVER_HEADER]
-    rig.server.api_servers()[1].kill()
+    victim = rig.server.engine() if process == "EngineCore" else rig.server.api_servers()[1]
+    victim.kill()
     assert rig.server.wait() not in (0, EXIT_HUNG)
-    assert "ApiServer_1" in rig.server.last_words()
+    assert process in rig.server.last_words()
     rig.server.kill()
     rig.server.start()
     with rig.server.client() as client:
