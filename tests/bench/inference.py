@@ -27,12 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 
 from tests.bench.common import median, spread, write
-from tests.support.inference import JOB_NAME, KEY, InferenceServer, chat_body, make_adapter, random_frame, tiny_job
-from tests.support.trainer import StandInTrainer, named_by_content
+from tests.support.inference import KEY, InferenceServer, chat_body, publish_adapter, random_frame, tiny_job
+from tests.support.trainer import StandInTrainer
 from visionrl.job import TinyModel
 from visionrl.tiny.model import build_tiny
 
@@ -80,19 +79,15 @@ class Side:
         return {name: spent.user + spent.system for name, spent in times.items()}
 
     async def _send(self, concurrency: int, seconds: float) -> tuple[list[float], float]:
-        url, frames, latencies = f"{self.server.url}/v1/chat/completions", itertools.count(), list[float]()
-        async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {KEY}"},
-            connector=aiohttp.TCPConnector(limit=concurrency),
-            timeout=aiohttp.ClientTimeout(total=SECONDS_A_REQUEST),
-            trust_env=False,
-        ) as client:
+        frames, latencies = itertools.count(), list[float]()
+        async with self.server.load_client(concurrency, SECONDS_A_REQUEST) as client:
             started = time.perf_counter()
 
             async def decide() -> None:
                 while time.perf_counter() - started < seconds:
                     began = time.perf_counter()
-                    async with client.post(url, json=self.bodies[next(frames) % len(self.bodies)]) as answer:
+                    body = self.bodies[next(frames) % len(self.bodies)]
+                    async with client.post("/v1/chat/completions", json=body) as answer:
                         answer.raise_for_status()
                         await answer.read()
                     latencies.append(time.perf_counter() - began)
@@ -107,8 +102,7 @@ def running(vllm: dict[str, Any]) -> Iterator[Side]:
     job = tiny_job(vllm)
     with tempfile.TemporaryDirectory() as scratch, StandInTrainer(Path(scratch) / "trainer", KEY) as trainer:
         model = build_tiny(TinyModel(), job.spec.rollout.env_config, Path(scratch) / "cache")
-        make_adapter(model, trainer.root / "adapters" / "draft", seed=0)
-        name = named_by_content(trainer.root / "adapters" / "draft", JOB_NAME, 1)
+        name = publish_adapter(model, trainer.root / "adapters", 1)
         server = InferenceServer(job, Path(scratch), trainer.url)
         try:
             startup_s = server.start()

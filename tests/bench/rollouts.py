@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 import torch
 
@@ -184,19 +183,13 @@ class Bench:
         await self._send(1, [[chat_body(version, random_frame(self.passes), max_tokens=1)]])
 
     async def _send(self, concurrency: int, episodes: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-        answers, url = list[dict[str, Any]](), f"{self.server.url}/v1/chat/completions"
-        queue = iter(episodes)
-        async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {KEY}"},
-            connector=aiohttp.TCPConnector(limit=concurrency),
-            timeout=aiohttp.ClientTimeout(total=SECONDS_A_REQUEST),
-            trust_env=False,
-        ) as client:
+        answers, queue = list[dict[str, Any]](), iter(episodes)
+        async with self.server.load_client(concurrency, SECONDS_A_REQUEST) as client:
 
             async def player() -> None:
                 for bodies in queue:
                     for body in bodies:
-                        async with client.post(url, json=body) as answer:
+                        async with client.post("/v1/chat/completions", json=body) as answer:
                             answer.raise_for_status()
                             answers.append(await answer.json())
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.inference import make_adapter, tiny_job
-from tests.support.trainer import named_by_content
+from tests.support.inference import publish_adapter, tiny_job
 from visionrl.adapters import write_manifest
 from visionrl.job import TinyModel
 from visionrl_cli import main
@@ -40,8 +39,7 @@ def run(tmp_path: Path) -> Path:
     write_manifest(root / "base")
     (root / "config.json").write_text(JOB.model_dump_json(by_alias=True))
     for number in (1, 2, 3):
-        make_adapter(model, root / "adapters" / "draft", seed=number)
-        name = named_by_content(root / "adapters" / "draft", JOB.name, number)
+        name = publish_adapter(model, root / "adapters", number, JOB.name)
         if number == 2:
             (root / "checkpoints" / name).mkdir(parents=True)
     return root

@@ -14,12 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 import psutil
 from PIL import Image
 
 from tests.support.ports import free_port
+from tests.support.trainer import named_by_content
 from visionrl.job import Job
 
 KEY = "the-key-of-this-job"
@@ -122,6 +124,12 @@ def logprobs_by_transformers(
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
 
 
+def publish_adapter(model_dir: Path, adapters: Path, number: int, job: str = JOB_NAME) -> str:
+    """The name of a random adapter, another one for each number, that a trainer with this folder now has."""
+    make_adapter(model_dir, adapters / "draft", seed=number)
+    return named_by_content(adapters / "draft", job, number)
+
+
 class InferenceServer:
     """``python -m visionrl_inference`` for a job, until :meth:`stop` or :meth:`kill`."""
 
@@ -212,6 +220,17 @@ class InferenceServer:
     def client(self, key: str = KEY) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+
+    def load_client(self, concurrency: int, answer_seconds: float) -> aiohttp.ClientSession:
+        """For so many requests in flight, each answered in time; httpx's pool would take more processor time than the
+        server. Made in a running event loop."""
+        return aiohttp.ClientSession(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {KEY}"},
+            connector=aiohttp.TCPConnector(limit=concurrency),
+            timeout=aiohttp.ClientTimeout(total=answer_seconds),
+            trust_env=False,
+        )
 
     def last_words(self) -> str:
         """The last line of its log, which a job's status shows."""

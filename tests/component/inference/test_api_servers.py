@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 
 from tests.support.inference import (
-    JOB_NAME,
     KEY,
     SEEN_WHOLE,
     InferenceServer,
     complete,
     logprobs_by_transformers,
-    make_adapter,
+    publish_adapter,
     random_frame,
     tiny_job,
 )
-from tests.support.trainer import StandInTrainer, named_by_content
+from tests.support.trainer import StandInTrainer
 from visionrl.adapters import ADAPTERS_PATH, SERVER_HEADER, Manifest
 from visionrl.component import EXIT_HUNG
 from visionrl.job import TinyModel
@@ -41,9 +40,7 @@ class Rig:
 
     def publish(self, number: int) -> str:
         """A new version's name."""
-        draft = self.adapter("draft")
-        make_adapter(self.model_dir, draft, seed=number)
-        return named_by_content(draft, JOB_NAME, number)
+        return publish_adapter(self.model_dir, self.adapter(""), number)
 
     def adapter(self, name: str) -> Path:
         return self.trainer.root / "adapters" / name

@@ -24,7 +24,7 @@ from tests.support.inference import (
     chat_body,
     complete,
     logprobs_by_transformers,
-    make_adapter,
+    publish_adapter,
     random_frame,
     sampled,
     tiny_job,
@@ -61,10 +61,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     job = tiny_job({"extraArgs": ["--enable-scale-out"]})
     model_dir = build_tiny(TinyModel(), job.spec.rollout.env_config, folder / "cache")
     adapters = folder / "trainer" / "adapters"
-    names = []
-    for number in (1, 2, 3):
-        make_adapter(model_dir, adapters / "draft", seed=number)
-        names.append(named_by_content(adapters / "draft", JOB_NAME, number))
+    names = [publish_adapter(model_dir, adapters, number) for number in (1, 2, 3)]
     with StandInTrainer(folder / "trainer", KEY) as trainer:
         server = InferenceServer(job, folder, trainer.url)
         _add_a_field_of_tomorrow(folder / "job.json")
@@ -280,8 +277,7 @@ def test_a_server_whose_engine_dies_while_it_loads_an_adapter_ends_and_serves_th
     frame = random_frame(3)
     with rig.server.client() as client:
         process = client.get("/health").headers[SERVER_HEADER]
-        make_adapter(rig.model_dir, rig.adapter("draft"), seed=5)
-        unseen = named_by_content(rig.adapter("draft"), JOB_NAME, 5)
+        unseen = publish_adapter(rig.model_dir, rig.adapter(""), 5)
         engine = rig.server.engine()
         engine.suspend()
         with ThreadPoolExecutor() as pool:
