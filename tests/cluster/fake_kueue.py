@@ -6,14 +6,14 @@ What the operator writes was compared with them by hand (Kueue 0.19, both versio
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tests.support.fake_kueue import FakeKueue
 from visionrl_core.kinds import Kind, Kueue
 
-from .kube.host import KubeError
+from .kube.host import KubeError, wait_until
 from .operator_world import World
 
 KUEUE = Kueue("kueue.x-k8s.io/v1beta2")
@@ -131,14 +131,22 @@ class KueueActs:
         return found
 
     def __call__(self) -> None:
-        for body in self.rules.step(self.workloads()):
-            self._write(body)
+        self._act(self.rules.step)
 
     def preempt(self) -> None:
-        [workload] = self.workloads()
-        self._write(self.rules.preempt(workload))
+        self._act(lambda workloads: [self.rules.preempt(workload) for workload in workloads])
 
-    def _write(self, body: dict[str, Any]) -> None:
-        with contextlib.suppress(KubeError):  # the operator wrote meanwhile: the next time
-            kubectl = self.world.kube.kubectl
-            kubectl("replace", "--subresource=status", "-n", self.world.namespace, "-f", "-", stdin=json.dumps(body))
+    def _act(self, step: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        """One step; again with what there is by then, where the operator wrote meanwhile."""
+        wait_until(lambda: all(self._write(body) for body in step(self.workloads())), "Kueue's writes", timeout_s=60)
+
+    def _write(self, body: dict[str, Any]) -> bool:
+        """Whether it was still the one that was read."""
+        command = ("replace", "--subresource=status", "-n", self.world.namespace, "-f", "-")
+        try:
+            self.world.kube.kubectl(*command, stdin=json.dumps(body))
+        except KubeError as error:
+            if not any(reason in str(error) for reason in ("(Conflict)", "(NotFound)")):
+                raise
+            return False
+        return True

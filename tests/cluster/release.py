@@ -21,6 +21,7 @@ class Release:
         self.kube, self.namespace = kube, namespace
         self.name = f"r{uuid.uuid4().hex[:6]}"
         self.operator = f"{self.name}-visionrl-operator"
+        self.selector = f"app.kubernetes.io/name=visionrl-operator,app.kubernetes.io/instance={self.name}"
 
     def values(self, *settings: str) -> list[str]:
         images = [
@@ -49,9 +50,19 @@ class Release:
 
     def kill(self) -> None:
         """End the operator at once, as the loss of its node would."""
-        labels = f"app.kubernetes.io/name=visionrl-operator,app.kubernetes.io/instance={self.name}"
-        words = ("--namespace", self.namespace, "--selector", labels, "--grace-period=0", "--force")
+        words = ("--namespace", self.namespace, "--selector", self.selector, "--grace-period=0", "--force")
         self.kube.kubectl("delete", "pods", *words)
+
+    def pods(self) -> set[str]:
+        """The names of the operator's pods that are not about to go."""
+        pods = self.kube.kubectl.get("pods", "--namespace", self.namespace, "--selector", self.selector)["items"]
+        return {pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+
+    def leader(self) -> str:
+        """The name of the pod that leads; empty where none does, as between one that went and the next."""
+        lease = self.kube.kubectl.get("lease", self.operator, "--namespace", self.namespace)
+        pod, _, _process = lease["spec"]["holderIdentity"].partition("_")
+        return pod
 
     def uninstall(self) -> None:
         self.kube.helm("uninstall", self.name, "--namespace", self.namespace, "--ignore-not-found", "--wait")

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from . import project_images
 from .kube import cluster as kube_cluster
+from .kube.host import wait_until
 from .release import CHART, CRD, Release
 from .test_chart import VALUE_FILES, by_file
 
@@ -81,8 +82,8 @@ def test_a_release_is_installed_changed_rolled_back_and_removed(
     release.deploy("scope=namespaced", "operator.replicas=2", "operator.logFormat=text")
     assert release.deployment()["status"]["readyReplicas"] == 2
     assert kube.kubectl.get("poddisruptionbudgets", "--namespace", namespace)["items"]
-    leases = kube.kubectl.get("leases", "--namespace", namespace)["items"]
-    assert any(release.operator in lease["spec"]["holderIdentity"] for lease in leases)
+    # The one that went gave its lease up, and the new ones look for it every two seconds.
+    wait_until(lambda: release.leader() in release.pods(), "one of the new operators leads", timeout_s=120)
 
     kube.helm("rollback", release.name, "1", "--wait", "--timeout", "600s", "--namespace", namespace)
     assert release.deployment()["spec"]["replicas"] == 1
@@ -128,13 +129,15 @@ def test_a_cluster_wide_operator_serves_every_namespace_and_users_may_use_jobs(
     assert not release.may("list", "secrets", "default")
     kube.kubectl("create", "rolebinding", "user", "--clusterrole=edit", "--user=ada", "--namespace", namespace)
     as_user = ("auth", "can-i", "--quiet", "create", "vrl", "--as=ada")
-    assert kube.kubectl.succeeds(*as_user, "--namespace", namespace)
+    # The API server decides by what its caches know, a moment later.
+    wait_until(lambda: kube.kubectl.succeeds(*as_user, "--namespace", namespace), "the user's right", timeout_s=60)
     assert not kube.kubectl.succeeds(*as_user, "--namespace", "default")
 
 
 def test_metrics_answer_behind_the_service(kube: kube_cluster.Running, namespace: str, release: Release) -> None:
     release.deploy("scope=namespaced")
     path = f"/api/v1/namespaces/{namespace}/services/{release.operator}-metrics:http/proxy/metrics"
+    wait_until(lambda: kube.kubectl.succeeds("get", "--raw", path), "the service's endpoint", timeout_s=60)
     assert "visionrl_operator_queue_depth" in kube.kubectl("get", "--raw", path)
 
 

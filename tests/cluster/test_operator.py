@@ -95,7 +95,10 @@ def test_a_job_that_was_there_first_gets_all_objects_and_then_peace(world: World
     with world.operator() as operator:
         operator.wait_ready()
         world.wait_for_objects()
-        world.wait(lambda: world.condition("TaskAppReady")["reason"] == "Unschedulable", "the scheduler's answer")
+        for server in ("TaskAppReady", "InferenceReady"):
+            world.wait(
+                lambda server=server: world.condition(server)["reason"] == "Unschedulable", "the scheduler's answers"
+            )
         assert world.status()["reason"] == "taskApp: Unschedulable (no nodes available to schedule pods)"
         assert world.events() == [LOSES_ITS_RESULT, "Created"]
 
@@ -143,6 +146,7 @@ def test_a_whole_life(world: World) -> None:
         world.pod_ends("trainer", 0, "Completed")
         world.wait(lambda: world.status()["phase"] == "Complete", "the end")
         world.wait(lambda: not any("deployment" in name for name in world.objects()), "the servers' end")
+        world.wait(lambda: "Completed" in world.events(), "the last event")
         assert world.events() == [LOSES_ITS_RESULT, "Created", "Ready", "Restarted", "Ready", "Completed"]
         assert "job.batch/demo-trainer-1" in world.objects(), "the trainer's log stays"
 
