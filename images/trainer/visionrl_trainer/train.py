@@ -247,7 +247,8 @@ class _Run:
         is_ahead = (batch.version, iteration) != (state.version, state.iteration)
         with_logprobs = is_ahead or spec.training.updates_per_iteration > 1
         group, features = prepare(self.policy, group, batch.frames, spec, with_logprobs, self._played_by(batch))
-        batch.features |= features
+        if iteration <= state.iteration + 1:  # several batches' would fill the device: the update computes those again
+            batch.features |= features
         return group
 
     def _played_by(self, batch: Batch) -> Path | None:

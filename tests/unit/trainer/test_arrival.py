@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.jobs import job as make_job
 from tests.unit.trainer.test_update import disturb, spec
 from visionrl.frames import frame_hash
+from visionrl_trainer import train
 from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.arrival import prepare
 from visionrl_trainer.algo.optim import adapter_optimizer
 from visionrl_trainer.algo.update import UpdateStats, completion_logprobs, encode, update
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, Group, Sample
+from visionrl_trainer.rollout.sampler import Batch
+from visionrl_trainer.state.run import RunState
 
 pytestmark = pytest.mark.vision
 
@@ -140,6 +144,19 @@ def test_a_group_without_a_signal_costs_nothing(scene: Scene, passes: list[str])
     group, features = prepare(scene.policy, scene.group(1.0, 1.0), scene.frames, spec("grpo"), True, None)
     assert (passes, features) == ([], {})
     assert group == scene.group(1.0, 1.0)
+
+
+def test_the_features_of_two_batches_at_most_are_kept(scene: Scene) -> None:
+    """Of the 4B's frames, 64 episodes of 50 turns have 5 GB, and up to eight batches wait. Their logprobs are kept."""
+    learning = train._Run.__new__(train._Run)  # the seventh iteration, in a run with three batches ahead
+    learning.policy, learning.weights = scene.policy, "v"
+    learning.job = make_job({"training.maxStaleness": 3})
+    learning.state = RunState(version="v", iteration=7)
+    for iteration in range(7, 11):
+        batch = Batch("v", frames=scene.frames)
+        group = learning._prepare(iteration, batch, scene.group(1.0, 0.0))
+        assert bool(batch.features) is (iteration <= 8)
+        assert all(sample.trained for e in group.episodes for sample in e.samples) is (iteration > 7)
 
 
 def test_one_step_in_step_needs_the_frames_alone(scene: Scene, passes: list[str]) -> None:

@@ -196,6 +196,13 @@ def test_activations_are_recomputed_where_memory_asks_for_it(
     assert found.recompute is recompute
 
 
+def test_what_is_reserved_is_left_free(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 40)
+    found = plan_memory(policy.model, Training(iterations=1), reserved=(1 << 40) - (1 << 20))
+    assert (found.recompute, found.available) == (True, 1 << 20)
+    assert plan_memory(policy.model, Training(iterations=1), reserved=1 << 41).available == 0
+
+
 def test_a_plan_that_does_not_fit_says_what_to_lower(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

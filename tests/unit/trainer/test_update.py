@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -277,6 +278,21 @@ def test_when_memory_runs_out_micro_batches_are_halved_once(
     limit = 1
     with pytest.raises(torch.OutOfMemoryError):
         trial.update(spec("grpo"))
+
+
+@pytest.mark.parametrize(("staleness", "batches"), [(0, 1), (1, 1), (2, 2), (8, 2)])
+def test_the_plan_leaves_room_for_the_features_that_later_iterations_have(
+    trial: Trial, staleness: int, batches: int
+) -> None:
+    """Of all frames, though half of the first batch has no signal; of the next batch too, where batches wait."""
+    trial.advantages(1.0, 0.0, 0.0, 0.0)
+    each = encode(trial.policy, trial.samples[:1], trial.frames)[trial.samples[0].images[0]].nbytes
+    frames = len({digest for sample in trial.samples for digest in sample.images})
+    now = len(set(trial.samples[0].images))
+    with mock.patch.object(trial.policy, "plan_memory", wraps=trial.policy.plan_memory) as plan:
+        trial.update(spec("grpo", max_staleness=staleness))
+    [call] = plan.call_args_list
+    assert call.args[1] == (batches * frames - now) * each > 0
 
 
 def test_a_masked_micro_batch_is_forgotten_before_the_next_is_computed(trial: Trial) -> None:

@@ -242,10 +242,18 @@ class _Batch:
         indices_of_step = [index for run in runs for index in run]
         tokens = sum(len(self.samples[index].completion_ids) for index in indices_of_step)
         learnable = [run for run in runs if run in self.learnable]
-        plan = self.policy.plan_memory(self.spec.training)
+        plan = self.policy.plan_memory(self.spec.training, self._features_to_come())
         for indices in micro_batches(learnable, self.samples, plan, self.policy.image_token):
             self._add_gradient(indices, len(indices_of_step), tokens, totals)
         return totals
+
+    def _features_to_come(self) -> int:
+        """Bytes that frames' features need in later iterations, beyond those of this one: all its frames may have a
+        signal then, and with batches that wait, those of the next are there as well."""
+        frames = {digest for sample in self.samples for digest in sample.images}
+        batches = 2 if self.spec.training.max_staleness > 1 else 1
+        largest = max((features.nbytes for features in self.image_features.values()), default=0)
+        return largest * max(0, batches * len(frames) - len(self.image_features))
 
     def _add_gradient(self, indices: Sequence[int], decisions: int, tokens: int, totals: _Totals) -> None:
         """Of one micro-batch, in a step of so many decisions and tokens. Nothing that it computed outlives it, or two

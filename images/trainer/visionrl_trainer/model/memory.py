@@ -56,7 +56,7 @@ class MemoryPlan(MicroBatchSize):
     needed: int
     """Estimated peak of a micro-batch, bytes, beyond what is allocated already."""
     available: int
-    """Free memory at the time of planning, bytes."""
+    """Free memory at the time of planning, bytes, without what is reserved."""
     halved: bool = False
 
     def half(self) -> MemoryPlan:
@@ -71,12 +71,13 @@ class MemoryPlan(MicroBatchSize):
         )
 
 
-def plan_memory(model: Any, training: Training) -> MemoryPlan:
+def plan_memory(model: Any, training: Training, reserved: int = 0) -> MemoryPlan:
     """The micro-batches that ``training`` asks for, with recomputation where it says so or memory needs it. Where it
-    does not say how many tokens they have, a GPU's are fewer if memory needs it."""
+    does not say how many tokens they have, a GPU's are fewer if memory needs it. ``reserved`` bytes are left free for
+    what will be allocated beside them."""
     parameter = next(model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    available = available_bytes(parameter.device)
+    available = max(0, available_bytes(parameter.device) - reserved)
     room = USABLE * available - OPTIMIZER_BYTES * trained
     default = GPU_TOKENS if parameter.is_cuda else CPU_TOKENS
     for tokens in (training.micro_batch_tokens,) if training.micro_batch_tokens else default:

@@ -52,6 +52,10 @@ class ImageFeatures:
     deepstack: tuple[Tensor, ...]
     """Per layer, [visual tokens, hidden]."""
 
+    @property
+    def nbytes(self) -> int:
+        return self.embeds.nbytes + sum(layer.nbytes for layer in self.deepstack)
+
 
 @dataclass(frozen=True)
 class PackedSequences:
@@ -104,11 +108,11 @@ class Policy:
         model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its signature
         return cls(model.eval(), AutoProcessor.from_pretrained(directory), device, compute_dtype)
 
-    def plan_memory(self, training: Training) -> MemoryPlan:
-        """The micro-batches that this training computes; planned once."""
+    def plan_memory(self, training: Training, reserved: int = 0) -> MemoryPlan:
+        """The micro-batches that this training computes; planned once. ``reserved`` bytes are left free."""
         if self.memory is None:
             with self._precision():
-                self.memory = plan_memory(self.model, training)
+                self.memory = plan_memory(self.model, training, reserved)
         return self.memory
 
     def halve_micro_batches(self) -> bool:
