@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from tests.support.inference import tiny_job
+from tests.support.whole_run import records, run_whole
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
 SEGMENT, TURNS, EPISODES, ITERATIONS = 3, 6, 8, 2
-PATIENCE_SECONDS = 1800.0
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +44,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         },
         evaluation={"episodes": 0},
     )
-    file = folder / "job.yaml"
-    with file.open("w") as stream:
-        YAML().dump(json.loads(job.model_dump_json(by_alias=True, exclude_unset=True)), stream)
-    program = Path(sys.executable).with_name("visionrl")
-    command: list[str | Path] = [program, "run", file, "--runs", folder / "runs"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = (folder / "runs" / job.name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return records(run_whole(job.model_dump(mode="json", by_alias=True, exclude_unset=True), folder))
 
 
 def test_every_turn_is_learned_from_in_rows_of_several_turns(metrics: list[dict[str, Any]]) -> None:

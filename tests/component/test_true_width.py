@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from tests.support.true_width import build_true_width
+from tests.support.whole_run import REWARDED_RUN, records, run_whole
 from visionrl.job import LINEAR_LAYERS
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
@@ -51,19 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "evaluation": {"episodes": 0},
         },
     }
-    file = folder / "job.yaml"
-    with file.open("w") as stream:
-        YAML().dump(document, stream)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.rewarded_run", file, "--runs", folder / "runs"],
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        check=False,
-    )
-    logs = "\n".join(log.read_text(errors="replace")[-3000:] for log in folder.glob("runs/*/logs/*.log"))
-    assert done.returncode == 0, done.stdout + done.stderr + logs
-    return folder / "runs" / "true-width"
+    return run_whole(document, folder, REWARDED_RUN)
 
 
 def test_serving_and_training_agree_on_what_was_sampled(run: Path) -> None:
@@ -101,7 +86,3 @@ def set_of_b(folder: Path) -> dict[str, torch.Tensor]:
     """The adapter's second matrices."""
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys() if ".lora_B." in name}  # noqa: SIM118
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
