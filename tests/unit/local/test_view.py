@@ -134,7 +134,8 @@ def test_the_expected_end_counts_evaluations(every: int, evaluation_hours: float
     score = Score(mean=1.0, low=0.5, high=1.5, episodes=8)
     evaluation = Evaluation(every_iterations=every, episodes=8)
     meter.evaluation(0, score, 3600.0 * evaluation_hours)
-    meter.iteration(5, 10, 3600.0, evaluation)
+    for done, seconds in ((3, 3600.0), (4, 1800.0), (5, 5400.0)):  # the last shared the server with an evaluation
+        meter.iteration(done, 10, seconds, evaluation)
     assert meter.progress.eta is not None
     left = datetime.fromisoformat(meter.progress.eta) - datetime.now(UTC)
     assert timedelta(hours=hours - 0.1) < left < timedelta(hours=hours + 0.1)

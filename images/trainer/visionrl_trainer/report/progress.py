@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from statistics import fmean
 
 from visionrl import tracing
 from visionrl.job import Evaluation
@@ -15,6 +16,8 @@ from visionrl_trainer.sync.service import StatusPublisher
 
 FIRST_RATE_SECONDS = 2.0
 """Seconds of a phase before its rate is shown."""
+LAST_ITERATIONS = 10
+"""Those that are left are expected to take as long as these: some of them share the server with an evaluation."""
 
 
 class Meter:
@@ -26,6 +29,7 @@ class Meter:
         self._phase_started, self._phase_episodes = time.monotonic(), 0
         self._lap: dict[str, float] = defaultdict(float)
         self._lap_started = time.monotonic()
+        self._iteration_seconds = deque[float](maxlen=LAST_ITERATIONS)
         self._evaluation_seconds = 0.0
         """What the last evaluation took."""
         self.set(total=total)
@@ -70,13 +74,16 @@ class Meter:
         self._lap_started = now
         return {name: round(value, 3) for name, value in seconds.items()}
 
-    def iteration(self, done: int, total: int, seconds_each: float, evaluation: Evaluation) -> None:
-        """An iteration is complete. Those that are left, and evaluations, are expected to take as long as the last.
+    def iteration(self, done: int, total: int, seconds: float, evaluation: Evaluation) -> None:
+        """An iteration is complete, after so many seconds. Those that are left are expected to take as long as the last
+        ones on average, and an evaluation as long as the last.
 
         Evaluations are played beside the training, which waits for one that is not over when the next is due; the last
         comes after it.
         """
-        left, each = seconds_each * (total - done), self._evaluation_seconds
+        self._iteration_seconds.append(seconds)
+        seconds_each, each = fmean(self._iteration_seconds), self._evaluation_seconds
+        left = seconds_each * (total - done)
         if evaluations := evaluations_left(evaluation, done, total):
             left += each + (evaluations - 1) * max(0.0, each - seconds_each * evaluation.every_iterations)
         end = datetime.now(UTC) + timedelta(seconds=left)
