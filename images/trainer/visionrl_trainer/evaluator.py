@@ -47,7 +47,7 @@ class Evaluator:
         """Whether the job evaluates the state's iteration, and no attempt has begun to."""
         if not evaluation_seeds(spec):
             return False
-        begun = {record["iteration"] for record in self.folder.evaluations.records()}
+        begun = self.folder.evaluations.indices()
         if state.evaluated is not None:
             begun.add(state.evaluated.iteration)
         every, iteration = spec.evaluation.every_iterations, state.iteration

@@ -30,6 +30,10 @@ class MetricsFile:
         """All undamaged records."""
         return list(self._records())
 
+    def indices(self) -> set[int]:
+        """Of all undamaged records."""
+        return {record[self.index] for record in self._records()}
+
     def append(self, record: Record) -> None:
         """Add one line, on disk when this returns."""
         try:

@@ -122,7 +122,7 @@ class RunStore:
     def unfinished_evaluation(self, state: RunState) -> Evaluated | None:
         """What was begun and has no result; ``None`` also where its version is damaged."""
         evaluated = state.evaluated
-        if evaluated is None or evaluated.iteration in {record["iteration"] for record in self.evaluations.records()}:
+        if evaluated is None or evaluated.iteration in self.evaluations.indices():
             return None
         try:
             self._whole_adapter(evaluated.version)
