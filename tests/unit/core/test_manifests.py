@@ -1,4 +1,4 @@
-"""The objects of a job: what reaches the containers, what restarts them, and who may talk to whom."""
+"""The objects of a job: what reaches the containers, and what restarts them."""
 
 from __future__ import annotations
 
@@ -7,39 +7,13 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from tests.support.jobs import WARM_START, job
+from tests.support.rendered import CLAIM, COMPONENTS, OWNER, TWO_GPUS, container, env, objects, pods
 from visionrl.job import Job
 from visionrl_core.manifests import all_manifests
-from visionrl_core.manifests.common import Manifest, Owner, Ref, ref, sealed_hash
-from visionrl_core.manifests.merge import NO_DEFAULTS, PodDefaults
-from visionrl_core.manifests.network import network_policies
+from visionrl_core.manifests.common import Manifest, Owner, Ref, sealed_hash
 from visionrl_core.manifests.storage import claim_of
-from visionrl_core.manifests.trainer import trainer_job
-
-OWNER = Owner("demo", "team", "uid-1")
-CLAIM = claim_of(OWNER)
-COMPONENTS = ("taskapp", "inference", "trainer")
-TWO_GPUS: dict[str, Any] = {"inference.gpu": {}, "trainer.gpu": {}}
-
-
-def objects(changes: dict[str, Any] | None = None, attempt: int = 0) -> dict[Ref, Manifest]:
-    return {ref(manifest): manifest for manifest in all_manifests(job(changes), attempt, OWNER, "the-key")}
-
-
-def pods(changes: dict[str, Any] | None = None) -> dict[str, Manifest]:
-    """Pod templates by component."""
-    templates = [c["spec"]["template"] for c in objects(changes).values() if c["kind"] in ("Deployment", "Job")]
-    return {template["metadata"]["labels"]["visionrl.dev/component"]: template for template in templates}
-
-
-def container(template: Manifest) -> Manifest:
-    return template["spec"]["containers"][0]
-
-
-def env(template: Manifest) -> dict[str, str]:
-    return {variable["name"]: variable["value"] for variable in container(template)["env"]}
 
 
 def test_every_object_belongs_to_the_job() -> None:
@@ -269,66 +243,6 @@ def test_the_hash_follows_the_content() -> None:
     assert sealed_hash(objects()[config]) == sealed_hash(objects()[config])
 
 
-# --- network
-
-
-def policies(changes: dict[str, Any]) -> dict[str, Manifest]:
-    return {name.name: c for name, c in objects(changes).items() if name.kind == "NetworkPolicy"}
-
-
-def test_only_the_components_talk_to_each_other_and_the_operator_reads_the_report() -> None:
-    found = policies({})
-    assert set(found) == {"demo-parts", "demo-report"}
-    components = found["demo-parts"]["spec"]
-    assert components["policyTypes"] == ["Ingress", "Egress"]
-    only_the_job = [{"podSelector": {"matchLabels": {"visionrl.dev/job": "demo"}}}]
-    assert [rule["from"] for rule in components["ingress"]] == [only_the_job]
-    assert components["egress"][0]["to"] == only_the_job
-    assert {port["port"] for port in components["egress"][1]["ports"]} == {53}
-    assert found["demo-report"]["spec"]["podSelector"]["matchLabels"]["visionrl.dev/component"] == "trainer"
-
-
-def test_only_jobs_with_a_model_from_a_hub_reach_out() -> None:
-    hub = {"model.base": "Qwen/Qwen3-VL-4B-Instruct"}
-    assert policies(hub)["demo-hub"]["spec"]["egress"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
-    assert "demo-hub" not in policies({"model": {"base": "/models/qwen3-vl"}})
-
-
-@pytest.mark.parametrize(
-    ("tracking", "ports"),
-    [
-        ({"wandb": {"project": "games"}}, [443]),
-        ({"wandb": {"project": "games", "mode": "offline"}}, None),
-        ({"trackio": {"project": "games", "spaceId": "me/games"}}, [443]),
-        ({"mlflow": {"experiment": "games"}}, None),
-        ({"mlflow": {"experiment": "games", "trackingUri": "http://mlflow.tools:5000"}}, [5000]),
-        ({"mlflow": {"experiment": "games", "trackingUri": "https://mlflow"}, "wandb": {"project": "games"}}, [443]),
-    ],
-)
-def test_the_trainer_reaches_the_trackers_of_its_job(tracking: dict[str, Any], ports: list[int] | None) -> None:
-    found = policies({"tracking": tracking})
-    assert ("demo-trackers" in found) == (ports is not None)
-    if ports:
-        spec = found["demo-trackers"]["spec"]
-        assert [port["port"] for port in spec["egress"][0]["ports"]] == ports
-        assert spec["podSelector"]["matchLabels"]["visionrl.dev/component"] == "trainer"
-
-
-@pytest.mark.parametrize("endpoint", ["collector:4318", "http://user:key@c", "http://c:99999", "http://c/?key=1", ""])
-def test_an_endpoint_that_is_none_is_refused_before_a_policy_is_made_of_it(endpoint: str) -> None:
-    with pytest.raises(ValidationError, match="endpoint"):
-        job({"tracking.otlp": {"endpoint": endpoint}})
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "port"), [("http://collector:4318", 4318), ("https://collector/", 443), ("http://[::1]/x", 80)]
-)
-def test_all_components_reach_the_collector_of_spans(endpoint: str, port: int) -> None:
-    spec = policies({"tracking": {"otlp": {"endpoint": endpoint}}})["demo-spans"]["spec"]
-    assert spec["egress"] == [{"ports": [{"protocol": "TCP", "port": port}]}]
-    assert spec["podSelector"] == {"matchLabels": {"visionrl.dev/job": "demo"}}
-
-
 # --- the API
 
 
@@ -344,113 +258,3 @@ def test_every_field_is_one_that_kubernetes_knows(changes: dict[str, Any]) -> No
         version = manifest["apiVersion"].rpartition("/")[2]
         typed = api.deserialize(json.dumps(manifest), f"{version.capitalize()}{manifest['kind']}", "application/json")
         assert api.sanitize_for_serialization(typed) == manifest
-
-
-def test_metrics_are_reached_by_those_whom_the_cluster_names() -> None:
-    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-    names = {name["metadata"]["name"]: name for name in network_policies(job(), OWNER, [monitoring])}
-    rule = names["demo-metrics"]["spec"]
-    assert rule["ingress"] == [{"from": [monitoring], "ports": [{"protocol": "TCP", "port": 8000}]}]
-    assert rule["podSelector"]["matchExpressions"][0]["values"] == ["inference", "trainer"]
-    assert "demo-metrics" not in {name["metadata"]["name"] for name in network_policies(job(), OWNER)}
-
-
-# --- pod templates of jobs and clusters
-
-
-def patched(template: dict[str, Any], defaults: PodDefaults = NO_DEFAULTS, **more: Any) -> Manifest:
-    """The trainer's pod with a job's own template."""
-    spec = job({"overrides.trainer.podTemplate": template, **more})
-    found: Manifest = trainer_job(spec, 0, OWNER, "key", defaults)["spec"]["template"]
-    return found
-
-
-def test_a_template_is_merged_by_name() -> None:
-    mount = {"name": "data", "mountPath": "/data"}
-    token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
-    own = {
-        "name": "trainer",
-        "env": [token],
-        "envFrom": [{"secretRef": {"name": "tracker"}}],
-        "volumeMounts": [mount],
-        "resources": {"limits": {"cpu": "8"}},
-        "securityContext": {"readOnlyRootFilesystem": False},
-    }
-    template = {
-        "metadata": {"annotations": {"example.com/scrape": "true"}},
-        "spec": {
-            "schedulerName": "volcano",
-            "imagePullSecrets": [{"name": "registry"}],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
-            "containers": [own, {"name": "proxy", "image": "visionrl/proxy:1"}],
-        },
-    }
-    before, pod = pods()["trainer"], patched(template)
-    ours, proxy = pod["spec"]["containers"]
-    assert proxy == {"name": "proxy", "image": "visionrl/proxy:1"}
-    assert ours["env"] == [*container(before)["env"], token]
-    assert ours["envFrom"] == [{"secretRef": {"name": "tracker"}}]
-    assert ours["volumeMounts"] == [*container(before)["volumeMounts"], mount]
-    assert ours["resources"]["limits"] == {**container(before)["resources"]["limits"], "cpu": "8"}
-    assert ours["securityContext"] == {**container(before)["securityContext"], "readOnlyRootFilesystem": False}
-    assert ours["command"] == container(before)["command"]
-    assert pod["spec"]["schedulerName"] == "volcano"
-    assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-    assert [volume["name"] for volume in pod["spec"]["volumes"]][-1] == "data"
-    assert pod["metadata"]["annotations"]["example.com/scrape"] == "true"
-    assert pod["metadata"]["labels"] == before["metadata"]["labels"]
-
-
-def test_a_gpu_pod_keeps_its_toleration() -> None:
-    extra = {"key": "team", "operator": "Exists"}
-    pod = patched({"spec": {"tolerations": [extra]}}, NO_DEFAULTS, **{"trainer.gpu": {}})
-    assert [toleration["key"] for toleration in pod["spec"]["tolerations"]] == ["nvidia.com/gpu", "team"]
-
-
-def test_what_a_cluster_gives_all_pods_is_below_what_the_job_says() -> None:
-    defaults = PodDefaults({"spec": {"nodeSelector": {"pool": "gpu", "zone": "a"}, "priorityClassName": "low"}})
-    pod = patched({"spec": {"nodeSelector": {"zone": "b"}}}, defaults)
-    assert pod["spec"]["nodeSelector"] == {"pool": "gpu", "zone": "b"}
-    assert pod["spec"]["priorityClassName"] == "low"
-
-
-def test_fields_of_a_job_are_above_what_a_cluster_gives_all_pods() -> None:
-    metadata = {"labels": {"team": "all"}, "annotations": {"note": "all"}}
-    spec = {"nodeSelector": {"pool": "gpu", "zone": "a"}, "priorityClassName": "low", "serviceAccountName": "all"}
-    own = {
-        "labels": {"team": "games"},
-        "annotations": {"note": "ours"},
-        "nodeSelector": {"zone": "c"},
-        "priorityClassName": "high",
-        "serviceAccountName": "ours",
-        "imagePullSecrets": ["registry"],
-    }
-    pod = patched({}, PodDefaults({"metadata": metadata, "spec": spec}), **{
-        "overrides.trainer": own, "placement.nodeSelector": {"zone": "b", "disk": "fast"},
-    })  # fmt: skip
-    assert pod["metadata"]["labels"]["team"] == "games"
-    assert pod["metadata"]["annotations"]["note"] == "ours"
-    assert pod["spec"]["nodeSelector"] == {"pool": "gpu", "zone": "c", "disk": "fast"}
-    assert (pod["spec"]["priorityClassName"], pod["spec"]["serviceAccountName"]) == ("high", "ours")
-    assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-
-
-def test_where_the_cluster_assigns_users_pods_name_none() -> None:
-    context = patched({}, PodDefaults(fixed_ids=False))["spec"]["securityContext"]
-    assert context == {
-        "runAsNonRoot": True, "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
-
-
-def test_a_variable_of_a_secret_is_no_text_in_the_job() -> None:
-    source = {"secretKeyRef": {"name": "hub", "key": "token"}}
-    changes = {"overrides.trainer": {"env": [{"name": "HF_TOKEN", "valueFrom": source}]}}
-    assert container(pods(changes)["trainer"])["env"][-1] == {
-        "name": "HF_TOKEN",
-        "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": False}},
-    }
-
-
-def test_a_task_app_of_the_users_own_is_started_by_its_command() -> None:
-    found = container(pods({"taskApp.image": "my/lamp:1", "taskApp.command": ["node", "server.js"]})["taskapp"])
-    assert (found["image"], found["command"]) == ("my/lamp:1", ["node", "server.js"])
