@@ -9,8 +9,9 @@ from visionrl_operator.options import parse
 def main() -> int:
     options = parse(sys.argv[1:])
     from visionrl_operator import main as operator  # kopf takes a second; --help should not
+    from visionrl_operator.logs import configure_logging
 
-    operator.configure_logging(options)
+    configure_logging(options)
     try:
         return asyncio.run(operator.run(options))
     except OSError as error:

@@ -9,7 +9,7 @@ import pytest
 from tests.support.fake_api import FakeApi, answer, client, failure
 from tests.support.reconciling import DEMO, World
 from visionrl_core.kinds import CLAIM_TEMPLATE, Offered
-from visionrl_operator import main
+from visionrl_operator import offers
 from visionrl_operator.options import Options
 from visionrl_operator.watchdog import watched
 
@@ -41,15 +41,15 @@ def serving(groups: dict[str, list[str]], forbidden: str = "nothing") -> FakeApi
     ],
 )
 async def test_what_is_served_and_may_be_read_is_offered(server: FakeApi, kueue: str, claims: bool) -> None:
-    found = await main._offered(client(server), Options())
+    found = await offers.find(client(server), Options())
     assert (found.kueue.api_version if found.kueue else "", found.claim_templates) == (kueue, claims)
     assert (CLAIM_TEMPLATE in watched(found)) is claims
 
 
 async def test_what_appears_later_restarts_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "OFFER_CHECK_SECONDS", 0.0)
-    with pytest.raises(main.MoreIsOffered, match="claims"):
-        await main._more_is_offered(client(serving(CLAIMS)), Options(), Offered())
+    monkeypatch.setattr(offers, "OFFER_CHECK_SECONDS", 0.0)
+    with pytest.raises(offers.MoreIsOffered, match="claims"):
+        await offers.more(client(serving(CLAIMS)), Options(), Offered())
 
 
 async def test_templates_of_claims_are_made_once_and_then_there_is_peace() -> None:
