@@ -37,7 +37,7 @@ from visionrl.rollout import RewardSplit, RolloutRequest, RolloutResponse
 from visionrl.status import TrainerReport
 from visionrl.tiny.model import build_tiny
 from visionrl_trainer import train
-from visionrl_trainer.algo.update import UpdateStats
+from visionrl_trainer.algo.stats import UpdateStats
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Group
 from visionrl_trainer.sync.service import StatusPublisher

@@ -21,7 +21,8 @@ from tests.support.true_width import full_policy
 from visionrl.job import EnvSettings, JobSpec, Lora, TinyModel
 from visionrl.tiny.model import build_tiny
 from visionrl_trainer.algo.optim import adapter_optimizer
-from visionrl_trainer.algo.update import UpdateStats, encode, update
+from visionrl_trainer.algo.stats import UpdateStats
+from visionrl_trainer.algo.update import encode, update
 from visionrl_trainer.model import packing
 from visionrl_trainer.model.policy import PackedSequences, Policy
 from visionrl_trainer.rollout.batch import Frame, Sample

@@ -18,7 +18,8 @@ from visionrl_trainer import train
 from visionrl_trainer.algo.advantages import with_advantages
 from visionrl_trainer.algo.arrival import prepare
 from visionrl_trainer.algo.optim import adapter_optimizer
-from visionrl_trainer.algo.update import UpdateStats, completion_logprobs, encode, update
+from visionrl_trainer.algo.stats import UpdateStats
+from visionrl_trainer.algo.update import completion_logprobs, encode, update
 from visionrl_trainer.model.policy import ImageFeatures, Policy
 from visionrl_trainer.rollout.batch import EpisodeSamples, Frame, Group, Sample
 from visionrl_trainer.rollout.sampler import Batch

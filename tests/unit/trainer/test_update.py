@@ -17,7 +17,8 @@ from visionrl.frames import frame_hash
 from visionrl.job import Algorithm, Guards, JobSpec, PolicyModel, Training
 from visionrl_trainer.algo.early_stopping import TrainingDiverged
 from visionrl_trainer.algo.optim import adapter_optimizer
-from visionrl_trainer.algo.update import UpdateStats, encode, update
+from visionrl_trainer.algo.stats import UpdateStats
+from visionrl_trainer.algo.update import encode, update
 from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.rollout.batch import Frame, Sample
 

@@ -5,61 +5,28 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from visionrl.job import JobSpec
 from visionrl_trainer.algo.early_stopping import check_mismatch
-from visionrl_trainer.algo.losses import LossBatch, LossTerms, policy_loss
-from visionrl_trainer.algo.mismatch import TOKEN_LIMIT, Mismatch, MismatchMeter
+from visionrl_trainer.algo.losses import LossBatch, policy_loss
+from visionrl_trainer.algo.mismatch import TOKEN_LIMIT, MismatchMeter
+from visionrl_trainer.algo.stats import Totals, UpdateStats
 from visionrl_trainer.model.memory import MicroBatchSize
 from visionrl_trainer.model.micro_batches import micro_batches
 from visionrl_trainer.model.policy import ImageFeatures, Policy
-from visionrl_trainer.report.histogram import BINS, Histogram
 from visionrl_trainer.rollout.batch import Frame, Sample, sequences
 
 logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 64
-LARGEST_LOG_RATIO = 0.5
-"""Of the histogram: ratios of 0.61 to 1.65. Losses clip nearer to 1."""
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """Diagnostics of an iteration's updates; means over tokens (over decisions for GSPO's ratio and clip). None where
-    nothing was trained on, or where the number is not finite."""
-
-    loss: float | None
-    grad_norm: float
-    """Largest over the updates that were made, before clipping."""
-    entropy: float | None
-    clip_fraction: float | None
-    ratio_mean: float | None
-    ratio_max: float | None
-    advantage_std: float
-    mismatch_max: float | None
-    """Largest absolute difference of a logprob between serving and training, nats."""
-    mismatch_mean: float | None
-    mismatch_kl: float | None
-    masked_rate: float
-    """Share of the decisions about which serving and training disagree; they are left out."""
-    tokens: int
-    """Completion tokens trained on."""
-    updates: int
-    """Optimizer steps."""
-    skipped_updates: int
-    """Steps that were not taken, because the gradient was not finite."""
-    log_ratios: dict[str, Any] | None = None
-    """Histogram of the ratios' logarithms; the outermost bins hold what lies beyond."""
 
 
 def update(
@@ -93,7 +60,7 @@ def update(
         image_features = encode(policy, seen, frames, features or {})
     batch = _Batch(policy, samples, image_features, spec, learnable, meter)
     batch.measure(played_by, one_step=len(steps) == 1)
-    totals = _Totals(policy.device)
+    totals = Totals(policy.device)
     parameters = [parameter for _, parameter in policy.trainable()]
     for step in steps:
         optimizer.zero_grad(set_to_none=True)
@@ -111,7 +78,7 @@ def update(
     return totals.stats(float(advantages_N.std(unbiased=False)), batch.meter.result())
 
 
-def _backward(batch: _Batch, runs: Sequence[range], optimizer: torch.optim.Optimizer) -> _Totals:
+def _backward(batch: _Batch, runs: Sequence[range], optimizer: torch.optim.Optimizer) -> Totals:
     """The step's gradient; once in a training with smaller micro-batches, if memory runs out."""
     try:
         return batch.backward(runs)
@@ -234,9 +201,9 @@ class _Batch:
     def _logprobs(self, runs: Iterable[range]) -> dict[int, Tensor]:
         return completion_logprobs(self.policy, self.samples, runs, self.image_features, self.spec)
 
-    def backward(self, runs: Sequence[range]) -> _Totals:
+    def backward(self, runs: Sequence[range]) -> Totals:
         """Add the gradient of the step's loss to the parameters' gradients."""
-        totals = _Totals(self.policy.device)
+        totals = Totals(self.policy.device)
         if not self.agrees:
             self.meter = MismatchMeter(self.meter.limit)
         indices_of_step = [index for run in runs for index in run]
@@ -255,7 +222,7 @@ class _Batch:
         largest = max((features.nbytes for features in self.image_features.values()), default=0)
         return largest * max(0, batches * len(frames) - len(self.image_features))
 
-    def _add_gradient(self, indices: Sequence[int], decisions: int, tokens: int, totals: _Totals) -> None:
+    def _add_gradient(self, indices: Sequence[int], decisions: int, tokens: int, totals: Totals) -> None:
         """Of one micro-batch, in a step of so many decisions and tokens. Nothing that it computed outlives it, or two
         micro-batches would be in memory at once."""
         samples = [self.samples[index] for index in indices]
@@ -311,67 +278,3 @@ class _Batch:
 
 def _concatenated(known: Mapping[int, Tensor], indices: Sequence[int], default_T: Tensor) -> Tensor:
     return torch.cat([known[index] for index in indices]) if known else default_T
-
-
-class _Totals:
-    """Sums over the micro-batches of an iteration.
-
-    They stay on the device until :meth:`stats`: to read a number is to wait for the device, which would then idle while
-    the next micro-batch is put together.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.grad_norm = 0.0
-        self.tokens = self.ratios = self.updates = self.skipped = 0
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        """Of loss, entropy, clips and ratios."""
-        self.ratio_max = torch.zeros((), device=device)
-        self.log_ratios = torch.zeros(BINS, device=device)
-
-    def count(self, terms: LossTerms, entropy_T: Tensor) -> None:
-        """One micro-batch."""
-        ratio = terms.ratio.detach().float()
-        self.sums += torch.stack([terms.loss.detach(), entropy_T.sum(), terms.clipped.sum(), ratio.sum()])
-        self.ratio_max = torch.maximum(self.ratio_max, ratio.max())
-        self.tokens += len(entropy_T)
-        self.ratios += len(ratio)
-        log_ratio = ratio.log().clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-        self.log_ratios += torch.histc(log_ratio, BINS, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-
-    def add(self, step: _Totals) -> None:
-        """The micro-batches of one step."""
-        self.sums += step.sums
-        self.ratio_max = torch.maximum(self.ratio_max, step.ratio_max)
-        self.tokens += step.tokens
-        self.ratios += step.ratios
-        self.log_ratios += step.log_ratios
-
-    def stats(self, advantage_std: float, mismatch: Mismatch) -> UpdateStats:
-        loss, entropy, clipped, ratio = self.sums.tolist()
-        return UpdateStats(
-            loss=_mean(loss, self.updates + self.skipped),
-            grad_norm=self.grad_norm,
-            entropy=_mean(entropy, self.tokens),
-            clip_fraction=_mean(clipped, self.ratios),
-            ratio_mean=_mean(ratio, self.ratios),
-            ratio_max=_mean(self.ratio_max.item(), 1 if self.ratios else 0),
-            advantage_std=advantage_std,
-            mismatch_max=mismatch.max_abs,
-            mismatch_mean=mismatch.mean_abs,
-            mismatch_kl=mismatch.kl,
-            masked_rate=mismatch.masked_rate,
-            tokens=self.tokens,
-            updates=self.updates,
-            skipped_updates=self.skipped,
-            log_ratios=Histogram(
-                low=-LARGEST_LOG_RATIO,
-                high=LARGEST_LOG_RATIO,
-                counts=[int(count) for count in self.log_ratios.tolist()],
-            ).model_dump()
-            if self.ratios
-            else None,
-        )
-
-
-def _mean(total: float, count: int) -> float | None:
-    return total / count if count and math.isfinite(total) else None
