@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import torch
 
 from visionrl import tracing
@@ -40,12 +38,12 @@ from visionrl_trainer.model.policy import Policy
 from visionrl_trainer.preparation import Preparation
 from visionrl_trainer.report.facts import facts
 from visionrl_trainer.report.films import FilmMaker
-from visionrl_trainer.report.histogram import Histogram
 from visionrl_trainer.report.not_essential import not_essential
 from visionrl_trainer.report.progress import Meter
+from visionrl_trainer.report.record import batch_record
 from visionrl_trainer.report.summary import summarise
 from visionrl_trainer.rollout.ahead import Rollouts
-from visionrl_trainer.rollout.batch import Group, Sample, sequences
+from visionrl_trainer.rollout.batch import Group, Sample
 from visionrl_trainer.rollout.client import TaskApp
 from visionrl_trainer.rollout.meet import meet
 from visionrl_trainer.rollout.sampler import Batch, Sampler
@@ -76,8 +74,6 @@ SHOWN = (
     "server_idle",
 )
 """Metrics of the last iteration that the status shows, too."""
-MAX_RUN_IDS = 1024
-"""Of an iteration, as its record names them; fifty bytes each."""
 
 
 async def run(context: ComponentContext, job: Job, publisher: StatusPublisher) -> None:
@@ -314,27 +310,7 @@ class _Run:
         features, batch.features = batch.features, {}  # films keep the batch
         self.weights = None
         stats = update(self.policy, self.optimizer, samples, batch.frames, spec, self.shuffle, played_by, features)
-        episodes = batch.episodes
-        returns = [episode.score for episode in episodes]
-        events = Counter(event for episode in episodes for event in episode.events)
-        return samples, {
-            "episodes": len(episodes),
-            "run_ids": [episode.run_id for episode in episodes[:MAX_RUN_IDS]],
-            "turns": len(samples),
-            "rows": len(sequences(samples)),
-            "reward": float(np.mean(returns)),
-            "reward_std": float(np.std(returns)),
-            "invalid_rate": sum(episode.invalid for episode in episodes) / len(samples),
-            "aborted": batch.aborted,
-            "rejected": batch.rejected,
-            "rejected_rate": batch.rejected_rate,
-            "zero_variance_groups": sum(not group.has_variance for group in batch.groups),
-            "resampled_groups": batch.resampled,
-            "staleness": Version.parse(self.state.version).number - Version.parse(batch.version).number,
-            "events": {event: count / len(episodes) for event, count in events.most_common()},
-            "advantages": Histogram.of([sample.advantage for sample in samples]).model_dump(),
-            **asdict(stats),
-        }
+        return samples, {**batch_record(batch, samples, Version.parse(self.state.version)), **asdict(stats)}
 
     async def _evaluate(self) -> None:
         """Begin to evaluate the current version, once the evaluation before it is over."""
