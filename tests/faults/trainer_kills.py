@@ -54,7 +54,7 @@ from visionrl_trainer.sync.service import StatusPublisher
 SIZE, UPDATES = 80, 2
 SCENARIOS: dict[str, dict[str, Any]] = {
     "checkpoint-every-1": {"training.checkpointEvery": 1, "evaluation.everyIterations": 2},
-    "checkpoint-every-3": {"training.checkpointEvery": 3, "training.maxStaleness": 1},
+    "checkpoint-every-3": {"training.checkpointEvery": 3, "training.maxStaleness": 2},
     "warm-start": {"training.iterations": 1, "training.warmStart": {"trains": "adapter", "steps": 3, "batchSize": 1}},
 }
 
