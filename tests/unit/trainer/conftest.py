@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from tests.support.canary import Rig
     from visionrl_trainer.model.policy import Policy
     from visionrl_trainer.rollout.batch import Sample
 
@@ -65,3 +67,47 @@ def samples(policy: Policy, frames: list[np.ndarray]) -> list[Sample]:
         )
         for n, frame in enumerate(frames)
     ]
+
+
+# --- the canary
+
+
+@pytest.fixture(scope="module")
+def policies(request: pytest.FixtureRequest, tiny_directory: Path) -> tuple[str, Policy, Policy]:
+    """A dtype, bfloat16 unless a test says otherwise, and the trainer's and the server's model in it."""
+    import torch
+
+    from visionrl.job import Lora
+    from visionrl_trainer.model.policy import Policy
+
+    dtype = getattr(request, "param", "bfloat16")
+
+    def load() -> Policy:
+        policy = Policy.load(tiny_directory, dtype, torch.device("cpu"))
+        policy.add_adapter(Lora(r=4, alpha=8), seed=0)
+        return policy
+
+    return dtype, load(), load()
+
+
+@pytest.fixture
+def rig(policies: tuple[str, Policy, Policy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    import httpx
+
+    from tests.support.canary import JOB, Rig, Server
+    from tests.support.inference import tiny_job
+    from visionrl.status import TrainerReport
+    from visionrl_trainer.sync import weight_sync
+    from visionrl_trainer.sync.publish import AdapterStore
+    from visionrl_trainer.sync.service import StatusPublisher
+
+    monkeypatch.setattr(weight_sync, "POLL_SECONDS", 0.01)
+    dtype, policy, server_policy = policies
+    initial = policy.adapter_weights()
+    server = Server(server_policy, dtype, [tmp_path / "adapters", tmp_path / "probe"])
+    client = httpx.AsyncClient(transport=httpx.MockTransport(server), base_url="http://inference")
+    spec = tiny_job(model={"base": "tiny", "dtype": dtype}).spec
+    publisher = StatusPublisher(TrainerReport(phase="Training"))
+    sync = weight_sync.WeightSync(AdapterStore(tmp_path / "adapters", JOB), client, spec, publisher)
+    yield Rig(policy, server, sync, publisher)
+    policy.set_adapter_weights(initial)
