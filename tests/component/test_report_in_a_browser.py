@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 120_000
 TWO_TURNS_MS = 1_500
 """A film shows a turn for 0.7 s."""
+BEFORE, NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC), datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
 WIDTHS = (375, 800, 1400)
 
 
@@ -73,7 +75,8 @@ def test_it_fits_the_screen_plays_a_film_steps_it_enlarges_a_frame_and_tells_a_v
     expect(place).to_have_text("1 / 12")
     expect(turn).to_contain_text("turn 1 of 12")
 
-    page.clock.install()  # time passes only when the test says so
+    page.clock.install(time=BEFORE)
+    page.clock.pause_at(NOW)  # from here on time passes only when the test says so
     films.locator(".play").click()
     page.clock.run_for(TWO_TURNS_MS)
     expect(place).to_have_text("3 / 12")
