@@ -192,7 +192,7 @@ def client(server: FakeApi) -> Api:
     async def no_sleep(_: float) -> None:
         return None
 
-    return Api(server, timeout=1.0, sleep=no_sleep)
+    return Api(server, timeout=60.0, sleep=no_sleep)
 
 
 def selects(field: str, body: Body) -> bool:

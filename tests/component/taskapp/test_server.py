@@ -268,7 +268,7 @@ def test_passing_trouble_is_waited_out(client: httpx.Client, openai: FakeOpenAI,
 def test_lasting_trouble_aborts_the_episode_and_says_why(
     client: httpx.Client, openai: FakeOpenAI, model: str, reason: str, words: str
 ) -> None:
-    data = body(f"lasting-{model}", openai, model=model, turn_timeout_s=0.6) | {"record": {"logprobs": True}}
+    data = body(f"lasting-{model}", openai, model=model, turn_timeout_s=3.0) | {"record": {"logprobs": True}}
     answer = played(client.post("/rollout", json=data))
     assert (answer.aborted, answer.abort_reason) == (True, reason)
     assert answer.abort_message is not None

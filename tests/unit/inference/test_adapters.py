@@ -30,7 +30,8 @@ def source(trainer: StandInTrainer, root: Path, key: str = KEY) -> AdapterSource
     return AdapterSource(
         "job",
         Store(root),
-        functools.partial(trainer_client, trainer.url, key, timeout_s=0.5),
+        # A stalled answer is given up soon; others are far from that on a busy machine, too.
+        functools.partial(trainer_client, trainer.url, key, timeout_s=3.0),
         functools.partial(check_adapter, base=BASE, max_rank=16),
     )
 

@@ -112,6 +112,7 @@ async def test_the_last_report_stays_when_the_pod_has_ended(trainer: Trainer) ->
     trainer.probes.follow(DEMO, POD)
     await trainer.next_change()
     trainer.probes.follow(DEMO, TrainerPod("pod-1", None))
+    await asyncio.sleep(0.02)  # a request that was under way arrives
     asked = trainer.asked
     await asyncio.sleep(0.02)
     assert trainer.asked == asked
