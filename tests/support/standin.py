@@ -7,7 +7,8 @@ once CODE      dies the first time, serves afterwards
 stubborn       serves and ignores SIGTERM
 parent         serves and has a child that ignores SIGTERM and a grandchild
 deaf           serves; answers 500 while the file ``deaf`` is in the run folder
-train SECONDS  the trainer: iterates, keeps count in the run folder, ends with 0 after at least that time
+train SECONDS  the trainer: iterates, keeps count in the run folder, ends with 0 after at least that time, once its
+               last iteration was asked for (the real one stays a while for that)
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ STUBBORN_CHILD = "import signal, subprocess, sys, time; signal.signal(signal.SIG
 GRANDCHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
 
 report: dict[str, object] = {"phase": "Training", "baseReady": True}
+told: set[object] = set()
+"""The iterations of the reports that were answered."""
 key_file = Path(os.environ.get("VISIONRL_KEY_FILE", ""))
 folder = key_file.parent.parent
 
@@ -40,7 +43,10 @@ class Handler(BaseHTTPRequestHandler):
         elif self.headers.get("Authorization") != f"Bearer {key_file.read_text()}":
             self._answer(401, {})
         else:
+            progress = report.get("progress")
             self._answer(200, report)
+            if isinstance(progress, dict):
+                told.add(progress["iteration"])
 
     def _answer(self, code: int, body: dict[str, object]) -> None:
         self.send_response(code)
@@ -90,7 +96,7 @@ def train(seconds: int) -> int:
             draft = counter.with_name(".iteration")
             draft.write_text(str(done))
             draft.replace(counter)  # a kill between emptying and writing would leave a number that is none
-        elif time.monotonic() >= end:
+        elif time.monotonic() >= end and done in told:
             break
     summary = {"job": "demo", "iterations": done, "episodes": 64 * done, "reward": [0.5, done / 2]}
     (run_dir / "summary.json").write_text(json.dumps(summary))
