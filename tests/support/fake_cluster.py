@@ -207,6 +207,14 @@ class FakeCluster:
                 )
                 self.report, self.idle = None, timedelta(0)
 
+    def next_attempt_starts(self, after: float) -> None:
+        """The pods of the one before are gone, and its delay of so many seconds is over."""
+        self.deletions_complete()
+        self.wait(after)
+        self.reconcile()
+        self.trainer_starts()
+        self.reconcile()
+
     def trainer_ends(self, exit_code: int, reason: str = "Error", message: str = "") -> None:
         for number, run in self.trainers.items():
             if run.outcome == "Active" and run.state.started is not None:

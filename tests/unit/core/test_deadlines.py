@@ -25,11 +25,7 @@ def test_a_trainer_that_reports_nothing_new_is_followed_by_another() -> None:
     [entry] = cluster.status.failures
     assert (entry.type, entry.counted) == ("Hung", True)
     assert entry.cause == "trainer: NoProgress: nothing new for 600 s after: Training update 3"
-    cluster.deletions_complete()
-    cluster.wait(60)
-    cluster.reconcile()
-    cluster.trainer_starts()
-    cluster.reconcile()
+    cluster.next_attempt_starts(after=60)
     assert cluster.status.phase == "Running"
 
 
@@ -54,11 +50,7 @@ def test_an_attempt_that_was_killed_while_it_trained_is_followed_without_a_longe
         cluster.reconcile()
         cluster.trainer_ends(137)
         cluster.reconcile()
-        cluster.deletions_complete()
-        cluster.wait(10)
-        cluster.reconcile()
-        cluster.trainer_starts()
-        cluster.reconcile()
+        cluster.next_attempt_starts(after=10)
         assert cluster.status.phase == "Running"
 
 
@@ -68,11 +60,7 @@ def test_a_trainer_that_always_hangs_fails_the_job() -> None:
         cluster.idle = timedelta(hours=1)
         cluster.reconcile()
         cluster.idle = timedelta(0)
-        cluster.deletions_complete()
-        cluster.wait(300)
-        cluster.reconcile()
-        cluster.trainer_starts()
-        cluster.reconcile()
+        cluster.next_attempt_starts(after=300)
     assert reason(cluster.status, "Failed") == "MaxRestartsExceeded"
     assert "NoProgress" in cluster.status.reason
 

@@ -63,11 +63,7 @@ def test_restarts_are_limited() -> None:
     for _ in range(2):
         cluster.trainer_ends(1, message="Traceback\nValueError: no good")
         cluster.reconcile()
-        cluster.deletions_complete()
-        cluster.wait(300)
-        cluster.reconcile()
-        cluster.trainer_starts()
-        cluster.reconcile()
+        cluster.next_attempt_starts(after=300)
     assert cluster.status.phase == "Failed"
     assert reason(cluster.status, "Failed") == "MaxRestartsExceeded"
     assert "ValueError: no good" in cluster.status.reason

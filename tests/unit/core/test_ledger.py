@@ -89,11 +89,7 @@ def test_trainers_crashes_are_forgotten_too() -> None:
         cluster.wait(2 * 86_400)
         cluster.trainer_ends(1)
         cluster.reconcile()
-        cluster.deletions_complete()
-        cluster.wait(300)
-        cluster.reconcile()
-        cluster.trainer_starts()
-        cluster.reconcile()
+        cluster.next_attempt_starts(after=300)
         assert cluster.status.phase == "Running"
     assert cluster.status.restarts == 6
 

@@ -237,11 +237,7 @@ def test_a_lost_trainer_is_waited_for_under_the_same_admission() -> None:
     cluster.reconcile()
     cluster.reconcile()
     assert ready(cluster) == ("False", "WaitForRecovery")
-    cluster.deletions_complete()
-    cluster.wait(60)
-    cluster.reconcile()
-    cluster.trainer_starts()
-    cluster.reconcile()
+    cluster.next_attempt_starts(after=60)
     assert ready(cluster) == ("True", "Recovered")
     assert the_workload(cluster)["status"]["admission"] == before
 
