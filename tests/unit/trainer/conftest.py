@@ -25,16 +25,20 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(TinyModel(), EnvSettings(image_size=IMAGE_SIZE), tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture
-def policy(tiny_directory: Path) -> Policy:
+def with_adapter(tiny_directory: Path, dtype: str) -> Policy:
     import torch
 
     from visionrl.job import Lora
     from visionrl_trainer.model.policy import Policy
 
-    loaded = Policy.load(tiny_directory, "float32", torch.device("cpu"))
+    loaded = Policy.load(tiny_directory, dtype, torch.device("cpu"))
     loaded.add_adapter(Lora(r=4, alpha=8), seed=0)
     return loaded
+
+
+@pytest.fixture
+def policy(tiny_directory: Path) -> Policy:
+    return with_adapter(tiny_directory, "float32")
 
 
 @pytest.fixture
@@ -75,19 +79,8 @@ def samples(policy: Policy, frames: list[np.ndarray]) -> list[Sample]:
 @pytest.fixture(scope="module")
 def policies(request: pytest.FixtureRequest, tiny_directory: Path) -> tuple[str, Policy, Policy]:
     """A dtype, bfloat16 unless a test says otherwise, and the trainer's and the server's model in it."""
-    import torch
-
-    from visionrl.job import Lora
-    from visionrl_trainer.model.policy import Policy
-
     dtype = getattr(request, "param", "bfloat16")
-
-    def load() -> Policy:
-        policy = Policy.load(tiny_directory, dtype, torch.device("cpu"))
-        policy.add_adapter(Lora(r=4, alpha=8), seed=0)
-        return policy
-
-    return dtype, load(), load()
+    return dtype, with_adapter(tiny_directory, dtype), with_adapter(tiny_directory, dtype)
 
 
 @pytest.fixture
