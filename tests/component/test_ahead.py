@@ -39,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         evaluation={"episodes": 8, "everyIterations": 3},
     )
     folder = tmp_path_factory.mktemp("ahead")
-    return records(run_whole(job.model_dump(mode="json", by_alias=True, exclude_unset=True), folder, REWARDED_RUN))
+    return records(run_whole(job, folder, REWARDED_RUN))
 
 
 def test_batches_are_as_many_versions_old_as_the_job_allows(found: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         },
         evaluation={"episodes": 0},
     )
-    return records(run_whole(job.model_dump(mode="json", by_alias=True, exclude_unset=True), folder))
+    return records(run_whole(job, folder))
 
 
 def test_every_turn_is_learned_from_in_rows_of_several_turns(metrics: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tests.support.true_width import build_true_width
 from tests.support.whole_run import REWARDED_RUN, records, run_whole
-from visionrl.job import LINEAR_LAYERS
+from visionrl.job import LINEAR_LAYERS, Job
 
 pytestmark = [pytest.mark.integration, pytest.mark.vision, pytest.mark.slow]
 
@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "evaluation": {"episodes": 0},
         },
     }
-    return run_whole(document, folder, REWARDED_RUN)
+    return run_whole(Job.model_validate(document), folder, REWARDED_RUN)
 
 
 def test_serving_and_training_agree_on_what_was_sampled(run: Path) -> None:
